@@ -1,0 +1,294 @@
+"""The record that makes a directory an artifact: lineage and hashes, written last.
+
+A directory without `artifact.json` does not exist for any reader. A producer fills a `Stage`, a sibling of the
+target that no reader looks at, and commits it: local stages are renamed into place in one step; on an object store,
+which has no rename, the files are written under the target and the record follows them.
+"""
+
+import datetime
+import json
+import os
+import shutil
+import socket
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import xxhash
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from boom_ray import __version__, storage
+from boom_ray.errors import BoomError
+
+RECORD = "artifact.json"
+Kind = Literal["corpus", "bags", "model", "embeddings"]
+READ_BYTES = 8 << 20
+
+
+class FileEntry(BaseModel):
+    """Size in bytes and content hash of one file."""
+
+    size: int
+    xxh3_128: str
+
+
+class TensorEntry(BaseModel):
+    """What one tensor of a model holds; `dtype` is a safetensors name (`BF16`, `F32`)."""
+
+    dtype: str
+    shape: list[int]
+    xxh3_128: str
+
+
+class Parent(BaseModel):
+    """An artifact this one was made from."""
+
+    name: str
+    version: str
+    digest: str
+
+
+class Record(BaseModel):
+    """The content of `artifact.json`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Kind
+    name: str
+    version: str
+    fingerprint: str
+    config: dict[str, Any] = {}
+    seed: int | None = None
+    parents: list[Parent] = []
+    metrics: dict[str, Any] = {}
+    created: str = ""
+    code_version: str = __version__
+    files: dict[str, FileEntry] = {}
+    tensors: dict[str, TensorEntry] = {}
+
+    @property
+    def digest(self) -> str:
+        """Identity of the content: a hash over the hashes of all files but the model card."""
+        content = {name: entry.xxh3_128 for name, entry in sorted(self.files.items()) if name != "README.md"}
+        return fingerprint(content)
+
+    def as_parent(self) -> Parent:
+        """This artifact as a child's record names it."""
+        return Parent(name=self.name, version=self.version, digest=self.digest)
+
+
+def fingerprint(content: Any) -> str:
+    """xxh3-128 of a JSON-able value in canonical form."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True, separators=(",", ":"), default=str))
+
+
+def read_record(uri: str) -> Record | None:
+    """The record of the artifact at `uri`, or None if there is no complete artifact.
+
+    Raises:
+        BoomError: if `artifact.json` is there but is not a record.
+    """
+    location = storage.join(uri, RECORD)
+    if not storage.is_file(location):
+        return None
+    try:
+        return Record.model_validate_json(storage.read_bytes(location))
+    except ValidationError as error:
+        raise BoomError(f"{location}: not an artifact record: {error.errors()[0]['msg']}") from error
+
+
+def hash_file(uri: str) -> FileEntry:
+    """Size and xxh3-128 of one file, read in pieces of 8 MiB."""
+    hasher = xxhash.xxh3_128()
+    with storage.open_input(uri) as file:
+        size = file.size()
+        for offset in range(0, size, READ_BYTES):
+            hasher.update(file.read_at(min(READ_BYTES, size - offset), offset))
+    return FileEntry(size=size, xxh3_128=hasher.hexdigest())
+
+
+def hash_tensors(uri: str, name: str) -> dict[str, TensorEntry]:
+    """The entries of all tensors of one safetensors file."""
+    entries = {}
+    with storage.open_input(storage.join(uri, name)) as file:
+        header_bytes = int.from_bytes(file.read_at(8, 0), "little")
+        header = json.loads(file.read_at(header_bytes, 8))
+        header.pop("__metadata__", None)
+        for tensor, entry in header.items():
+            start, end = (8 + header_bytes + offset for offset in entry["data_offsets"])
+            hasher = xxhash.xxh3_128()
+            for offset in range(start, end, READ_BYTES):
+                hasher.update(file.read_at(min(READ_BYTES, end - offset), offset))
+            entries[tensor] = TensorEntry(
+                dtype=entry["dtype"], shape=entry["shape"], xxh3_128=hasher.hexdigest()
+            )
+    return entries
+
+
+def verify(uri: str) -> Record:
+    """Check an artifact against its record: every file there, none too many, sizes and hashes equal.
+
+    Raises:
+        BoomError: naming every file that differs, or the missing record.
+    """
+    record = read_record(uri)
+    if record is None:
+        raise BoomError(
+            f"{uri}: not an artifact: it has no {RECORD}. It was never finished, or is something else"
+        )
+    present = {name: info for name, info in storage.list_files(uri).items() if name != RECORD}
+    problems = [f"{name}: missing" for name in record.files.keys() - present.keys()]
+    problems += [f"{name}: not in the record" for name in present.keys() - record.files.keys()]
+    for name in sorted(record.files.keys() & present.keys()):
+        if present[name].size != record.files[name].size:
+            problems.append(f"{name}: {present[name].size} bytes, recorded {record.files[name].size}")
+        elif hash_file(storage.join(uri, name)) != record.files[name]:
+            problems.append(
+                f"{name}: its content differs from the recorded hash{_which_tensors(uri, name, record)}"
+            )
+    if problems:
+        raise BoomError.of(sorted(problems), f"{uri}: damaged. Publish it again, or restore these files:")
+    return record
+
+
+def _which_tensors(uri: str, name: str, record: Record) -> str:
+    if not name.endswith(".safetensors"):
+        return ""
+    try:
+        found = hash_tensors(uri, name)
+    except (ValueError, KeyError, OSError):
+        return " (its header)"
+    damaged = [tensor for tensor, entry in found.items() if record.tensors.get(tensor) != entry]
+    return f" (tensor {', '.join(damaged)})" if damaged else ""
+
+
+class Stage:
+    """A directory on its way to becoming an artifact.
+
+    Attributes:
+        uri: Where files can be written by any process of the cluster. No reader looks there.
+        local: A local directory whose files become part of the artifact; equal to `uri` for local targets.
+        entries: Hashes already known to a writer; `commit` computes the others.
+        tensors: Tensor hashes already known to a writer; likewise.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.entries: dict[str, FileEntry] = {}
+        self.tensors: dict[str, TensorEntry] = {}
+        if storage.is_local(target):
+            parent, name = os.path.split(target)
+            os.makedirs(parent, exist_ok=True)
+            _sweep(parent, name)
+            owner = f"{socket.gethostname()}-{os.getpid()}"
+            self.uri = self.local = os.path.join(parent, f".{name}.stage-{owner}-{uuid.uuid4().hex[:8]}")
+            os.makedirs(self.local)
+        else:
+            self.uri, self.local = target, tempfile.mkdtemp(prefix="boom-ray-stage-")
+
+    def commit(self, record: Record) -> Record:
+        """Hash what is not hashed yet, and make the directory visible under its target in one step.
+
+        Returns:
+            The record as written.
+
+        Raises:
+            BoomError: if another artifact took the target in the meantime; that one stays.
+        """
+        names = [name for name in storage.list_files(self.local) if name not in self.entries]
+        for name in names:
+            self.entries[name] = hash_file(storage.join(self.local, name))
+            if name.endswith(".safetensors"):
+                self.tensors.update(hash_tensors(self.local, name))
+        created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        record = record.model_copy(
+            update={
+                "created": created,
+                "files": dict(sorted(self.entries.items())),
+                "tensors": dict(sorted(self.tensors.items())),
+            }
+        )
+        refuse_existing(self.target)
+        content = record.model_dump_json(indent=1).encode()
+        if self.local == self.uri:
+            storage.write_bytes(storage.join(self.local, RECORD), content)
+            self._rename()
+        else:
+            storage.copy_tree(self.local, self.uri)
+            self._check_upload()
+            refuse_existing(self.target)
+            storage.write_bytes(storage.join(self.target, RECORD), content)
+        return record
+
+    def _rename(self) -> None:
+        for name in self.entries:
+            path = os.path.join(self.local, name)
+            os.chmod(path, 0o644)
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        try:
+            os.rename(self.local, self.target)
+        except OSError as error:
+            raise BoomError(f"{self.target}: cannot be published: {error.strerror}. Is it in use?") from error
+
+    def _check_upload(self) -> None:
+        present = storage.list_files(self.uri)
+        for name, entry in self.entries.items():
+            if name not in present or present[name].size != entry.size:
+                raise BoomError(
+                    f"{storage.join(self.uri, name)}: not stored completely. Run the command again"
+                )
+
+    def discard(self) -> None:
+        """Delete what was staged, unless it was committed."""
+        shutil.rmtree(self.local, ignore_errors=True)
+        if self.local != self.uri and not storage.is_file(storage.join(self.target, RECORD)):
+            storage.delete_tree(self.uri)
+
+
+def refuse_existing(target: str) -> None:
+    """Raise BoomError if anything is published at `target`, or a local directory there holds files."""
+    if storage.is_file(storage.join(target, RECORD)):
+        raise BoomError(f"{target}: exists already. Give another path, or delete it first")
+    if (
+        storage.is_local(target)
+        and os.path.exists(target)
+        and not (os.path.isdir(target) and not os.listdir(target))
+    ):
+        raise BoomError(f"{target}: is in the way and is not an artifact. Give another path")
+
+
+def _sweep(parent: str, name: str) -> None:
+    """Delete stages left beside a target by processes of this machine that no longer run."""
+    prefix = f".{name}.stage-{socket.gethostname()}-"
+    for entry in os.listdir(parent):
+        owner = entry.removeprefix(prefix).split("-")[0]
+        if entry.startswith(prefix) and owner.isdigit() and not _runs(int(owner)):
+            shutil.rmtree(os.path.join(parent, entry), ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def staged(target: str) -> Iterator[Stage]:
+    """A stage for `target` that leaves nothing behind, however the block ends.
+
+    Raises:
+        BoomError: at once, if `target` is taken.
+    """
+    refuse_existing(target)
+    stage = Stage(target)
+    try:
+        yield stage
+    finally:
+        stage.discard()

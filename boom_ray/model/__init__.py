@@ -1,0 +1,1 @@
+"""The embedding model: loading, pooling, and the directory it is published as."""

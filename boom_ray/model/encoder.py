@@ -1,0 +1,176 @@
+"""The encoder: text in, unit vectors out.
+
+A transformer without a head, a pooling, and L2 normalization; the same object is trained, evaluated, embedded with
+and served. Batches are padded on the right. Under causal attention no token sees the padding behind it, so such a
+batch needs no attention mask at all, which keeps the fast attention kernel.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from boom_ray.model.tokenizer import end_with_eos
+from boom_ray.recipe import Pooling
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What a model directory says beside the weights.
+
+    Attributes:
+        pooling: How token states become one vector.
+        max_length: Longest input in tokens, special tokens included.
+        prompts: Text that goes before an input, by name.
+    """
+
+    pooling: Pooling
+    max_length: int
+    prompts: dict[str, str] = field(default_factory=dict)
+
+
+def pool(states: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
+    """Reduce token states to one vector per text, by length and never by token id: a pad can be the EOS.
+
+    Args:
+        states: [n, length, d], padded on the right.
+        lengths: [n] int64, tokens of each text.
+
+    Returns:
+        [n, d], in the dtype of `states` (`mean` sums in float32).
+    """
+    if pooling == "cls":
+        return states[:, 0]
+    if pooling == "lasttoken":
+        return states[torch.arange(len(states), device=states.device), lengths - 1]
+    mask = torch.arange(states.shape[1], device=states.device) < lengths[:, None]
+    return (states * mask[..., None]).sum(1, dtype=torch.float32) / lengths[:, None]
+
+
+class Encoder(nn.Module):
+    """A transformer with pooling and normalization.
+
+    Attributes:
+        transformer: The `transformers` model, without a language modelling head.
+        tokenizer: Ends every text the way the pooling expects.
+        spec: Pooling, maximum length and prompts.
+    """
+
+    def __init__(
+        self, transformer: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: EncoderSpec
+    ) -> None:
+        super().__init__()
+        if spec.pooling == "lasttoken":
+            end_with_eos(tokenizer)
+        self.transformer, self.tokenizer, self.spec = transformer, tokenizer, spec
+        self.causal = any(getattr(module, "is_causal", False) for module in transformer.modules())
+
+    @classmethod
+    def load(
+        cls, directory: str, spec: EncoderSpec, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    ) -> "Encoder":
+        """Load from a local directory: safetensors only, and no code from the directory.
+
+        Raises:
+            OSError: if the directory has no safetensors weights.
+        """
+        transformer = AutoModel.from_pretrained(directory, dtype=dtype, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        return cls(transformer, tokenizer, spec).to(device).eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.transformer.parameters()).device
+
+    def tokenize(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
+        """Token ids of each text, cut to `max_length` (default: the model's own) with the end token kept."""
+        limit = min(max_length or self.spec.max_length, self.spec.max_length)
+        encoded = self.tokenizer(
+            list(texts), truncation=True, max_length=limit, padding=False, return_attention_mask=False
+        )
+        return encoded["input_ids"]
+
+    def pad(self, token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Stack texts into one batch padded on the right.
+
+        Returns:
+            Token ids [n, longest] and lengths [n], int64, on the model's device.
+        """
+        lengths = torch.tensor([len(ids) for ids in token_ids])
+        batch = torch.full((len(token_ids), int(lengths.max())), self.tokenizer.pad_token_id or 0)
+        for row, ids in zip(batch, token_ids, strict=True):
+            row[: len(ids)] = torch.tensor(ids)
+        return batch.to(self.device), lengths.to(self.device)
+
+    def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        """Embed a batch padded on the right.
+
+        Args:
+            input_ids: [n, length] int64.
+            lengths: [n] int64.
+
+        Returns:
+            [n, d] float32, each row of norm 1.
+        """
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        mask = None if self.causal else (positions < lengths[:, None]).long()
+        options = {"use_cache": False} if self.causal else {}
+        states = self.transformer(input_ids=input_ids, attention_mask=mask, **options).last_hidden_state
+        return nn.functional.normalize(pool(states, lengths, self.spec.pooling).float(), dim=-1)
+
+    @torch.inference_mode()
+    def encode_tokens(self, token_ids: Sequence[Sequence[int]], chunk_tokens: int = 8192) -> np.ndarray:
+        """Embed tokenized texts, longest first, at most `chunk_tokens` padded tokens at a time.
+
+        Returns:
+            [n, d] float32 in the order given.
+        """
+        lengths = np.array([len(ids) for ids in token_ids])
+        vectors = np.empty((len(token_ids), self.transformer.config.hidden_size), dtype=np.float32)
+        for chunk in chunk_by_tokens(lengths, chunk_tokens):
+            vectors[chunk] = self(*self.pad([token_ids[index] for index in chunk])).cpu().numpy()
+        return vectors
+
+    def encode(self, texts: Sequence[str], prompt: str = "", chunk_tokens: int = 8192) -> np.ndarray:
+        """Embed texts.
+
+        Args:
+            texts: n texts; longer ones are cut at the model's maximum length.
+            prompt: Text that goes before each of them.
+            chunk_tokens: Padded tokens in one forward pass.
+
+        Returns:
+            [n, d] float32, each row of norm 1.
+        """
+        return self.encode_tokens(self.tokenize([prompt + text for text in texts]), chunk_tokens)
+
+
+def chunk_by_tokens(lengths: np.ndarray, chunk_tokens: int) -> list[np.ndarray]:
+    """Cut texts, longest first, into chunks of at most `chunk_tokens` padded tokens (at least one text each).
+
+    Args:
+        lengths: [n] tokens of each text.
+
+    Returns:
+        Index arrays that together hold each of 0..n-1 once.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    chunks, start = [], 0
+    while start < len(order):
+        rows = max(1, chunk_tokens // max(1, int(lengths[order[start]])))
+        chunks.append(order[start : start + rows])
+        start += rows
+    return chunks

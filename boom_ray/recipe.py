@@ -1,0 +1,356 @@
+"""The recipe: one YAML file that says what is made from what.
+
+Everything that changes the weights is part of a recipe's identity. What only says where and how it runs stands in
+the `execution` blocks, in `storage` and in paths, and never enters a fingerprint.
+"""
+
+import difflib
+import os
+import re
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from boom_ray import storage
+from boom_ray.errors import BoomError
+
+TaskType = Literal["retrieval", "sts", "classification", "clustering"]
+Pooling = Literal["mean", "cls", "lasttoken"]
+Precision = Literal["fp32", "bf16", "fp16"]
+SaveDtype = Literal["float32", "bfloat16", "float16"]
+
+#: The bag sets of the paper (arXiv 2602.05787, §4), by the name it gives them; percentages of every task.
+PRESETS: dict[str, tuple[list[float], bool]] = {
+    "{20,40,60,80,100}": ([20, 40, 60, 80, 100], False),
+    "{80,100}": ([80, 100], False),
+    "{60,60,60}": ([60, 60, 60], False),
+    "{50}-and-rest": ([50, 50], True),
+}
+
+
+def _identifier(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError(
+            f"got {name!r}; allowed: letters, digits, '.', '_' and '-', starting with a letter or digit"
+        )
+    return name
+
+
+def _query_template(template: str) -> str:
+    if not template.endswith("{query}") or re.search(r"{(?!instruction}|query})", template):
+        raise ValueError(
+            f"got {template!r}; it must end in {{query}}, because a prompt is a prefix, and may use {{instruction}}"
+        )
+    return template
+
+
+Name = Annotated[str, AfterValidator(_identifier)]
+
+
+class Section(BaseModel):
+    """A part of the recipe; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BaseModelSource(Section):
+    """The model every bag starts from.
+
+    Attributes:
+        path: A local directory, `s3://…`, or `hf://owner/name[@revision]`.
+        pooling: How token states become one vector; read from the model when it says so itself.
+        max_length: Tokens the published model accepts; its own limit by default.
+    """
+
+    path: str
+    pooling: Pooling | None = None
+    max_length: int | None = Field(None, ge=8)
+
+
+class Task(Section):
+    """One dataset of contrastive rows; its type decides the negatives and the prompt sides."""
+
+    name: Name
+    path: str
+    type: TaskType = "retrieval"
+    instruction: str | None = None
+
+
+class Data(Section):
+    """The corpus.
+
+    Attributes:
+        instruction: What tasks without an instruction of their own ask for.
+        query_template: Query text, from `{instruction}` and `{query}`.
+        max_bad_fraction: The run fails when more of a task's rows than this are quarantined.
+    """
+
+    tasks: list[Task] = Field(min_length=1)
+    instruction: str = "Given a query, retrieve relevant passages that answer the query"
+    query_template: Annotated[str, AfterValidator(_query_template)] = "Instruct: {instruction}\nQuery:{query}"
+    max_bad_fraction: float = Field(0.01, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> "Data":
+        names = [task.name for task in self.tasks]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"task names must differ; got {', '.join(repeated)} more than once")
+        return self
+
+    def prompt(self, task: Task) -> str:
+        """The text that goes before every query of a task."""
+        return self.query_template.format(instruction=task.instruction or self.instruction, query="")
+
+
+class Bags(Section):
+    """Which bags are sampled: percentages of every task, drawn without replacement.
+
+    Attributes:
+        ratios: One percentage per bag, or the name of one of `PRESETS`.
+        partition: Make the bags disjoint instead of independent of each other.
+    """
+
+    ratios: list[Annotated[float, Field(gt=0, le=100)]] = Field(min_length=1)
+    partition: bool = False
+    seed: int = 42
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("ratios"), str):
+            if values["ratios"] not in PRESETS:
+                raise ValueError(
+                    f"ratios: no preset {values['ratios']!r}; allowed: {', '.join(PRESETS)}, or a list"
+                )
+            ratios, partition = PRESETS[values["ratios"]]
+            return {**values, "ratios": ratios, "partition": partition}
+        return values
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Bags":
+        if self.partition and sum(self.ratios) > 100:
+            raise ValueError(
+                f"disjoint bags cannot hold {sum(self.ratios):g} % of the corpus; lower the ratios"
+            )
+        return self
+
+
+class TrainExecution(Section):
+    """How a bag is trained; none of it changes the weights beyond rounding.
+
+    Attributes:
+        num_workers: Ranks per bag.
+        resources_per_worker: Ray resources of one rank, e.g. `{CPU: 4, GPU: 1}`.
+        zero_stage: DeepSpeed ZeRO stage.
+        chunk_tokens: Padded tokens in one forward pass.
+        grad_cache: Re-run chunks for the backward pass instead of keeping their activations.
+        save_every_steps: Steps between checkpoints.
+        max_failures: Times a bag is restarted from its last checkpoint.
+        start_timeout_s: Seconds to wait for the cluster to have room for one bag.
+        collective_timeout_s: Seconds after which a silent rank ends the bag's attempt.
+    """
+
+    num_workers: int = Field(1, ge=1)
+    use_gpu: bool = False
+    resources_per_worker: dict[str, float] = {}
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    chunk_tokens: int = Field(16384, ge=1)
+    grad_cache: bool = False
+    gradient_checkpointing: bool = False
+    save_every_steps: int = Field(200, ge=1)
+    max_failures: int = Field(3, ge=0)
+    start_timeout_s: float = Field(600, gt=0)
+    collective_timeout_s: int = Field(1800, ge=1)
+
+
+class Train(Section):
+    """The fine-tuning of one bag: InfoNCE with hard and cross-device negatives, AdamW, warm-up and linear decay.
+
+    Attributes:
+        batch_size: Queries per optimizer step, over all ranks.
+        group_size: Passages per query: one positive and `group_size - 1` negatives.
+        max_steps: End earlier than `epochs` would.
+    """
+
+    epochs: int = Field(1, ge=1)
+    max_steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(256, ge=2)
+    group_size: int = Field(8, ge=2)
+    temperature: float = Field(0.02, gt=0)
+    learning_rate: float = Field(5e-5, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_ratio: float = Field(0.1, ge=0, le=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    query_max_length: int = Field(512, ge=8)
+    passage_max_length: int = Field(512, ge=8)
+    precision: Precision = "bf16"
+    seed: int = 42
+    execution: TrainExecution = TrainExecution()
+
+
+class MergeExecution(Section):
+    """How the merge runs: `MergeWorker` actors, and the largest output file in bytes."""
+
+    num_workers: int = Field(1, ge=1)
+    max_shard_bytes: int = Field(4 << 30, ge=1)
+
+
+class Merge(Section):
+    """How M models become one.
+
+    Attributes:
+        method: A name of `boom_ray.merge.methods.METHODS`.
+        space: Merge differences to the base model, or the weights themselves (the paper's formula).
+        weights: `equal`, `size` (rows behind each model), or one number per bag.
+    """
+
+    method: Literal["multislerp", "linear"] = "multislerp"
+    space: Literal["deltas", "weights"] = "deltas"
+    weights: Literal["equal", "size"] | list[float] = "equal"
+    dtype: SaveDtype = "bfloat16"
+    execution: MergeExecution = MergeExecution()
+
+
+class Evaluate(Section):
+    """What the models are measured on: a directory of BEIR directories, grouped by the folders they lie in."""
+
+    data: str | None = None
+    max_length: int | None = Field(None, ge=8)
+    batch_size: int = Field(32, ge=1)
+
+
+class Recipe(Section):
+    """The whole recipe."""
+
+    name: Name
+    storage: str = "~/boom-ray"
+    base_model: Annotated[
+        BaseModelSource, BeforeValidator(lambda value: {"path": value} if isinstance(value, str) else value)
+    ]
+    data: Data
+    bags: Bags = Bags(ratios=PRESETS["{20,40,60,80,100}"][0])
+    train: Train = Train()
+    merge: Merge = Merge()
+    evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def _one_weight_per_bag(self) -> "Recipe":
+        weights, bags = self.merge.weights, self.bags.ratios
+        if isinstance(weights, list) and len(weights) != len(bags):
+            raise ValueError(
+                f"merge.weights: got {len(weights)} weights for {len(bags)} bags; give one per bag"
+            )
+        return self
+
+    @property
+    def root(self) -> str:
+        """Where everything this recipe makes is stored."""
+        return storage.join(self.storage, self.name)
+
+
+def identity(section: Section) -> dict[str, Any]:
+    """What of a section changes the weights: all of it but `execution`."""
+    return section.model_dump(mode="json", exclude={"execution"})
+
+
+def load(path: str, storage_uri: str | None = None) -> Recipe:
+    """Read and check a recipe.
+
+    Relative paths in it are relative to the file; `${NAME}` stands for an environment variable.
+
+    Args:
+        path: The YAML file.
+        storage_uri: Overrides `storage`; relative to the working directory.
+
+    Raises:
+        BoomError: listing every problem, with the nearest allowed key for a key that is unknown.
+    """
+    if not os.path.isfile(path):
+        raise BoomError(f"{path}: no such recipe")
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BoomError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise BoomError(f"{path}: a recipe is a mapping of sections: {', '.join(Recipe.model_fields)}")
+    if storage_uri is not None:
+        values["storage"] = storage.absolute(storage_uri)
+    try:
+        recipe = Recipe.model_validate(_expanded(values, path))
+    except ValidationError as error:
+        raise BoomError.of(_explain(error), f"{path}: not a valid recipe:") from error
+    return _absolute(recipe, os.path.dirname(os.path.abspath(path)))
+
+
+def _expanded(value: Any, path: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _expanded(item, path) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expanded(item, path) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def variable(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise BoomError(f"{path}: {value}: the environment variable {match[1]} is not set")
+        return os.environ[match[1]]
+
+    return re.sub(r"\$\{(\w+)\}", variable, value)
+
+
+def _absolute(recipe: Recipe, base: str) -> Recipe:
+    def resolved(section: Any, **names: str) -> Any:
+        return section.model_copy(update={key: storage.absolute(value, base) for key, value in names.items()})
+
+    data = recipe.data.model_copy(
+        update={"tasks": [resolved(task, path=task.path) for task in recipe.data.tasks]}
+    )
+    evaluate = recipe.evaluate
+    return resolved(recipe, storage=recipe.storage).model_copy(
+        update={
+            "base_model": resolved(recipe.base_model, path=recipe.base_model.path),
+            "data": data,
+            "evaluate": resolved(evaluate, data=evaluate.data) if evaluate.data else evaluate,
+        }
+    )
+
+
+def _explain(error: ValidationError) -> list[str]:
+    problems = []
+    for entry in error.errors(include_url=False):
+        place = ".".join(str(part) for part in entry["loc"]) or "recipe"
+        if entry["type"] == "extra_forbidden":
+            allowed = _allowed_keys(entry["loc"][:-1])
+            nearest = difflib.get_close_matches(str(entry["loc"][-1]), allowed, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"allowed: {', '.join(allowed)}"
+            problems.append(f"{place}: unknown key; {hint}")
+        else:
+            got = "" if isinstance(entry["input"], dict | list) else f", got {entry['input']!r}"
+            problems.append(f"{place}: {entry['msg'].removeprefix('Value error, ')}{got}")
+    return problems
+
+
+def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
+    """The keys of the section that a validation error points into."""
+    section: type[BaseModel] = Recipe
+    for part in location:
+        if isinstance(part, str) and part in section.model_fields:
+            section = _section_of(section.model_fields[part].annotation) or section
+    return list(section.model_fields)
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_of(part))), None)
