@@ -81,7 +81,8 @@ class Record(BaseModel):
 
 def fingerprint(content: Any) -> str:
     """xxh3-128 of a JSON-able value in canonical form."""
-    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True, separators=(",", ":"), default=str))
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
+    return xxhash.xxh3_128_hexdigest(canonical.encode())
 
 
 def read_record(uri: str) -> Record | None:

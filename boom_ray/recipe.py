@@ -259,8 +259,8 @@ class Recipe(Section):
 
 
 def identity(section: Section) -> dict[str, Any]:
-    """What of a section changes the weights: all of it but `execution`."""
-    return section.model_dump(mode="json", exclude={"execution"})
+    """What of a section changes the weights: all of it but `execution` and `path`."""
+    return section.model_dump(mode="json", exclude={"execution", "path"})
 
 
 def load(path: str, storage_uri: str | None = None) -> Recipe:

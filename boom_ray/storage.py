@@ -191,7 +191,7 @@ def local_directory(uri: str) -> str:
     if not files:
         raise BoomError(f"{uri}: nothing there. Check the bucket and the prefix")
     listing = repr([uri, [(name, info.size, info.mtime_ns) for name, info in files.items()]])
-    cached = os.path.join(_cache_directory(), xxhash.xxh3_128_hexdigest(listing), name_of(uri))
+    cached = os.path.join(_cache_directory(), xxhash.xxh3_128_hexdigest(listing.encode()), name_of(uri))
     if not os.path.isdir(cached):
         os.makedirs(os.path.dirname(cached), exist_ok=True)
         partial = tempfile.mkdtemp(dir=os.path.dirname(cached))

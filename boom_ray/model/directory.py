@@ -9,13 +9,16 @@ import os
 import shutil
 from typing import Any
 
+from huggingface_hub import ModelCard
 from torch import Tensor
 from transformers import AutoConfig
 
+from boom_ray import artifact, storage
+from boom_ray.artifact import Parent
 from boom_ray.errors import BoomError
 from boom_ray.model import tokenizer as tokenizers
 from boom_ray.model.encoder import Encoder, EncoderSpec
-from boom_ray.recipe import BaseModelSource, Pooling
+from boom_ray.recipe import BaseModelSource, Data, Pooling
 
 POOLING_FLAGS = {
     "cls": "pooling_mode_cls_token",
@@ -177,3 +180,27 @@ def _default_pooling(directory: str, config: dict[str, Any]) -> Pooling:
         f"{directory}: a {kind} model that does not say how it pools. "
         "Set base_model.pooling to mean (E5, MiniLM), cls (BGE) or lasttoken (decoders)"
     )
+
+
+def prompts_of(data: Data) -> dict[str, str]:
+    """The prompts a model is published with: `query`, `document`, and one per task."""
+    general = data.query_template.format(instruction=data.instruction, query="")
+    return {"query": general, "document": ""} | {task.name: data.prompt(task) for task in data.tasks}
+
+
+def license_of(directory: str) -> str | None:
+    """The licence a model's card states, or None."""
+    path = os.path.join(directory, "README.md")
+    return ModelCard.load(path).data.get("license") if os.path.isfile(path) else None
+
+
+def identify(uri: str) -> Parent:
+    """A model by its content: from its record, or from the hashes of its files."""
+    record = artifact.read_record(uri) if not uri.startswith("hf://") else None
+    if record is not None:
+        return record.as_parent()
+    local = storage.local_directory(uri)
+    _read_config(local)
+    names = [name for name in storage.list_files(local) if name.endswith((".safetensors", ".json", ".txt"))]
+    hashes = {name: artifact.hash_file(storage.join(local, name)).xxh3_128 for name in names}
+    return Parent(name=storage.name_of(uri), version="base", digest=artifact.fingerprint(hashes))

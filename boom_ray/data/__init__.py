@@ -1,0 +1,1 @@
+"""The data: corpus, bags, global batches, and what one batch looks like to the loss."""

@@ -1,0 +1,119 @@
+"""Bags: which rows of which task each model is trained on (arXiv 2602.05787, §3).
+
+A bag is a pure function of (corpus, ratios, seed): every task is sampled by itself, without replacement, and no
+task's draw depends on the other tasks.
+"""
+
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import xxhash
+
+from boom_ray import artifact, storage
+from boom_ray.artifact import Record
+from boom_ray.errors import BoomError
+from boom_ray.recipe import Bags, identity
+
+Bag = dict[str, np.ndarray]
+
+
+def name_of(index: int) -> str:
+    """Name of a bag, counted from 1 as people do."""
+    return f"bag-{index + 1}"
+
+
+def generator(seed: int, *keys: int | str) -> np.random.Generator:
+    """A random generator of its own for a seed and what it is used for."""
+    words = [xxhash.xxh3_64_intdigest(key.encode()) if isinstance(key, str) else key for key in keys]
+    return np.random.default_rng([seed, *words])
+
+
+def sample(sizes: dict[str, int], bags: Bags) -> list[Bag]:
+    """Draw all bags.
+
+    Args:
+        sizes: Rows of each task.
+        bags: Percentages, seed, and whether the bags are disjoint.
+
+    Returns:
+        Per bag, task -> sorted row indices (int64). A bag holds at least one row of every task.
+    """
+    if bags.partition:
+        return _partition(sizes, bags)
+    drawn = []
+    for index, ratio in enumerate(bags.ratios):
+        bag = {}
+        for task, size in sizes.items():
+            count = max(1, round(size * ratio / 100))
+            rows = generator(bags.seed, "bag", index, task).choice(size, count, replace=False)
+            bag[task] = np.sort(rows).astype(np.int64)
+        drawn.append(bag)
+    return drawn
+
+
+def _partition(sizes: dict[str, int], bags: Bags) -> list[Bag]:
+    drawn: list[Bag] = [{} for _ in bags.ratios]
+    for task, size in sizes.items():
+        if size < len(drawn):
+            raise BoomError(f"task {task}: {size} rows cannot be split over {len(drawn)} disjoint bags")
+        order = generator(bags.seed, "partition", task).permutation(size)
+        ends = np.round(np.cumsum(bags.ratios) * size / 100).astype(int)
+        for bag, rows in zip(drawn, np.split(order, ends)[: len(drawn)], strict=True):
+            bag[task] = np.sort(rows).astype(np.int64)
+    return drawn
+
+
+def publish(corpus: Record, bags: Bags, target: str) -> Record:
+    """Write the manifests of all bags, one parquet file (`task`, `row`) each, unless they are there.
+
+    Returns:
+        The record; `config["rows"]` lists the rows of each bag.
+
+    Raises:
+        BoomError: if `target` holds bags of another corpus or other settings.
+    """
+    fingerprint = artifact.fingerprint([corpus.fingerprint, identity(bags)])
+    existing = artifact.read_record(target)
+    if existing:
+        if existing.fingerprint != fingerprint:
+            raise BoomError(f"{target}: holds other bags. Give the recipe another name, or delete them")
+        return existing
+    sizes = {task: counts["rows"] for task, counts in corpus.config["tasks"].items()}
+    drawn = sample(sizes, bags)
+    with artifact.staged(target) as stage:
+        for index, bag in enumerate(drawn):
+            tasks = np.repeat(list(bag), [len(rows) for rows in bag.values()])
+            table = pa.table(
+                {"task": pa.array(tasks).dictionary_encode(), "row": np.concatenate(list(bag.values()))}
+            )
+            pq.write_table(table, os.path.join(stage.local, f"{name_of(index)}.parquet"))
+        rows = [sum(len(rows) for rows in bag.values()) for bag in drawn]
+        config = {
+            **identity(bags),
+            "rows": rows,
+            "tasks": [{k: len(v) for k, v in bag.items()} for bag in drawn],
+        }
+        return stage.commit(
+            Record(
+                kind="bags",
+                name=corpus.name,
+                version="bags",
+                fingerprint=fingerprint,
+                config=config,
+                seed=bags.seed,
+                parents=[corpus.as_parent()],
+            )
+        )
+
+
+def read(bags: str, index: int) -> Bag:
+    """The rows of one bag: task -> sorted row indices (int64)."""
+    directory = storage.local_directory(bags)
+    table = pq.read_table(os.path.join(directory, f"{name_of(index)}.parquet"))
+    return {
+        task: table.filter(pc.equal(table["task"], task))["row"].to_numpy()
+        for task in pc.unique(table["task"]).to_pylist()
+    }

@@ -1,0 +1,54 @@
+"""Global batches: which rows meet in one optimizer step.
+
+Batch-level shuffling (arXiv 2602.05787, §4): every batch holds rows of one task, and the order of the batches is
+shuffled over all tasks. The list is a pure function of (bag, seed, epoch, batch size); world size, micro-batches and
+the point of resumption do not change it, so the state of the sampler is a step number.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from boom_ray.data.bags import Bag, generator
+
+
+@dataclass(frozen=True)
+class Batches:
+    """All global batches of one epoch.
+
+    Attributes:
+        tasks: Task of each batch.
+        rows: [num_batches, batch_size] int64, row indices within the task.
+    """
+
+    tasks: list[str]
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+
+def num_batches(bag: Bag, batch_size: int) -> int:
+    """Batches of one epoch: a short last batch of a task is completed, so it counts as one."""
+    return sum(-(-len(rows) // batch_size) for rows in bag.values())
+
+
+def epoch_batches(bag: Bag, batch_size: int, seed: int, epoch: int) -> Batches:
+    """The batches of one epoch.
+
+    No row is left out: a task's short last batch is completed with rows of the same task drawn again, so that a task
+    smaller than one batch is still trained on.
+    """
+    tasks, blocks = [], []
+    for task, rows in sorted(bag.items()):
+        draw = generator(seed, "batches", epoch, task)
+        order = draw.permutation(rows)
+        missing = -len(order) % batch_size
+        pool = order[: len(order) - len(order) % batch_size]
+        pool = pool if len(pool) >= missing else order
+        extra = draw.choice(pool, missing, replace=missing > len(pool))
+        block = np.concatenate([order, extra]).reshape(-1, batch_size)
+        blocks.append(block)
+        tasks += [task] * len(block)
+    shuffled = generator(seed, "order", epoch).permutation(len(tasks))
+    return Batches([tasks[index] for index in shuffled], np.concatenate(blocks)[shuffled])

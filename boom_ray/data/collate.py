@@ -1,0 +1,112 @@
+"""One global batch as the loss sees it: each distinct text once, and indices into them.
+
+Negatives repeat inside a batch. Encoding the distinct texts and gathering by index gives the same gradient as encoding
+every occurrence, for a fraction of the work: a classification task with 8 labels has at most 8 distinct passages.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from boom_ray.data.bags import generator
+from boom_ray.recipe import TaskType
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ATTEMPTS_PER_FILL = 8
+NO_TEXT = -1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One global batch of B rows with groups of G passages (column 0 is the positive).
+
+    Attributes:
+        task: Name of the task all rows are of.
+        type: Type of that task.
+        texts: n distinct texts, prompts included.
+        is_query: [n] bool, texts that are cut at the query's maximum length.
+        queries: [B] int64, indices into `texts`.
+        candidates: [B, G] int64, indices into `texts`; `NO_TEXT` where a row has no further negative.
+        positives: Per row, the indices of all texts that are right answers to it.
+    """
+
+    task: str
+    type: TaskType
+    texts: list[str]
+    is_query: np.ndarray
+    queries: np.ndarray
+    candidates: np.ndarray
+    positives: list[np.ndarray]
+
+
+class _Texts:
+    """Distinct (side, text) pairs in the order they were met."""
+
+    def __init__(self) -> None:
+        self.index: dict[tuple[bool, str], int] = {}
+
+    def add(self, text: str, is_query: bool) -> int:
+        return self.index.setdefault((is_query, text), len(self.index))
+
+
+class Collator:
+    """Draws the groups of one task.
+
+    Args:
+        task: Name of the task.
+        type: Its type: `sts` is symmetric, so its passages get the prompt and the length of queries.
+        dataset: All rows of the task.
+        rows: The rows of the bag, int64; what is drawn to fill a group comes from them.
+        prompt: Text before every query that has no prompt of its own.
+        group_size: Passages per query.
+    """
+
+    def __init__(
+        self, task: str, type: TaskType, dataset: "Dataset", rows: np.ndarray, prompt: str, group_size: int
+    ) -> None:
+        self.task, self.type, self.dataset, self.rows = task, type, dataset, rows
+        self.prompt, self.group_size = prompt, group_size
+
+    def __call__(self, rows: np.ndarray, seed: int, step: int) -> Batch:
+        """Assemble the batch of the given rows; draws depend on (seed, step) alone."""
+        draw = generator(seed, "groups", step)
+        texts = _Texts()
+        symmetric = self.type == "sts"
+        queries, candidates, right = [], [], []
+        for row in self.dataset.select(rows.tolist()):
+            prompt = self.prompt if row["prompt"] is None else row["prompt"]
+            before = prompt if symmetric else ""
+            group = [row["pos"][draw.integers(len(row["pos"]))], *self._negatives(row, draw)]
+            queries.append(texts.add(prompt + row["query"], True))
+            ids = [texts.add(before + text, symmetric) for text in group]
+            candidates.append(ids + [NO_TEXT] * (self.group_size - len(ids)))
+            right.append([(symmetric, before + text) for text in row["pos"]])
+        return Batch(
+            task=self.task,
+            type=self.type,
+            texts=[text for _, text in texts.index],
+            is_query=np.array([is_query for is_query, _ in texts.index]),
+            queries=np.array(queries),
+            candidates=np.array(candidates),
+            positives=[np.array([texts.index[key] for key in keys if key in texts.index]) for keys in right],
+        )
+
+    def _negatives(self, row: dict, draw: np.random.Generator) -> list[str]:
+        """The row's own negatives; if they are too few, texts of other rows that are neither right nor taken."""
+        wanted, own = self.group_size - 1, row["neg"] or []
+        if len(own) >= wanted:
+            return [own[index] for index in draw.choice(len(own), wanted, replace=False)]
+        chosen = list(draw.permutation(own)) if own else []
+        taken = {*row["pos"], *chosen}
+        for _ in range(ATTEMPTS_PER_FILL * (wanted - len(chosen))):
+            if len(chosen) == wanted:
+                break
+            other = self.dataset[int(draw.choice(self.rows))]["pos"]
+            text = other[draw.integers(len(other))]
+            if text not in taken:
+                taken.add(text)
+                chosen.append(text)
+        return [str(text) for text in chosen]

