@@ -11,7 +11,7 @@ import torch
 import yaml
 from tests import texts
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from boom_ray import artifact, recipe, session
 from boom_ray.artifact import Record
@@ -62,9 +62,8 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory) -> str:
         num_key_value_heads=2,
         head_dim=8,
         tie_word_embeddings=True,
-        architectures=["Qwen3ForCausalLM"],
     )
-    Qwen3Model(config).save_pretrained(path)
+    Qwen3ForCausalLM(config).save_pretrained(path)
     return path
 
 

@@ -204,3 +204,8 @@ def identify(uri: str) -> Parent:
     names = [name for name in storage.list_files(local) if name.endswith((".safetensors", ".json", ".txt"))]
     hashes = {name: artifact.hash_file(storage.join(local, name)).xxh3_128 for name in names}
     return Parent(name=storage.name_of(uri), version="base", digest=artifact.fingerprint(hashes))
+
+
+def dimension_of(directory: str) -> int:
+    """Length of a model's embeddings."""
+    return int(_read_config(directory)["hidden_size"])

@@ -79,17 +79,19 @@ class BagTraining:
                 self._save(state)
         self._publish(state)
 
-    def _run_step(self, step: int, fed: Fed) -> float:
-        """One optimizer step; returns the loss of the global batch, the same on every rank."""
-        execution = self.train.execution
-        chunks = share_chunks(fed.lengths, self.num_ranks, execution.chunk_tokens)[self.rank]
+    def accumulate(self, fed: Fed) -> float:
+        """Put the gradient of a global batch into the engine; returns its loss, the same on every rank."""
+        chunks = share_chunks(fed.lengths, self.num_ranks, self.train.execution.chunk_tokens)[self.rank]
         value, _ = self.step(
             embed=embedder(self.engine, self.encoder.pad, fed.token_ids),
             chunks=chunks,
             num_texts=len(fed.token_ids),
             loss=lambda embeddings: contrastive_loss(embeddings, fed.batch, self.train.temperature),
         )
-        loss = value.item()
+        return value.item()
+
+    def _run_step(self, step: int, fed: Fed) -> float:
+        loss = self.accumulate(fed)
         if not math.isfinite(loss):
             raise BoomError(
                 f"{self.job.name}: the loss became {loss} at step {step + 1}, on task {fed.batch.task}, rows "

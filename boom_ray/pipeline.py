@@ -1,0 +1,177 @@
+"""The pipeline: corpus -> bags -> M trained models -> one merged model -> measured, and only then published.
+
+Every stage leaves an artifact under `<storage>/<name>/` and is passed over when its artifact is there and was made
+from the same input, so the same command finishes a run that was interrupted anywhere.
+"""
+
+import json
+import os
+from typing import Any
+
+from boom_ray import artifact, evaluate, report, storage
+from boom_ray.artifact import Parent, Record, Stage
+from boom_ray.data import bags, corpus
+from boom_ray.errors import BoomError
+from boom_ray.evaluate import Protocol, Subject
+from boom_ray.merge.actors import MergeSpec, merge_into
+from boom_ray.model import card, directory
+from boom_ray.progress import console
+from boom_ray.recipe import Recipe, identity
+from boom_ray.train.bagging import model_uri, train_bags
+
+VERSION = "v0001"
+
+
+def train(recipe: Recipe, only: int | None = None) -> list[str]:
+    """Prepare corpus and bags, and train what is missing.
+
+    Args:
+        only: Index of the single bag to train.
+
+    Returns:
+        URIs of the bags' models.
+
+    Raises:
+        BoomError: as the stages do.
+    """
+    base = _claim(recipe)
+    prepared = corpus.prepare(recipe.data, storage.join(recipe.root, "corpus"), recipe.name)
+    _say_corpus(prepared)
+    drawn = bags.publish(prepared, recipe.bags, storage.join(recipe.root, "bags"))
+    sizes = ", ".join(f"{bags.name_of(i)} {rows} rows" for i, rows in enumerate(drawn.config["rows"]))
+    console.print(f"bags: {sizes}")
+    return train_bags(recipe, prepared, drawn, base, only)
+
+
+def run(recipe: Recipe) -> str:
+    """The whole pipeline.
+
+    Returns:
+        URI of the merged model.
+
+    Raises:
+        BoomError: as the stages do.
+    """
+    models = train(recipe)
+    target = model_uri(recipe, VERSION)
+    existing = artifact.read_record(target)
+    if existing is None:
+        with artifact.staged(target) as stage:
+            existing = _merge_and_publish(recipe, models, stage)
+    else:
+        console.print(f"{target}: published already")
+    _say_results(recipe, existing, target)
+    return target
+
+
+def _claim(recipe: Recipe) -> Parent:
+    """Make this name the recipe's own, or refuse it if another recipe has it; returns the base model's identity."""
+    base = directory.identify(recipe.base_model.path)
+    mine = {
+        "base_model": {**identity(recipe.base_model), "digest": base.digest},
+        "bags": identity(recipe.bags),
+        "train": identity(recipe.train),
+        "merge": identity(recipe.merge),
+    }
+    place = storage.join(recipe.root, "run.json")
+    if not storage.is_file(place):
+        storage.write_bytes(place, json.dumps(mine, indent=1).encode())
+        return base
+    theirs = json.loads(storage.read_bytes(place))
+    different = [
+        f"{section}.{key}: {theirs[section].get(key)} there, {mine[section].get(key)} in the recipe"
+        for section in mine
+        for key in sorted(mine[section].keys() | theirs[section].keys())
+        if mine[section].get(key) != theirs[section].get(key)
+    ]
+    if different:
+        raise BoomError.of(
+            different, f"{recipe.root}: holds the run of another recipe. Give this one another name:"
+        )
+    return base
+
+
+def _merge_and_publish(recipe: Recipe, models: list[str], stage: Stage) -> Record:
+    merge = recipe.merge
+    spec = MergeSpec(
+        method=merge.method,
+        space=merge.space,
+        weights=merge.weights,
+        dtype=merge.dtype,
+        num_workers=merge.execution.num_workers,
+        max_shard_bytes=merge.execution.max_shard_bytes,
+    )
+    base = recipe.base_model.path
+    parents = [record.as_parent() for uri in models if (record := artifact.read_record(uri))]
+    config = merge_into(stage, models, base, spec)
+    results = _evaluate(recipe, models, stage.uri) if recipe.evaluate.data else {}
+    metrics: dict[str, Any] = {
+        "evaluation": results,
+        "means": {k: report.means(v) for k, v in results.items()},
+    }
+    record = Record(
+        kind="model",
+        name=recipe.name,
+        version=VERSION,
+        fingerprint=artifact.fingerprint([[parent.digest for parent in parents], identity(merge)]),
+        config={**config, "rows": sum(_rows(uri) for uri in models)},
+        seed=recipe.train.seed,
+        parents=parents,
+        metrics=metrics if results else {},
+    )
+    write_card(record, stage, storage.local_directory(base), results)
+    return stage.commit(record)
+
+
+def _rows(uri: str) -> int:
+    record = artifact.read_record(uri)
+    assert record is not None
+    return record.config["rows"]
+
+
+def write_card(
+    record: Record, stage: Stage, licensed: str | None, results: dict[str, evaluate.Scores]
+) -> None:
+    """Write the model card of a stage that holds everything else.
+
+    Args:
+        licensed: Local directory of the model whose licence applies; None if it is not known.
+        results: Table of the card; may be empty.
+    """
+    spec = directory.read_spec(stage.local)
+    dimension = directory.dimension_of(stage.local)
+    license_name = directory.license_of(licensed) if licensed else None
+    table = report.markdown_table(results) if results else ""
+    with open(os.path.join(stage.local, "README.md"), "w", encoding="utf-8") as file:
+        file.write(card.render(record, spec, dimension, license_name, table))
+
+
+def _evaluate(recipe: Recipe, models: list[str], merged: str) -> dict[str, evaluate.Scores]:
+    assert recipe.evaluate.data is not None
+    protocol = Protocol(
+        data=recipe.evaluate.data,
+        query_prompt=directory.prompts_of(recipe.data)["query"],
+        max_length=recipe.evaluate.max_length,
+    )
+    subjects = [Subject("base", recipe.base_model.path, recipe.base_model)]
+    subjects += [Subject(storage.name_of(uri), uri) for uri in models]
+    subjects += [Subject("merged", merged)]
+    return evaluate.evaluate(subjects, protocol, storage.join(recipe.root, "evaluation"))
+
+
+def _say_corpus(prepared: Record) -> None:
+    for name, task in prepared.config["tasks"].items():
+        left_out = f"{task['quarantined']} bad rows in quarantine, {task['duplicates']} repeated"
+        console.print(f"corpus: {name} ({task['type']}): {task['rows']} rows; {left_out}")
+
+
+def _say_results(recipe: Recipe, record: Record, target: str) -> None:
+    if record.metrics:
+        console.print(report.terminal_table(record.metrics["evaluation"]))
+        place = storage.join(recipe.root, "evaluation.json")
+        storage.write_bytes(place, json.dumps(record.metrics, indent=1).encode())
+        console.print(f"results: {place}")
+    console.print(f"model:   {target}")
+    console.print("Next:")
+    console.print(f"  boom-ray embed {target} INPUT.parquet OUTPUT")
+    console.print(f"  boom-ray serve {target}")

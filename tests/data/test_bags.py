@@ -1,0 +1,64 @@
+"""Bags and batches: pure functions of corpus and seed, in which every row has its place."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from boom_ray.data import bags
+from boom_ray.data.batches import epoch_batches, num_batches
+from boom_ray.recipe import Bags
+
+sizes = st.dictionaries(st.sampled_from(["a", "b", "c"]), st.integers(2, 200), min_size=1)
+
+
+@given(sizes, st.lists(st.floats(1, 100), min_size=1, max_size=4), st.integers(0, 99))
+def test_a_bag_holds_its_share_of_every_task_without_repetition(sizes, ratios, seed):
+    for ratio, bag in zip(ratios, bags.sample(sizes, Bags(ratios=ratios, seed=seed)), strict=True):
+        assert bag.keys() == sizes.keys()
+        for task, rows in bag.items():
+            assert len(rows) == max(1, round(sizes[task] * ratio / 100)) == len(set(rows.tolist()))
+            assert rows.min() >= 0 and rows.max() < sizes[task]
+
+
+@given(sizes, st.integers(0, 99))
+def test_half_and_rest_share_nothing_and_leave_nothing(sizes, seed):
+    first, rest = bags.sample(sizes, Bags(ratios="{50}-and-rest", seed=seed))
+    for task, size in sizes.items():
+        assert sorted([*first[task], *rest[task]]) == list(range(size))
+
+
+def test_a_draw_depends_on_the_seed_and_the_bag_but_not_on_other_tasks():
+    settings = Bags(ratios=[50, 50], seed=1)
+    alone, both = bags.sample({"a": 100}, settings), bags.sample({"a": 100, "b": 50}, settings)
+    assert np.array_equal(alone[0]["a"], both[0]["a"])
+    assert not np.array_equal(both[0]["a"], both[1]["a"])
+    assert not np.array_equal(alone[0]["a"], bags.sample({"a": 100}, Bags(ratios=[50], seed=2))[0]["a"])
+
+
+@given(sizes, st.integers(2, 64), st.integers(0, 99))
+def test_every_row_is_in_some_batch_and_every_batch_is_full_and_of_one_task(sizes, batch_size, seed):
+    bag = bags.sample(sizes, Bags(ratios=[70], seed=seed))[0]
+    batches = epoch_batches(bag, batch_size, seed, epoch=0)
+    assert len(batches) == num_batches(bag, batch_size) and batches.rows.shape == (len(batches), batch_size)
+    for task, rows in bag.items():
+        of_task = batches.rows[[name == task for name in batches.tasks]]
+        assert set(of_task.ravel().tolist()) == set(rows.tolist())
+
+
+def test_batches_are_a_function_of_seed_and_epoch():
+    bag = {"a": np.arange(100), "b": np.arange(30)}
+    one, same, other = (epoch_batches(bag, 8, 3, epoch) for epoch in (0, 0, 1))
+    assert one.tasks == same.tasks and np.array_equal(one.rows, same.rows)
+    assert not np.array_equal(one.rows, other.rows)
+    assert "a" in one.tasks[: one.tasks.index("b") + 8], "the order is shuffled over tasks"
+
+
+def test_a_full_batch_repeats_no_row_when_the_task_has_enough():
+    batches = epoch_batches({"a": np.arange(21)}, 8, 0, 0)
+    assert all(len(set(rows.tolist())) == 8 for rows in batches.rows)
+
+
+def test_too_few_rows_for_disjoint_bags_is_an_error():
+    with pytest.raises(ValueError, match="cannot be split"):
+        bags.sample({"a": 1}, Bags(ratios="{50}-and-rest"))

@@ -1,0 +1,101 @@
+"""The corpus: every bad row is set aside with its place and the reason, and nothing changes unnoticed."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from boom_ray import artifact
+from boom_ray.data import corpus, rows
+from boom_ray.errors import BoomError
+from boom_ray.recipe import Data
+
+GOOD = {"query": "q", "pos": ["p"], "neg": ["n"]}
+
+
+def prepare(tmp_path, path, **fields):
+    data = Data.model_validate({"tasks": [{"name": "t", "path": str(path)}], **fields})
+    return corpus.prepare(data, str(tmp_path / "out"), "test")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"{not json", "invalid JSON"),
+        (b'{"query": "\xff", "pos": ["p"]}', "invalid UTF-8"),
+        (b"[1]", "not a JSON object"),
+        (b'{"pos": ["p"]}', "query is missing"),
+        (b'{"query": null, "pos": ["p"]}', "query is missing"),
+        (b'{"query": "  ", "pos": ["p"]}', "query holds an empty text"),
+        (b'{"query": 3, "pos": ["p"]}', "query is missing or not a text"),
+        (b'{"query": "q", "pos": []}', "pos is missing or empty"),
+        (b'{"query": "q", "pos": [""]}', "pos holds an empty text"),
+        (b'{"query": "q", "pos": ["p"], "neg": [null]}', "neg is not a list of texts"),
+        (b'{"query": "q", "pos": ["p"], "neg": 4}', "neg is not a list of texts"),
+        (b'{"query": "\\ud800", "pos": ["p"]}', "half of a surrogate pair"),
+        (b'{"query": "q", "pos": ["p"], "pos_scores": [1, 2]}', "pos_scores has 2 numbers for 1 texts"),
+        (b'{"query": "q", "pos": ["p"], "prompt": 1}', "prompt is not a text"),
+    ],
+)
+def test_a_bad_row_is_quarantined_with_place_and_reason(tmp_path, line, reason):
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(json.dumps(GOOD).encode() + b"\n" + line + b"\n")
+    record = prepare(tmp_path, path, max_bad_fraction=0.5)
+    assert (record.config["tasks"]["t"]["rows"], record.config["tasks"]["t"]["quarantined"]) == (1, 1)
+    entry = json.loads((tmp_path / "out" / "quarantine.jsonl").read_text())
+    assert entry["place"] == f"{path}:2" and reason in entry["reason"]
+    artifact.verify(str(tmp_path / "out"))
+
+
+def test_too_many_bad_rows_fail_the_run_and_leave_nothing(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n{\n")
+    with pytest.raises(BoomError) as caught:
+        prepare(tmp_path, path, max_bad_fraction=0.4)
+    assert "1 of 2 rows are bad, allowed 40.0%" in str(caught.value) and f"{path}:2" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_negatives_that_repeat_or_are_right_are_dropped_and_repeated_rows_counted(tmp_path):
+    path = tmp_path / "t.jsonl"
+    row = {"query": "q", "pos": ["p"], "neg": ["n", "p", "n"], "neg_scores": [0.1, 0.9, 0.2]}
+    path.write_text(f"{json.dumps(row)}\n{json.dumps(row)}\n")
+    counts = prepare(tmp_path, path).config["tasks"]["t"]
+    assert (counts["rows"], counts["duplicates"], counts["dropped_negatives"]) == (1, 1, 2)
+    stored = corpus.load_task(str(tmp_path / "out"), "t")[0]
+    assert stored["neg"] == ["n"] and stored["neg_scores"] == pytest.approx([0.1])
+
+
+def test_parquet_and_the_column_names_of_others_are_read(tmp_path):
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"anchor": ["a"], "positive": ["b"], "negative_1": ["c"], "negative_2": ["d"]}),
+                   tmp_path / "in" / "st.parquet")  # fmt: skip
+    (tmp_path / "in" / "cornstack.jsonl").write_text('{"query": "q", "document": "d", "negatives": ["x"]}\n')
+    prepare(tmp_path, tmp_path / "in")
+    stored = corpus.load_task(str(tmp_path / "out"), "t")
+    assert {(r["query"], *r["pos"], *r["neg"]) for r in stored} == {("a", "b", "c", "d"), ("q", "d", "x")}
+
+
+def test_a_corpus_that_changed_is_refused_and_an_unchanged_one_is_not_made_again(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n")
+    first = prepare(tmp_path, path)
+    assert prepare(tmp_path, path) == first
+    path.write_text(json.dumps(GOOD | {"query": "other"}) + "\n")
+    with pytest.raises(BoomError, match="t: content changed"):
+        prepare(tmp_path, path)
+
+
+def test_missing_or_empty_sources_are_named(tmp_path):
+    with pytest.raises(BoomError, match="nowhere"):
+        prepare(tmp_path, tmp_path / "nowhere")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(BoomError, match="holds no rows"):
+        prepare(tmp_path, tmp_path / "empty.jsonl")
+
+
+def test_a_truncated_parquet_file_is_named(tmp_path):
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(BoomError, match=r"bad\.parquet"):
+        list(rows.read_raw(str(tmp_path / "bad.parquet")))

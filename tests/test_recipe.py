@@ -1,0 +1,84 @@
+"""Recipes: what a user writes wrong is named, and what changes the weights is told from what does not."""
+
+import pytest
+import yaml
+
+from boom_ray import recipe
+from boom_ray.errors import BoomError
+
+VALUES = {"name": "x", "base_model": "base", "data": {"tasks": [{"name": "a", "path": "a.jsonl"}]}}
+
+
+def load(tmp_path, **sections):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(VALUES | sections))
+    return recipe.load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"train": {"lerning_rate": 1e-5}}, "train.lerning_rate: unknown key; did you mean 'learning_rate'?"),
+        ({"train": {"execution": {"num_worker": 2}}}, "did you mean 'num_workers'?"),
+        ({"data": {"tasks": [{"name": "a", "path": "p", "typ": "sts"}]}}, "data.tasks.0.typ: unknown key; did you"),
+        ({"bag": {}}, "bag: unknown key; did you mean 'bags'?"),
+        ({"train": {"batch_size": "many"}}, "train.batch_size: Input should be a valid integer"),
+        ({"train": {"precision": "fp8"}}, "train.precision: Input should be 'fp32', 'bf16' or 'fp16', got 'fp8'"),
+        ({"bags": {"ratios": "{1,2}"}}, "no preset '{1,2}'; allowed: {20,40,60,80,100}"),
+        ({"bags": {"ratios": [120]}}, "bags.ratios.0: Input should be less than or equal to 100"),
+        ({"bags": {"ratios": [60, 60], "partition": True}}, "disjoint bags cannot hold 120 %"),
+        ({"merge": {"weights": [1, 2, 3]}}, "got 3 weights for 5 bags"),
+        ({"data": {"tasks": [], "query_template": "{query}!"}}, "it must end in {query}"),
+        ({"name": "a/b"}, "allowed: letters, digits"),
+        ({"storage": "${NOT_SET_ANYWHERE}/x"}, "the environment variable NOT_SET_ANYWHERE is not set"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path, sections, message):
+    with pytest.raises(BoomError) as caught:
+        load(tmp_path, **sections)
+    assert message in str(caught.value)
+
+
+def test_all_mistakes_are_listed_at_once(tmp_path):
+    with pytest.raises(BoomError) as caught:
+        load(tmp_path, train={"epochs": 0, "group_size": 1})
+    assert "train.epochs" in str(caught.value) and "train.group_size" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["a: [", "- a list", "", "\x00"])
+def test_a_file_that_is_no_recipe(tmp_path, text):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(BoomError, match=r"recipe\.yaml"):
+        recipe.load(str(tmp_path / "recipe.yaml"))
+
+
+def test_yaml_never_builds_objects(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("name: !!python/object/apply:os.getcwd []")
+    with pytest.raises(BoomError, match="not valid YAML"):
+        recipe.load(str(tmp_path / "recipe.yaml"))
+
+
+def test_paths_are_relative_to_the_recipe_and_uris_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("BUCKET", "s3://bucket")
+    loaded = load(tmp_path, storage="${BUCKET}/runs/", base_model="hf://Qwen/Qwen3-0.6B")
+    assert loaded.data.tasks[0].path == str(tmp_path / "a.jsonl")
+    assert loaded.root == "s3://bucket/runs/x"
+    assert loaded.base_model.path == "hf://Qwen/Qwen3-0.6B"
+
+
+@pytest.mark.parametrize(
+    ("preset", "cost"),
+    [("{20,40,60,80,100}", 3.0), ("{80,100}", 1.8), ("{60,60,60}", 1.8), ("{50}-and-rest", 1.0)],
+)
+def test_presets_have_the_costs_of_the_paper(tmp_path, preset, cost):
+    bags = load(tmp_path, bags={"ratios": preset}).bags
+    assert sum(bags.ratios) / 100 == pytest.approx(cost)
+    assert bags.partition == (preset == "{50}-and-rest")
+
+
+def test_identity_holds_what_changes_the_weights_and_nothing_else(tmp_path):
+    one = load(tmp_path, train={"execution": {"num_workers": 4, "zero_stage": 3}})
+    other = load(tmp_path, train={"learning_rate": 1e-4})
+    plain = load(tmp_path)
+    assert recipe.identity(one.train) == recipe.identity(plain.train)
+    assert recipe.identity(other.train) != recipe.identity(plain.train)
