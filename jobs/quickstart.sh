@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# From nothing to a merged embedding model on a machine with Python and pip: no GPU, no model hub.
+#   bash jobs/quickstart.sh            all-MiniLM-L6-v2 as the base
+#   bash jobs/quickstart.sh --qwen3    a tiny Qwen3 built on the spot, to show the decoder path
+# Everything lies in $BOOM_RAY_HOME, by default .quickstart beside this checkout's files; delete it to start over.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export BOOM_RAY_HOME=${BOOM_RAY_HOME:-$PWD/.quickstart}
+
+case "${1:-}" in
+    "") recipe=quickstart base=minilm; corpus=() ;;
+    --qwen3) recipe=quickstart-qwen3 base=qwen3; corpus=(--qwen3) ;;
+    *) echo "usage: bash jobs/quickstart.sh [--qwen3]" >&2; exit 2 ;;
+esac
+
+if [ ! -e "$BOOM_RAY_HOME/venv/complete" ]; then
+    echo "installing into $BOOM_RAY_HOME/venv (once, some minutes)"
+    rm -rf "$BOOM_RAY_HOME/venv"
+    python3 -m venv "$BOOM_RAY_HOME/venv"
+    pip=("$BOOM_RAY_HOME/venv/bin/pip" install --quiet --disable-pip-version-check -c cluster/constraints.txt)
+    "${pip[@]}" torch
+    "${pip[@]}" -e ".[quickstart]"
+    touch "$BOOM_RAY_HOME/venv/complete"
+fi
+export PATH="$BOOM_RAY_HOME/venv/bin:$PATH" HF_HUB_OFFLINE=1
+
+python jobs/quickstart_corpus.py "$BOOM_RAY_HOME/$base" "${corpus[@]}"
+boom-ray run "jobs/recipes/$recipe.yaml"
+
+model="$BOOM_RAY_HOME/runs/$recipe/models/v0001"
+cat <<END
+
+Try it:
+  . $BOOM_RAY_HOME/venv/bin/activate
+  boom-ray embed $model $BOOM_RAY_HOME/$base/texts $BOOM_RAY_HOME/embeddings
+  boom-ray serve $model
+END

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Sets up from nothing, then runs lint, types and tests: `bash tests/run.sh [--slow] [PYTEST ARGUMENT ...]`.
+# Beside the project's own environment stand an S3 server's and that of mergekit, the tool whose merges ours are
+# compared with. All three lie in $BOOM_RAY_TEST_HOME, by default .venv.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+home=${BOOM_RAY_TEST_HOME:-$PWD/.venv}
+
+selection=(-m "not slow")
+if [ "${1:-}" = --slow ]; then selection=(); shift; fi
+
+environment() {  # NAME PIP-ARGUMENT...; one whose installation was interrupted is made again
+    local place="$home/$1"; shift
+    [ -e "$place/complete" ] && return
+    echo "setting up $place"
+    rm -rf "$place"
+    python3 -m venv "$place"
+    while [ $# -gt 0 ]; do
+        # shellcheck disable=SC2086
+        "$place/bin/pip" install --quiet --disable-pip-version-check $1
+        shift
+    done
+    touch "$place/complete"
+}
+
+environment project "-c cluster/constraints.txt torch" "-c cluster/constraints.txt -e .[dev]"
+environment swift "--only-binary=:all: swift==2.38.3"
+environment mergekit "-c cluster/constraints.txt torch" "torch==2.13.0 mergekit==0.1.5"
+
+export PATH="$home/project/bin:$PATH"
+export BOOM_RAY_SWIFT_ENV="$home/swift" BOOM_RAY_MERGEKIT_PYTHON="$home/mergekit/bin/python"
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true
+
+ruff check .
+ruff format --check .
+mypy
+python -m pytest "${selection[@]}" "$@"
