@@ -1,8 +1,8 @@
 """The record that makes a directory an artifact: lineage and hashes, written last.
 
-A directory without `artifact.json` does not exist for any reader. A producer fills a `Stage`, a sibling of the
-target that no reader looks at, and commits it: local stages are renamed into place in one step; on an object store,
-which has no rename, the files are written under the target and the record follows them.
+A directory without `artifact.json` does not exist for any reader. A producer fills a `Stage`, a sibling of
+the target that no reader looks at, and commits it: local stages are renamed into place in one step; on an
+object store, which has no rename, the files are written under the target and the record follows them.
 """
 
 import datetime

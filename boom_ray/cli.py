@@ -11,7 +11,7 @@ from boom_ray.errors import BoomError
 
 
 class _Group(click.Group):
-    """Prints a user's mistake as one message and exits with 1; anything else is a defect and keeps its trace."""
+    """Prints a user's mistake as one message and exits with 1; any other error is a defect."""
 
     def invoke(self, context: click.Context) -> Any:
         try:

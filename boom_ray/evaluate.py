@@ -1,15 +1,15 @@
-"""Evaluation: nDCG@10, MRR@10 and recall@100 on BEIR directories, with the evaluator of sentence-transformers.
+"""Evaluation: nDCG@10, MRR@10 and recall@100 on BEIR directories, with the evaluator of
+sentence-transformers.
 
-A directory is searched for BEIR directories (`corpus.jsonl queries.jsonl qrels/*.tsv`); the folders a task lies in are
-its group, and every group has a mean: `in_domain/numpy` and `out_of_domain/scipy` give two.
+A directory is searched for BEIR directories (`corpus.jsonl queries.jsonl qrels/*.tsv`); the folders a task
+lies in are its group, and every group has a mean: `in_domain/numpy` and `out_of_domain/scipy` give two.
 """
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import ray
-import ray.exceptions
 import torch
 from sentence_transformers import util
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
@@ -19,6 +19,7 @@ from boom_ray.errors import BoomError
 from boom_ray.model import directory
 from boom_ray.progress import Progress
 from boom_ray.recipe import BaseModelSource
+from boom_ray.session import result_of
 
 METRICS = ("ndcg@10", "mrr@10", "recall@100")
 Scores = dict[str, dict[str, float]]
@@ -72,7 +73,7 @@ class RetrievalEvaluator(InformationRetrievalEvaluator):
         )
         self.max_length, self.chunk_tokens = max_length, chunk_tokens
 
-    def embed_inputs(self, model: Any, sentences: Any, prompt: str | None = None, **_: Any) -> torch.Tensor:
+    def embed_inputs(self, model: Any, sentences: Any, prompt: str | None = None, **_: Any) -> Any:  # type: ignore[override]
         """Embed texts; see the base class."""
         token_ids = model.tokenize([(prompt or "") + text for text in sentences], self.max_length)
         return torch.from_numpy(model.encode_tokens(token_ids, self.chunk_tokens))
@@ -138,8 +139,8 @@ def _score(subject: Subject, protocol: Protocol, task: str) -> dict[str, float]:
     prompt = protocol.query_prompt
     prompt = encoder.spec.prompts.get("query", "") if prompt is None else prompt
     evaluator = RetrievalEvaluator(task, protocol.max_length, protocol.chunk_tokens, query_prompt=prompt)
-    scores = evaluator.compute_all_metrics(encoder)["cosine"]
-    return {name: float(scores[f"{name.split('@')[0]}@k"][int(name.split("@")[1])]) for name in METRICS}
+    scores: Any = evaluator.compute_all_metrics(cast(Any, encoder))["cosine"]
+    return {name: float(scores[f"{kind}@k"][int(k)]) for name in METRICS for kind, k in [name.split("@")]}
 
 
 def evaluate(subjects: list[Subject], protocol: Protocol, cache: str | None = None) -> dict[str, Scores]:
@@ -170,10 +171,7 @@ def evaluate(subjects: list[Subject], protocol: Protocol, cache: str | None = No
             else:
                 pending[_score.remote(subject, protocol, uri)] = subject.label, task, place
     for reference, (label, task, place) in _finished(pending):
-        try:
-            results[label][task] = ray.get(reference)
-        except ray.exceptions.RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, BoomError) else error) from None
+        results[label][task] = result_of(reference)
         if place:
             storage.write_bytes(place, json.dumps(results[label][task]).encode())
     return {label: dict(sorted(scores.items())) for label, scores in results.items()}

@@ -1,7 +1,7 @@
 """The pipeline: corpus -> bags -> M trained models -> one merged model -> measured, and only then published.
 
-Every stage leaves an artifact under `<storage>/<name>/` and is passed over when its artifact is there and was made
-from the same input, so the same command finishes a run that was interrupted anywhere.
+Every stage leaves an artifact under `<storage>/<name>/` and is passed over when its artifact is there and
+was made from the same input, so the same command finishes a run that was interrupted anywhere.
 """
 
 import json
@@ -64,8 +64,36 @@ def run(recipe: Recipe) -> str:
     return target
 
 
+def merge(models: list[str], target: str, base: str | None, spec: MergeSpec) -> Record:
+    """Merge published models into one.
+
+    Args:
+        models: URIs.
+        target: URI of the merged model.
+        base: URI of the model they were trained from, for `space: deltas`.
+
+    Raises:
+        BoomError: listing why they cannot be merged; nothing is left at `target`.
+    """
+    with artifact.staged(target) as stage:
+        config = merge_into(stage, models, base, spec)
+        parents = [directory.identify(uri) for uri in models]
+        record = Record(
+            kind="model",
+            name=storage.name_of(target),
+            version=storage.name_of(target),
+            fingerprint=artifact.fingerprint([[parent.digest for parent in parents], config]),
+            config=config,
+            parents=parents,
+        )
+        write_card(record, stage, models[0], {})
+        record = stage.commit(record)
+    console.print(f"model: {target}  (digest {record.digest})")
+    return record
+
+
 def _claim(recipe: Recipe) -> Parent:
-    """Make this name the recipe's own, or refuse it if another recipe has it; returns the base model's identity."""
+    """Make the name this recipe's, or refuse it if it is another's; returns the base model's identity."""
     base = directory.identify(recipe.base_model.path)
     mine = {
         "base_model": {**identity(recipe.base_model), "digest": base.digest},
@@ -130,17 +158,17 @@ def _rows(uri: str) -> int:
 
 
 def write_card(
-    record: Record, stage: Stage, licensed: str | None, results: dict[str, evaluate.Scores]
+    record: Record, stage: Stage, licensed: str, results: dict[str, evaluate.Scores]
 ) -> None:
     """Write the model card of a stage that holds everything else.
 
     Args:
-        licensed: Local directory of the model whose licence applies; None if it is not known.
+        licensed: URI of the model whose licence applies.
         results: Table of the card; may be empty.
     """
     spec = directory.read_spec(stage.local)
     dimension = directory.dimension_of(stage.local)
-    license_name = directory.license_of(licensed) if licensed else None
+    license_name = directory.license_of(licensed)
     table = report.markdown_table(results) if results else ""
     with open(os.path.join(stage.local, "README.md"), "w", encoding="utf-8") as file:
         file.write(card.render(record, spec, dimension, license_name, table))

@@ -1,7 +1,7 @@
 """The recipe: one YAML file that says what is made from what.
 
-Everything that changes the weights is part of a recipe's identity. What only says where and how it runs stands in
-the `execution` blocks, in `storage` and in paths, and never enters a fingerprint.
+Everything that changes the weights is part of a recipe's identity. What only says where and how it runs
+stands in the `execution` blocks, in `storage` and in paths, and never enters a fingerprint.
 """
 
 import difflib
@@ -48,7 +48,7 @@ def _identifier(name: str) -> str:
 def _query_template(template: str) -> str:
     if not template.endswith("{query}") or re.search(r"{(?!instruction}|query})", template):
         raise ValueError(
-            f"got {template!r}; it must end in {{query}}, because a prompt is a prefix, and may use {{instruction}}"
+            f"got {template!r}; it must end in {{query}}, since a prompt is a prefix, and may use {{instruction}}"
         )
     return template
 
@@ -174,7 +174,7 @@ class TrainExecution(Section):
 
 
 class Train(Section):
-    """The fine-tuning of one bag: InfoNCE with hard and cross-device negatives, AdamW, warm-up and linear decay.
+    """The fine-tuning of one bag: InfoNCE, AdamW, linear warm-up and linear decay.
 
     Attributes:
         batch_size: Queries per optimizer step, over all ranks.
@@ -222,7 +222,7 @@ class Merge(Section):
 
 
 class Evaluate(Section):
-    """What the models are measured on: a directory of BEIR directories, grouped by the folders they lie in."""
+    """What the models are measured on: BEIR directories, grouped by the folders they lie in."""
 
     data: str | None = None
     max_length: int | None = Field(None, ge=8)

@@ -2,16 +2,33 @@
 
 import logging
 import os
+from typing import Any
 
 import ray
+import ray.exceptions
+
+from boom_ray.errors import BoomError
 
 
 def connect() -> None:
     """Connect this process to Ray, once. Worker logs stay in the dashboard; errors reach the caller."""
     if ray.is_initialized():
         return
-    # A trainer that waits its turn on a busy machine is not a failed one (ray/train/v2/_internal/constants.py).
+    # A trainer that waits its turn on a busy machine has not failed.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init(log_to_driver=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
+
+
+def result_of(reference: Any) -> Any:
+    """`ray.get` that raises a user's error as itself, not as the failure of the task or actor that found it."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        cause: Any = error
+        while isinstance(cause, ray.exceptions.RayTaskError) and cause.cause is not cause:
+            cause = cause.cause
+        if isinstance(cause, BoomError):
+            raise BoomError(str(cause)) from None
+        raise

@@ -170,8 +170,9 @@ def _cache_directory() -> str:
 def local_directory(uri: str) -> str:
     """A local directory with the content of `uri`, for libraries that read only local paths.
 
-    A local path is returned as it is, `hf://owner/name[@revision]` through the hub's own cache, and anything else
-    is copied once per machine into a cache whose key covers the listing (path, size, time) of the source.
+    A local path is returned as it is, `hf://owner/name[@revision]` through the hub's own cache, and
+    anything else is copied once per machine into a cache whose key covers the listing (path, size, time) of
+    the source.
 
     Raises:
         BoomError: if there is nothing at `uri`.

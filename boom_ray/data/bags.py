@@ -1,7 +1,7 @@
 """Bags: which rows of which task each model is trained on (arXiv 2602.05787, §3).
 
-A bag is a pure function of (corpus, ratios, seed): every task is sampled by itself, without replacement, and no
-task's draw depends on the other tasks.
+A bag is a pure function of (corpus, ratios, seed): every task is sampled by itself, without replacement,
+and no task's draw depends on the other tasks.
 """
 
 import os

@@ -1,8 +1,9 @@
 """Global batches: which rows meet in one optimizer step.
 
-Batch-level shuffling (arXiv 2602.05787, §4): every batch holds rows of one task, and the order of the batches is
-shuffled over all tasks. The list is a pure function of (bag, seed, epoch, batch size); world size, micro-batches and
-the point of resumption do not change it, so the state of the sampler is a step number.
+Batch-level shuffling (arXiv 2602.05787, §4): every batch holds rows of one task, and the order of the
+batches is shuffled over all tasks. The list is a pure function of (bag, seed, epoch, batch size); world
+size, micro-batches and the point of resumption do not change it, so the state of the sampler is a step
+number.
 """
 
 from dataclasses import dataclass
@@ -36,8 +37,8 @@ def num_batches(bag: Bag, batch_size: int) -> int:
 def epoch_batches(bag: Bag, batch_size: int, seed: int, epoch: int) -> Batches:
     """The batches of one epoch.
 
-    No row is left out: a task's short last batch is completed with rows of the same task drawn again, so that a task
-    smaller than one batch is still trained on.
+    No row is left out: a task's short last batch is completed with rows of the same task drawn again, so
+    that a task smaller than one batch is still trained on.
     """
     tasks, blocks = [], []
     for task, rows in sorted(bag.items()):

@@ -1,7 +1,8 @@
 """One global batch as the loss sees it: each distinct text once, and indices into them.
 
-Negatives repeat inside a batch. Encoding the distinct texts and gathering by index gives the same gradient as encoding
-every occurrence, for a fraction of the work: a classification task with 8 labels has at most 8 distinct passages.
+Negatives repeat inside a batch. Encoding the distinct texts and gathering by index gives the same gradient
+as encoding every occurrence, for a fraction of the work: a classification task with 8 labels has at most 8
+distinct passages.
 """
 
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ class Collator:
         )
 
     def _negatives(self, row: dict, draw: np.random.Generator) -> list[str]:
-        """The row's own negatives; if they are too few, texts of other rows that are neither right nor taken."""
+        """The row's own negatives, then texts of other rows that are neither right nor taken."""
         wanted, own = self.group_size - 1, row["neg"] or []
         if len(own) >= wanted:
             return [own[index] for index in draw.choice(len(own), wanted, replace=False)]

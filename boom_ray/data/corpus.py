@@ -1,7 +1,7 @@
 """The corpus: every task's rows, checked once and stored as Arrow files that any worker maps into memory.
 
-Bad rows go to `quarantine.jsonl` with their place and the reason. The fingerprint covers the content of the source
-files and what the recipe says of each task, so that a corpus that changed under a name is noticed.
+Bad rows go to `quarantine.jsonl` with their place and the reason. The fingerprint covers the content of the
+source files and what the recipe says of each task, so that a corpus that changed under a name is noticed.
 """
 
 import json
@@ -47,7 +47,8 @@ def prepare(data: Data, target: str, name: str) -> Record:
         The record; `config["tasks"]` maps each task to its type, prompt and counts.
 
     Raises:
-        BoomError: if a task has no usable row, too many bad ones, or the corpus at `target` was made from others.
+        BoomError: if a task has no usable row, too many bad ones, or the corpus at `target` was made from
+            others.
     """
     existing = artifact.read_record(target)
     known = (
@@ -94,7 +95,7 @@ def load_task(corpus: str, task: str) -> Dataset:
 
 
 def _source(task: str, uri: str, known: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
-    """Identity of one source file; its content is read only if size or time changed since it was last seen."""
+    """Identity of one source file; it is read only if size or time changed since it was last seen."""
     fs, path = storage.filesystem(uri)
     info = fs.get_file_info(path)
     seen = known.get((task, uri), {})

@@ -1,7 +1,8 @@
 """Rows of contrastive data as they lie in files: read with their place, checked, and brought into one shape.
 
-The shape is FlagEmbedding's (`query`, `pos`, `neg`, optional `prompt`, `pos_scores`, `neg_scores`), because the
-public data of the paper is in it; the column names of sentence-transformers and CornStack are read as well.
+The shape is FlagEmbedding's (`query`, `pos`, `neg`, optional `prompt`, `pos_scores`, `neg_scores`), because
+the public data of the paper is in it; the column names of sentence-transformers and CornStack are read as
+well.
 """
 
 import io

@@ -1,13 +1,13 @@
-"""The published model directory: sentence-transformers, transformers, TEI and vLLM load it with the same result.
+"""The published model directory: sentence-transformers, transformers, TEI and vLLM load it with the same
+result.
 
-`1_Pooling/config.json` is written in its older form, with all the booleans: TEI refuses the newer form, and older
-vLLM silently pools differently when it meets it.
+`1_Pooling/config.json` is written in its older form, with all the booleans: TEI refuses the newer form, and
+older vLLM silently pools differently when it meets it.
 """
 
 import json
 import os
-import shutil
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import ModelCard
 from torch import Tensor
@@ -30,17 +30,19 @@ POOLING_FLAGS = {
 }
 MODULES = ["Transformer", "Pooling", "Normalize"]
 NOT_SHARED = ("README.md", "artifact.json")
+SHARED_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
 
 def read_spec(directory: str, source: BaseModelSource | None = None) -> EncoderSpec:
     """What a local model directory says of its pooling, maximum length and prompts.
 
     Args:
-        source: Its `pooling` and `max_length` come first; then the sentence-transformers files of the directory;
-            then last-token pooling for a causal decoder.
+        source: Its `pooling` and `max_length` come first; then the sentence-transformers files of the
+            directory; then last-token pooling for a causal decoder.
 
     Raises:
-        BoomError: if the directory is no model, wants code or modules that are not ours, or leaves the pooling open.
+        BoomError: if the directory is no model, wants code or modules that are not ours, or leaves the
+            pooling open.
     """
     config = _read_config(directory)
     _check_modules(directory)
@@ -77,8 +79,8 @@ def save(
     """Write every file of a published model but the card and the record.
 
     Args:
-        base_directory: The model this one was trained from; its `architectures` are kept, because servers choose
-            their implementation by them.
+        base_directory: The model this one was trained from; its `architectures` are kept, because servers
+            choose their implementation by them.
         prompts: Text before an input, by name.
         max_length: Longest input in tokens.
         state: Weights to write instead of those in `encoder.transformer`.
@@ -110,16 +112,22 @@ def copy_all_but_weights(source: str, target: str, dtype: str) -> None:
     """Copy what models of one family share: configuration, tokenizer, pooling and prompts.
 
     Args:
+        source: URI of a model directory.
+        target: A local directory.
         dtype: The torch dtype name that the target's configuration declares.
     """
-    for folder, _, names in os.walk(source):
-        for name in names:
-            relative = os.path.relpath(os.path.join(folder, name), source)
-            if relative in NOT_SHARED or name.endswith((".safetensors", ".safetensors.index.json")):
-                continue
-            os.makedirs(os.path.dirname(os.path.join(target, relative)), exist_ok=True)
-            shutil.copyfile(os.path.join(folder, name), os.path.join(target, relative))
-    config = _read_config(source)
+    for name in storage.list_files(source):
+        if (
+            name in NOT_SHARED
+            or not name.endswith(SHARED_SUFFIXES)
+            or name.endswith(".safetensors.index.json")
+        ):
+            continue
+        path = os.path.join(target, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(storage.read_bytes(storage.join(source, name)))
+    config = _read_config(target)
     config.pop("torch_dtype", None)
     _write_json(target, "config.json", {**config, "dtype": dtype})
 
@@ -169,7 +177,7 @@ def _read_pooling(directory: str) -> Pooling | None:
         return None
     if len(modes) > 1 or modes[0] not in ("mean", "cls", "lasttoken"):
         raise BoomError(f"{directory}: pooling {', '.join(modes)}; allowed: one of mean, cls, lasttoken")
-    return modes[0]
+    return cast(Pooling, modes[0])
 
 
 def _default_pooling(directory: str, config: dict[str, Any]) -> Pooling:
@@ -188,10 +196,10 @@ def prompts_of(data: Data) -> dict[str, str]:
     return {"query": general, "document": ""} | {task.name: data.prompt(task) for task in data.tasks}
 
 
-def license_of(directory: str) -> str | None:
+def license_of(uri: str) -> str | None:
     """The licence a model's card states, or None."""
-    path = os.path.join(directory, "README.md")
-    return ModelCard.load(path).data.get("license") if os.path.isfile(path) else None
+    place = storage.join(uri, "README.md")
+    return ModelCard(storage.read_bytes(place).decode()).data.get("license") if storage.is_file(place) else None
 
 
 def identify(uri: str) -> Parent:

@@ -1,8 +1,8 @@
 """The encoder: text in, unit vectors out.
 
-A transformer without a head, a pooling, and L2 normalization; the same object is trained, evaluated, embedded with
-and served. Batches are padded on the right. Under causal attention no token sees the padding behind it, so such a
-batch needs no attention mask at all, which keeps the fast attention kernel.
+A transformer without a head, a pooling, and L2 normalization; the same object is trained, evaluated,
+embedded with and served. Batches are padded on the right. Under causal attention no token sees the padding
+behind it, so such a batch needs no attention mask at all, which keeps the fast attention kernel.
 """
 
 from collections.abc import Sequence

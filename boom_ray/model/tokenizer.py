@@ -1,4 +1,5 @@
-"""The tokenizer of a published model: what reaches every server is `tokenizer.json`, so it must say everything.
+"""The tokenizer of a published model: what reaches every server is `tokenizer.json`, so it must say
+everything.
 
 transformers 4 and 5 read `add_eos_token` differently and other servers not at all. A post-processor inside
 `tokenizer.json` is honoured by all, and truncation leaves room for what it appends.
@@ -17,8 +18,8 @@ PREFERRED_EOS = "<|endoftext|>"
 def end_with_eos(tokenizer: PreTrainedTokenizerBase) -> None:
     """Make a tokenizer append its end token to every text, unless it does so already.
 
-    Qwen3's own EOS in its chat models is `<|im_end|>`; its embedding models end with `<|endoftext|>`, which is
-    therefore preferred wherever it exists.
+    Qwen3's own EOS in its chat models is `<|im_end|>`; its embedding models end with `<|endoftext|>`, which
+    is therefore preferred wherever it exists.
 
     Raises:
         BoomError: if there is no end token.

@@ -1,9 +1,10 @@
-"""M bags, M trainers: every bag's TorchTrainer starts at once and takes its turn on the cluster, longest bag first."""
+"""M bags, M trainers: all start at once, and take their turn on the cluster longest first."""
 
 import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, cast
 
 import ray
 import ray.exceptions
@@ -58,11 +59,11 @@ def train_bags(
         URIs of the models of all bags asked for, in order.
 
     Raises:
-        BoomError: if the cluster has no room for a bag, a published model was made otherwise, or bags failed; the
-            models of the other bags are kept, and a rerun trains only what is missing.
+        BoomError: if the cluster has no room for a bag, a published model was made otherwise, or bags
+            failed; the models of the others are kept, and a rerun trains only what is missing.
     """
     indices = range(len(recipe.bags.ratios)) if only is None else [only]
-    board = ProgressBoard.remote()
+    board: Any = ProgressBoard.remote()  # type: ignore[attr-defined]
     jobs = [_job(recipe, index, corpus, bags, base, board) for index in indices]
     missing = [job for job in jobs if not _is_published(job)]
     if missing:
@@ -71,7 +72,7 @@ def train_bags(
     return [job.target for job in jobs]
 
 
-def _job(recipe: Recipe, index: int, corpus: Record, bags: Record, base: Parent, board: object) -> BagJob:
+def _job(recipe: Recipe, index: int, corpus: Record, bags: Record, base: Parent, board: Any) -> BagJob:
     name = bag_manifests.name_of(index)
     made_from = [bags.fingerprint, index, base.digest, identity(recipe.base_model), identity(recipe.train)]
     return BagJob(
@@ -123,14 +124,15 @@ def _await_room(execution: TrainExecution) -> None:
         time.sleep(1)
 
 
-def _run_all(jobs: list[BagJob], board: ray.actor.ActorHandle) -> None:
+def _run_all(jobs: list[BagJob], board: Any) -> None:
     """Run all trainers side by side, and show how far they are until the last has ended."""
     with ThreadPoolExecutor(len(jobs)) as threads, Progress() as progress:
         running = {threads.submit(_fit, job): job for job in jobs}
         pending: set[Future[str | None]] = set(running)
         while pending:
             _, pending = wait(pending, POLL_SECONDS)
-            for name, (completed, total, note) in sorted(ray.get(board.read.remote()).items()):
+            states: dict[str, tuple[int, int, str]] = ray.get(board.read.remote())
+            for name, (completed, total, note) in sorted(states.items()):
                 progress.update(name, completed, total, note)
     failures = [f"{job.name}: {message}" for future, job in running.items() if (message := future.result())]
     if failures:
@@ -145,7 +147,7 @@ def _fit(job: BagJob) -> str | None:
     """Run one trainer to its end; returns why it failed, or None."""
     execution = job.recipe.train.execution
     trainer = TorchTrainer(
-        train_bag,
+        cast(Any, train_bag),
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
             num_workers=execution.num_workers,
@@ -153,8 +155,8 @@ def _fit(job: BagJob) -> str | None:
             resources_per_worker=resources(execution),
         ),
         torch_config=TorchConfig(timeout_s=execution.collective_timeout_s),
-        # A name of its own: Ray Train would resume silently from what it finds under a known one, and rewrites
-        # its snapshot in place; our checkpoints are sealed instead.
+        # A name of its own: under a known one Ray Train resumes silently from a snapshot that it
+        # rewrites in place; our checkpoints are sealed instead.
         run_config=RunConfig(
             name=f"{job.name}-{uuid.uuid4().hex[:8]}",
             storage_path=storage.join(job.recipe.root, "ray_train"),
@@ -162,7 +164,8 @@ def _fit(job: BagJob) -> str | None:
         ),
     )
     try:
-        return trainer.fit().return_value
+        result: Any = trainer.fit()
+        return result.return_value
     except (ray.train.TrainingFailedError, ray.exceptions.RayError, ValueError, OSError) as error:
         return "; ".join(_reasons(error))
 

@@ -1,8 +1,8 @@
 """Checkpoints of one bag: complete, or invisible.
 
-Every rank stores its own files under `step-…/`; when all have, rank 0 writes `complete.json`, which lists every file
-with its size. A checkpoint without it, or with a file that is missing or short, is never resumed from: DeepSpeed
-alone would take such a directory for a cold start.
+Every rank stores its own files under `step-…/`; when all have, rank 0 writes `complete.json`, which lists
+every file with its size. A checkpoint without it, or with a file that is missing or short, is never resumed
+from: DeepSpeed alone would take such a directory for a cold start.
 """
 
 import json
@@ -39,6 +39,6 @@ def newest(root: str) -> tuple[str, dict[str, Any]] | None:
 
 
 def prune(root: str) -> None:
-    """Delete all checkpoints but the newest two: if the last one turns out damaged, the one before it serves."""
+    """Delete all checkpoints but the newest two: the older serves if the newer is damaged."""
     for name in storage.list_names(root)[:-2]:
         storage.delete_tree(storage.join(root, name))

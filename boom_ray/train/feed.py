@@ -62,9 +62,9 @@ class Feed:
         for is_query, limit in enumerate(limits):
             side = np.flatnonzero(batch.is_query == bool(is_query))
             if len(side):
-                encoded = self.encoder.tokenize([batch.texts[index] for index in side], limit)
-                for index, ids in zip(side, encoded, strict=True):
-                    token_ids[index] = ids
+                encoded = self.encoder.tokenize([batch.texts[text] for text in side], limit)
+                for text, ids in zip(side, encoded, strict=True):
+                    token_ids[text] = ids
         return Fed(batch, rows, token_ids, np.array([len(ids) for ids in token_ids]))
 
     def from_step(self, first: int) -> Iterator[tuple[int, Fed]]:

@@ -1,4 +1,4 @@
-"""InfoNCE over the embeddings of one global batch (arXiv 2602.05787, §4; van den Oord et al., arXiv 1807.03748)."""
+"""InfoNCE over the embeddings of one global batch (arXiv 2602.05787; arXiv 1807.03748)."""
 
 import numpy as np
 import torch

@@ -1,12 +1,12 @@
 """The training step: the exact gradient of a global batch, whatever the number of ranks and chunks.
 
-1. Every rank embeds its share of the batch's distinct texts; the shares are summed into one matrix that all ranks hold.
-2. Every rank computes the loss of the whole batch and its gradient with respect to that matrix, which is cheap.
-3. Every rank sends the rows of that gradient that are its own back through the model.
+1. Every rank embeds its share of the batch's distinct texts; the shares are summed into one matrix that all
+ranks hold. 2. Every rank computes the loss of the whole batch and its gradient with respect to that matrix,
+which is cheap. 3. Every rank sends the rows of that gradient that are its own back through the model.
 
-No collective needs a gradient of its own, and loss and gradient do not depend on the cut. With `grad_cache` (Gao et
-al., arXiv 2101.06983) the first pass keeps no activations and the third runs each chunk again, so that a global batch
-can be larger than memory.
+No collective needs a gradient of its own, and loss and gradient do not depend on the cut. With `grad_cache`
+(Gao et al., arXiv 2101.06983) the first pass keeps no activations and the third runs each chunk again, so
+that a global batch can be larger than memory.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,14 +25,16 @@ Embed = Callable[[Chunk], Tensor]
 def share_chunks(lengths: np.ndarray, num_ranks: int, chunk_tokens: int) -> list[list[Chunk]]:
     """Deal texts to ranks, longest first, and cut every share into the same number of chunks.
 
-    The number is the same because ZeRO-3 gathers parameters in every forward pass, so all ranks must run as many.
+    The number is the same because ZeRO-3 gathers parameters in every forward pass, so all ranks must run as
+    many.
 
     Args:
         lengths: [n] tokens of each text.
         chunk_tokens: Padded tokens in one chunk.
 
     Returns:
-        Per rank, index arrays; together they hold each of 0..n-1 once. A rank with too few texts gets empty ones.
+        Per rank, index arrays; together they hold each of 0..n-1 once. A rank with too few texts gets empty
+        ones.
     """
     order = np.argsort(-lengths, kind="stable")
     shares = [order[rank::num_ranks] for rank in range(num_ranks)]
@@ -112,7 +114,7 @@ def embedder(
     pad: Callable[[list[list[int]]], tuple[Tensor, Tensor]],
     token_ids: list[list[int]],
 ) -> Embed:
-    """`Embed` for tokenized texts; an empty chunk runs one text and contributes nothing, to keep ranks in step."""
+    """`Embed` for tokenized texts; an empty chunk runs one text, to keep ranks in step, for nothing."""
 
     def embed(chunk: Chunk) -> Tensor:
         texts = [token_ids[index] for index in chunk] or token_ids[:1]

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import ray.train
+import ray.train.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -153,7 +154,8 @@ class BagTraining:
 
 
 def load_for_training(job: BagJob, base: str) -> Encoder:
-    """The base model, ready to be trained: without dropout, and with nothing trainable that the loss cannot reach.
+    """The base model, ready to be trained: without dropout, and with nothing trainable that the loss cannot
+    reach.
 
     Dropout is off because a step's gradient must not depend on how its batch is cut.
     """
@@ -167,7 +169,7 @@ def load_for_training(job: BagJob, base: str) -> Encoder:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010 - an attribute, not a sub-module
     for name, parameter in encoder.transformer.named_parameters():
         parameter.requires_grad_(not name.startswith("pooler."))
     if train.execution.gradient_checkpointing:

@@ -1,0 +1,1 @@
+"""Merging: M models of one architecture become one, in a stream."""
