@@ -13,7 +13,8 @@ from boom_ray.artifact import Parent, Record, Stage
 from boom_ray.data import bags, corpus
 from boom_ray.errors import BoomError
 from boom_ray.evaluate import Protocol, Subject
-from boom_ray.merge.actors import MergeSpec, merge_into
+from boom_ray.merge.actors import MergeSpec
+from boom_ray.merge.run import merge_into
 from boom_ray.model import card, directory
 from boom_ray.progress import console
 from boom_ray.recipe import Recipe, identity

@@ -1,0 +1,290 @@
+"""The merge on Ray: real directories in, one directory out or none."""
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+import time
+
+import psutil
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+
+from boom_ray import artifact, pipeline
+from boom_ray.errors import BoomError
+from boom_ray.merge.actors import MergeSpec
+from boom_ray.model import directory
+from tests.merge.test_methods import FLOOR, textbook
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+MERGEKIT = os.environ.get("BOOM_RAY_MERGEKIT_PYTHON")
+
+
+def variant(source: str, target: str, seed: int, dtype: torch.dtype = torch.float32, rows: int = 10) -> str:
+    """A model directory with every tensor moved a little at random, with a record of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    with artifact.staged(target) as stage:
+        directory.copy_all_but_weights(source, stage.local, str(dtype).removeprefix("torch."))
+        moved = {
+            name: (tensor + 0.02 * torch.randn(tensor.shape, generator=generator)).to(dtype)
+            for name, tensor in load_file(os.path.join(source, "model.safetensors")).items()
+        }
+        save_file(moved, os.path.join(stage.local, "model.safetensors"), {"format": "pt"})
+        fields = {"kind": "model", "name": "m", "version": str(seed), "fingerprint": "f"}
+        stage.commit(artifact.Record(**fields, config={"rows": rows}))
+    return target
+
+
+@pytest.fixture(scope="module")
+def models(published_qwen3, tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    return [variant(published_qwen3, str(root / str(seed)), seed, rows=10 * seed) for seed in (1, 2, 3)]
+
+
+def tensors_of(path: str) -> dict[str, torch.Tensor]:
+    return {
+        name: tensor
+        for file in sorted(os.listdir(path))
+        if file.endswith(".safetensors")
+        for name, tensor in load_file(os.path.join(path, file)).items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "space", "dtype"),
+    [
+        ("multislerp", "deltas", "float32"),
+        ("multislerp", "weights", "bfloat16"),
+        ("linear", "deltas", "bfloat16"),
+    ],
+)
+def test_merged_tensors_are_those_of_the_textbook(method, space, dtype, models, qwen3, tmp_path):
+    base = qwen3 if space == "deltas" else None
+    spec = MergeSpec(method, space, [1, 2, 3], dtype)
+    record = pipeline.merge(models, str(tmp_path / "out"), base, spec)
+    assert record == artifact.verify(str(tmp_path / "out")) and record.config["weights"] == pytest.approx(
+        [1 / 6, 1 / 3, 1 / 2]
+    )
+    inputs, merged = [tensors_of(model) for model in models], tensors_of(str(tmp_path / "out"))
+    origin = (
+        {name.removeprefix("model."): tensor for name, tensor in tensors_of(qwen3).items()} if base else {}
+    )
+    assert merged.keys() == inputs[0].keys()
+    for name, tensor in merged.items():
+        weights = [1 / 6, 1 / 3, 1 / 2]
+        expected = textbook(method, [x[name] for x in inputs], weights, origin.get(name))
+        error = (tensor.double() - expected).abs()
+        assert (error <= FLOOR[tensor.dtype] * expected.abs() + 1e-12).all(), name
+    AutoModel.from_pretrained(str(tmp_path / "out"))
+
+
+def test_equal_models_come_back_bit_for_bit(published_minilm, tmp_path):
+    for space, base in (("weights", None), ("deltas", published_minilm)):
+        target = str(tmp_path / space)
+        pipeline.merge([published_minilm] * 3, target, base, MergeSpec(space=space, dtype="float32"))
+        assert artifact.read_record(target).tensors == artifact.read_record(published_minilm).tensors
+
+
+def test_many_workers_and_files_give_the_same_tensors_as_one(models, qwen3, tmp_path):
+    one, many = str(tmp_path / "one"), str(tmp_path / "many")
+    pipeline.merge(models, one, qwen3, MergeSpec(dtype="float32"))
+    pipeline.merge(models, many, qwen3, MergeSpec(dtype="float32", num_workers=2, max_shard_bytes=60_000))
+    assert len([name for name in os.listdir(many) if name.endswith(".safetensors")]) > 2
+    assert artifact.read_record(one).tensors == artifact.read_record(many).tensors
+    texts = ["one text", "and another, a little longer"]
+    assert (directory.load_encoder(one).encode(texts) == directory.load_encoder(many).encode(texts)).all()
+    again = str(tmp_path / "again")
+    pipeline.merge([many, one], again, None, MergeSpec(space="weights", dtype="float32"))
+    assert artifact.read_record(again).tensors == artifact.read_record(one).tensors
+
+
+def test_weights_by_size_are_the_rows_behind_each_model(models, tmp_path):
+    record = pipeline.merge(models, str(tmp_path / "out"), None, MergeSpec(space="weights", weights="size"))
+    assert record.config["weights"] == pytest.approx([1 / 6, 1 / 3, 1 / 2])
+
+
+def edit(model: str, target: str, change) -> str:
+    """A copy without a record, with its tensors changed."""
+    shutil.copytree(model, target, ignore=shutil.ignore_patterns("artifact.json"))
+    tensors = load_file(os.path.join(target, "model.safetensors"))
+    change(tensors)
+    save_file(tensors, os.path.join(target, "model.safetensors"))
+    return target
+
+
+def refused(models, tmp_path, **spec) -> str:
+    target = tmp_path / "merged" / "out"
+    base = spec.pop("base", None)
+    with pytest.raises(BoomError) as caught:
+        pipeline.merge(models, str(target), base, MergeSpec(**{"space": "weights"} | spec))
+    assert os.listdir(tmp_path / "merged") == []
+    assert "Traceback" not in str(caught.value) and "ray::" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_all_differences_are_listed_at_once(models, tmp_path):
+    def change(tensors):
+        del tensors["norm.weight"]
+        tensors["extra"] = torch.zeros(1)
+        tensors["embed_tokens.weight"] = torch.zeros(2, 2)
+
+    other = edit(models[1], str(tmp_path / "other"), change)
+    with open(os.path.join(other, "tokenizer.json"), "a") as file:
+        file.write(" ")
+    with open(os.path.join(other, "tokenizer.json")) as file:
+        tokenizer = json.load(file)
+    tokenizer["truncation"] = {"max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    with open(os.path.join(other, "tokenizer.json"), "w") as file:
+        json.dump(tokenizer, file)
+    message = refused([models[0], other], tmp_path)
+    for part in (
+        "norm.weight: missing",
+        "extra: not in",
+        "embed_tokens.weight: shape [2, 2]",
+        "tokenizer.json differs",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("space", ["weights", "deltas"])
+def test_what_is_not_finite_is_named(bad, space, models, qwen3, tmp_path):
+    other = edit(models[1], str(tmp_path / "other"), lambda tensors: tensors["norm.weight"].fill_(bad))
+    message = refused([models[0], other], tmp_path, space=space, base=qwen3)
+    assert other in message and "norm.weight" in message and models[0] not in message
+
+
+def test_a_flipped_bit_is_found_while_streaming(models, tmp_path):
+    other = str(tmp_path / "other")
+    shutil.copytree(models[1], other)
+    with open(os.path.join(other, "model.safetensors"), "r+b") as file:
+        file.seek(-3, os.SEEK_END)
+        byte = file.read(1)
+        file.seek(-3, os.SEEK_END)
+        file.write(bytes([byte[0] ^ 4]))
+    message = refused([models[0], other], tmp_path)
+    assert f"{other}/model.safetensors: tensor " in message and "damaged" in message
+
+
+def test_a_truncated_shard_is_named(models, tmp_path):
+    other = str(tmp_path / "other")
+    shutil.copytree(models[1], other)
+    os.truncate(os.path.join(other, "model.safetensors"), 50_000)
+    message = refused([models[0], other], tmp_path)
+    assert "model.safetensors" in message and "truncated" in message and "50000 bytes, recorded" in message
+
+
+def test_opposite_models_are_refused_by_tensor(models, qwen3, tmp_path):
+    opposite = edit(
+        models[0], str(tmp_path / "opposite"), lambda tensors: [tensor.neg_() for tensor in tensors.values()]
+    )
+    message = refused([models[0], opposite], tmp_path)
+    assert "cancel" in message and "tensor " in message
+
+
+@pytest.mark.parametrize(
+    ("spec", "part"),
+    [
+        ({"weights": [1, -1]}, "add up to 0"),
+        ({"weights": [1, 2, 3]}, "got 3 weights for 2 models"),
+        ({"method": "average"}, "allowed: linear, multislerp"),
+        ({"space": "deltas"}, "needs the base model"),
+    ],
+)
+def test_settings_that_make_no_merge_are_refused(spec, part, models, tmp_path):
+    assert part in refused(models[:2], tmp_path, **spec)
+
+
+def test_another_base_is_refused(models, published_minilm, tmp_path):
+    assert "is no base of these models" in refused(
+        models[:2], tmp_path, space="deltas", base=published_minilm
+    )
+
+
+def test_a_taken_target_is_kept(models, tmp_path):
+    target = str(tmp_path / "out")
+    before = pipeline.merge(models, target, None, MergeSpec(space="weights"))
+    with pytest.raises(BoomError, match="exists already"):
+        pipeline.merge(models[:2], target, None, MergeSpec(space="weights"))
+    assert artifact.verify(target) == before
+
+
+def merges(process: psutil.Process) -> bool:
+    """Whether a process is a worker in the middle of a shard."""
+    try:
+        return "MergeWorker.merge" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def test_a_killed_worker_costs_its_shard_and_not_the_merge(published_minilm, tmp_path):
+    inputs = [variant(published_minilm, str(tmp_path / str(seed)), seed) for seed in (1, 2, 3)]
+    spec = MergeSpec(dtype="float32", num_workers=2, max_shard_bytes=10 << 20)
+    clean = pipeline.merge(inputs, str(tmp_path / "clean"), published_minilm, spec)
+    killed = []
+
+    def kill_a_worker() -> None:
+        """Wait until a worker of the running merge has written something, and kill its process."""
+        while not killed:
+            stages = [name for name in os.listdir(tmp_path) if name.startswith(".out.stage")]
+            written = any(
+                f.endswith(".safetensors") for stage in stages for f in os.listdir(tmp_path / stage)
+            )
+            workers = [process for process in psutil.Process().children(recursive=True) if merges(process)]
+            if written and workers:
+                workers[0].kill()
+                killed.append(workers[0].pid)
+            time.sleep(0.005)
+
+    killer = threading.Thread(target=kill_a_worker, daemon=True)
+    killer.start()
+    disturbed = pipeline.merge(inputs, str(tmp_path / "out"), published_minilm, spec)
+    killer.join(60)
+    assert killed and disturbed.files == clean.files | {"README.md": disturbed.files["README.md"]}
+
+
+THEIRS = """
+import json, sys
+from mergekit.scripts.merge_raw_pytorch import main
+for config, out in json.loads(sys.argv[1]):
+    main.main([config, out], standalone_mode=False)
+"""
+CASES = [
+    ("linear", False, "float32"),
+    ("multislerp", False, "float32"),
+    ("multislerp", True, "float32"),
+    ("multislerp", True, "bfloat16"),
+]
+
+
+@pytest.fixture(scope="module")
+def mergekit_results(models, published_qwen3, tmp_path_factory) -> dict:
+    """What mergekit makes of the same files, in every case; one process of it serves all."""
+    if not MERGEKIT:
+        pytest.skip("BOOM_RAY_MERGEKIT_PYTHON names no Python with mergekit; tests/run.sh makes one")
+    root, runs = tmp_path_factory.mktemp("mergekit"), []
+    for number, (method, with_base, dtype) in enumerate(CASES):
+        entries = [{"model": f"{model}/model.safetensors", "parameters": {"weight": 1.0}} for model in models]
+        config = {"merge_method": method, "models": entries, "dtype": dtype}
+        config |= {"base_model": f"{published_qwen3}/model.safetensors"} if with_base else {}
+        (root / f"{number}.yml").write_text(yaml.safe_dump(config))
+        runs.append((str(root / f"{number}.yml"), str(root / str(number))))
+    subprocess.run([MERGEKIT, "-c", THEIRS, json.dumps(runs)], check=True, capture_output=True)
+    return {case: tensors_of(out) for case, (_, out) in zip(CASES, runs, strict=True)}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_mergekit_gives_the_same(case, mergekit_results, models, published_qwen3, tmp_path):
+    method, with_base, dtype = case
+    spec = MergeSpec(method, "deltas" if with_base else "weights", "equal", dtype)
+    pipeline.merge(models, str(tmp_path / "ours"), published_qwen3 if with_base else None, spec)
+    merged, theirs = tensors_of(str(tmp_path / "ours")), mergekit_results[case]
+    assert merged.keys() == theirs.keys()
+    tolerance = 1e-5 if dtype == "float32" else 2.0**-7  # it computes in bfloat16 when it writes bfloat16
+    for name, tensor in merged.items():
+        other = theirs[name].double()
+        assert (tensor.double() - other).norm() <= tolerance * other.norm(), name

@@ -1,0 +1,99 @@
+"""The plan of the output files, and the reading and writing of them."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from boom_ray import artifact
+from boom_ray.errors import BoomError
+from boom_ray.merge.plan import index_json, plan_shards
+from boom_ray.merge.tensors import ShardWriter, TensorReader, align, read_places
+
+MIB = 1 << 20
+
+
+@given(
+    st.dictionaries(
+        st.text("abc", min_size=1, max_size=6), st.integers(0, 900 * MIB), min_size=1, max_size=40
+    ),
+    st.integers(1, 9),
+    st.integers(100 * MIB, 4096 * MIB),
+)
+def test_every_tensor_is_in_one_file_and_files_are_balanced(sizes, num_workers, limit):
+    shards = plan_shards(sizes, num_workers, limit)
+    assert sorted(name for shard in shards for name in shard.tensors) == sorted(sizes)
+    assert len({shard.file for shard in shards}) == len(shards)
+    loads = [sum(sizes[name] for name in shard.tensors) for shard in shards]
+    assert max(loads) <= sum(loads) / len(loads) + max(sizes.values())
+    if len(shards) > 1:
+        index = json.loads(index_json(shards, sizes))
+        assert (
+            index["metadata"]["total_size"] == sum(sizes.values())
+            and index["weight_map"].keys() == sizes.keys()
+        )
+
+
+def test_a_small_model_is_one_file_and_a_large_one_has_one_per_worker():
+    assert [shard.file for shard in plan_shards({"a": MIB, "b": MIB}, 8, 4096 * MIB)] == ["model.safetensors"]
+    files = [shard.file for shard in plan_shards({str(i): 100 * MIB for i in range(10)}, 3, 4096 * MIB)]
+    assert files == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+
+
+def test_what_is_streamed_out_is_what_the_library_reads_and_hashes_are_true(tmp_path):
+    tensors = {
+        "a": torch.randn(7, 5),
+        "b": torch.randn(3).bfloat16(),
+        "c": torch.tensor(4),
+        "d": torch.zeros(0, 2),
+    }
+    uri = str(tmp_path / "model.safetensors")
+    writer = ShardWriter(uri, {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()})
+    for name, tensor in tensors.items():
+        flat = tensor.reshape(-1)
+        writer.write(name, iter(flat.split(max(1, len(flat) // 2))))
+    entry = writer.close()
+    with safe_open(uri, "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert all(torch.equal(file.get_tensor(name), tensor) for name, tensor in tensors.items())
+    assert entry == artifact.hash_file(uri)
+    assert writer.entries == artifact.hash_tensors(str(tmp_path), "model.safetensors")
+
+
+def test_ranges_are_read_from_where_they_lie(tmp_path):
+    tensors = {"a": torch.arange(100.0), "b": torch.arange(50).half()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    reader = TensorReader(str(tmp_path), read_places(str(tmp_path)))
+    assert torch.equal(reader.read("a", 90, 10)[0], tensors["a"][90:])
+    assert torch.equal(reader.read("b", 3, 4)[0], tensors["b"][3:7])
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [(3, "truncated or not a safetensors"), (60, "truncated or not"), (250, "tensor b ends at")],
+)
+def test_a_truncated_file_is_named(tmp_path, size, message):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(10), "b": torch.zeros(100)}, path)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(BoomError, match=message):
+        read_places(str(tmp_path))
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(BoomError, match="never loaded"):
+        read_places(str(tmp_path))
+
+
+def test_a_base_is_found_under_its_prefix_and_its_head_is_left_alone(tmp_path):
+    save_file({"model.a": torch.zeros(1), "model.b.a": torch.zeros(1), "lm_head": torch.zeros(1)},
+              tmp_path / "model.safetensors")  # fmt: skip
+    base = read_places(str(tmp_path))
+    aligned = align(base, ["a", "b.a"])
+    assert aligned == {"a": base["model.a"], "b.a": base["model.b.a"]}
+    assert align(base, ["a", "c"]) is None
