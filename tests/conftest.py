@@ -9,7 +9,6 @@ import pytest
 import ray
 import torch
 import yaml
-from tests import texts
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -17,6 +16,7 @@ from boom_ray import artifact, recipe, session
 from boom_ray.artifact import Record
 from boom_ray.model import directory
 from boom_ray.recipe import BaseModelSource, Recipe
+from tests import texts
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 import yaml
-from tests.conftest import recipe_values
 
 from boom_ray import artifact
+from tests.conftest import recipe_values
 
 
 def boom_ray(*arguments: str, **environment: str) -> subprocess.CompletedProcess:

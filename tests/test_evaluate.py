@@ -5,12 +5,12 @@ import os
 
 import numpy as np
 import pytest
-from tests import texts
 
 from boom_ray import evaluate, report
 from boom_ray.errors import BoomError
 from boom_ray.evaluate import Protocol, Subject
 from boom_ray.model import directory
+from tests import texts
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -6,12 +6,12 @@ import os
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
-from tests import texts
 
 from boom_ray import artifact, pipeline, storage
 from boom_ray.errors import BoomError
 from boom_ray.model import directory
 from boom_ray.recipe import identity
+from tests import texts
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

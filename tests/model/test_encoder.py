@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from tests import texts
 from transformers import AutoModel, AutoTokenizer
 
 from boom_ray import artifact
@@ -15,6 +14,7 @@ from boom_ray.errors import BoomError
 from boom_ray.model import directory
 from boom_ray.model.encoder import chunk_by_tokens, pool
 from boom_ray.recipe import BaseModelSource
+from tests import texts
 
 FAMILIES = ["published_minilm", "published_qwen3"]
 

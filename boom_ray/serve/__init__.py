@@ -1,0 +1,1 @@
+"""Online serving of a model directory, in the shape of OpenAI's embeddings API."""
