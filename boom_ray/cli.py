@@ -156,9 +156,9 @@ def embed(
     from boom_ray import embed as stage
     from boom_ray import session
 
-    uris = [storage.absolute(uri) for uri in (model, source, target)]
+    model, source, target = (storage.absolute(uri) for uri in (model, source, target))
     session.connect()
-    stage.embed(*uris, text_column, id_column, prompt_name, num_workers)
+    stage.embed(model, source, target, text_column, id_column, prompt_name, num_workers)
 
 
 @main.command()

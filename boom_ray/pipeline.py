@@ -158,9 +158,7 @@ def _rows(uri: str) -> int:
     return record.config["rows"]
 
 
-def write_card(
-    record: Record, stage: Stage, licensed: str, results: dict[str, evaluate.Scores]
-) -> None:
+def write_card(record: Record, stage: Stage, licensed: str, results: dict[str, evaluate.Scores]) -> None:
     """Write the model card of a stage that holds everything else.
 
     Args:

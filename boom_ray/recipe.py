@@ -48,7 +48,7 @@ def _identifier(name: str) -> str:
 def _query_template(template: str) -> str:
     if not template.endswith("{query}") or re.search(r"{(?!instruction}|query})", template):
         raise ValueError(
-            f"got {template!r}; it must end in {{query}}, since a prompt is a prefix, and may use {{instruction}}"
+            f"got {template!r}; it must end in {{query}}, as a prompt is a prefix; {{instruction}} is allowed"
         )
     return template
 

@@ -22,7 +22,7 @@ def connect() -> None:
 
 
 def result_of(reference: Any) -> Any:
-    """`ray.get` that raises a user's error as itself, not as the failure of the task or actor that found it."""
+    """`ray.get` that raises a user's error as itself, not as the failure of the task that found it."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:

@@ -47,7 +47,7 @@ UNSEEN = {"sklearn": "scikit-learn", "scipy": "scipy"}
 PARTS = {"base", "train", "eval", "texts", "corpus.json"}
 
 HELD_OUT_PERCENT = 40
-NUM_DOCUMENTS = 300
+NUM_DOCUMENTS = 150
 NUM_QUERIES = 60
 NUM_NEGATIVES = 7
 MAX_PER_MODULE = 32

@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 ACCESS_KEY, SECRET_KEY = "test:tester", "testing"
 SERVICES = ("account", "container", "object")
@@ -140,7 +141,7 @@ def _await_ready(url: str, processes: list[subprocess.Popen], root: str) -> None
                 return
         except OSError:
             time.sleep(0.1)
-    logs = "".join(open(os.path.join(root, f"{kind}.log")).read()[-500:] for kind in (*SERVICES, "proxy"))
+    logs = "".join(Path(root, f"{kind}.log").read_text()[-500:] for kind in (*SERVICES, "proxy"))
     raise RuntimeError(f"the S3 server did not start:\n{logs}")
 
 

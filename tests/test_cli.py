@@ -15,7 +15,9 @@ from tests.conftest import recipe_values
 def boom_ray(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "boom_ray.cli", *arguments]
     # Each command starts a Ray of its own; one CPU of it is enough.
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=300)
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=300
+    )
 
 
 def assert_refused(run: subprocess.CompletedProcess, message: str) -> None:
@@ -79,7 +81,9 @@ def test_a_truncated_shard(tmp_path, published_minilm):
 
 
 def test_weights_that_are_no_numbers_and_a_bag_that_is_not_there(recipe_file, published_minilm):
-    assert_refused(boom_ray("merge", "a", "b", "--out", "c", "--weights", "heavy"), "allowed: equal, size, or numbers")
+    assert_refused(
+        boom_ray("merge", "a", "b", "--out", "c", "--weights", "heavy"), "allowed: equal, size, or numbers"
+    )
     assert_refused(boom_ray("train", recipe_file(), "--bag", "9"), "the recipe has bags 1 to 2")
 
 

@@ -41,7 +41,10 @@ def test_metrics_are_those_of_the_definitions_and_results_are_kept(published_min
         expected = by_definition(published_minilm, os.path.join(beir, task))
         assert scores == pytest.approx(expected, abs=1e-6) and 0.2 < scores["ndcg@10"] <= 1
     written = {name: os.stat(tmp_path / "cache" / name).st_mtime_ns for name in os.listdir(cache)}
-    assert evaluate.evaluate([Subject("other label", published_minilm)], Protocol(beir), cache)["other label"] == first["m"]
+    assert (
+        evaluate.evaluate([Subject("other label", published_minilm)], Protocol(beir), cache)["other label"]
+        == first["m"]
+    )
     assert written == {name: os.stat(tmp_path / "cache" / name).st_mtime_ns for name in os.listdir(cache)}
 
 

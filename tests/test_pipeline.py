@@ -18,7 +18,9 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 def states(root: str) -> dict[str, int]:
     """Modification time of every file of the bags' models."""
-    return {name: info.mtime_ns for name, info in storage.list_files(f"{root}/models").items() if "bag-" in name}
+    return {
+        name: info.mtime_ns for name, info in storage.list_files(f"{root}/models").items() if "bag-" in name
+    }
 
 
 @pytest.mark.parametrize("base", ["minilm", "qwen3"])
@@ -53,7 +55,9 @@ def test_from_corpus_to_a_measured_model(base, make_recipe, request, capsys):
     assert before == (states(recipe.root), artifact.verify(target)), "a second run makes nothing anew"
 
     with pytest.raises(BoomError) as caught:
-        pipeline.run(make_recipe(request.getfixturevalue(base), merge={"method": "linear", "dtype": "float32"}))
+        pipeline.run(
+            make_recipe(request.getfixturevalue(base), merge={"method": "linear", "dtype": "float32"})
+        )
     assert "merge.method: multislerp there, linear in the recipe" in str(caught.value)
 
 
@@ -75,7 +79,7 @@ def test_one_failing_bag_does_not_throw_the_others_away(make_recipe, qwen3):
     os.makedirs(in_the_way)
     with open(f"{in_the_way}/precious", "w") as file:
         file.write("x")
-    with pytest.raises(BoomError, match="bag-2: .*is in the way"):
+    with pytest.raises(BoomError, match=r"bag-2: .*is in the way"):
         pipeline.run(recipe)
     artifact.verify(f"{recipe.root}/models/bag-1")
     assert not os.path.exists(f"{recipe.root}/models/v0001")

@@ -20,10 +20,16 @@ def load(tmp_path, **sections):
     [
         ({"train": {"lerning_rate": 1e-5}}, "train.lerning_rate: unknown key; did you mean 'learning_rate'?"),
         ({"train": {"execution": {"num_worker": 2}}}, "did you mean 'num_workers'?"),
-        ({"data": {"tasks": [{"name": "a", "path": "p", "typ": "sts"}]}}, "data.tasks.0.typ: unknown key; did you"),
+        (
+            {"data": {"tasks": [{"name": "a", "path": "p", "typ": "sts"}]}},
+            "data.tasks.0.typ: unknown key; did you",
+        ),
         ({"bag": {}}, "bag: unknown key; did you mean 'bags'?"),
         ({"train": {"batch_size": "many"}}, "train.batch_size: Input should be a valid integer"),
-        ({"train": {"precision": "fp8"}}, "train.precision: Input should be 'fp32', 'bf16' or 'fp16', got 'fp8'"),
+        (
+            {"train": {"precision": "fp8"}},
+            "train.precision: Input should be 'fp32', 'bf16' or 'fp16', got 'fp8'",
+        ),
         ({"bags": {"ratios": "{1,2}"}}, "no preset '{1,2}'; allowed: {20,40,60,80,100}"),
         ({"bags": {"ratios": [120]}}, "bags.ratios.0: Input should be less than or equal to 100"),
         ({"bags": {"ratios": [60, 60], "partition": True}}, "disjoint bags cannot hold 120 %"),

@@ -11,7 +11,11 @@ from collections.abc import Iterator
 def functions(package: str) -> Iterator[tuple[str, str]]:
     """(docstring, code without it) of the documented functions of one standard library package or module."""
     root = os.path.join(sysconfig.get_path("stdlib"), package)
-    files = [f"{root}.py"] if os.path.isfile(f"{root}.py") else sorted(os.path.join(root, n) for n in os.listdir(root))
+    files = (
+        [f"{root}.py"]
+        if os.path.isfile(f"{root}.py")
+        else sorted(os.path.join(root, n) for n in os.listdir(root))
+    )
     for path in files:
         if not path.endswith(".py"):
             continue
@@ -54,10 +58,16 @@ def write_corpus(directory: str, num_rows: int = 48) -> dict[str, str]:
         for i, (_, text, code) in enumerate(pairs)
     ]
     classification = [
-        {"query": text, "pos": [packages[name]], "neg": [label for key, label in packages.items() if key != name]}
+        {
+            "query": text,
+            "pos": [packages[name]],
+            "neg": [label for key, label in packages.items() if key != name],
+        }
         for name, text, _ in pairs
     ]
     return {
         "docstring-to-code": write_jsonl(os.path.join(directory, "docstring-to-code.jsonl"), retrieval),
-        "docstring-to-package": write_jsonl(os.path.join(directory, "docstring-to-package.jsonl"), classification),
+        "docstring-to-package": write_jsonl(
+            os.path.join(directory, "docstring-to-package.jsonl"), classification
+        ),
     }

@@ -104,7 +104,8 @@ def _hand_out(
     """Give every worker a shard, and the next one when it is done."""
     files: dict[str, FileEntry] = {}
     tensors: dict[str, TensorEntry] = {}
-    free, waiting, running = list(workers), list(shards), {}
+    free, waiting = list(workers), list(shards)
+    running: dict[Any, tuple[Any, Shard]] = {}
     while waiting or running:
         while free and waiting:
             worker, shard = free.pop(), waiting.pop(0)

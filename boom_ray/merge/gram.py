@@ -1,8 +1,9 @@
 """Merging lives in a Gram matrix.
 
-Let W_1 … W_M be one tensor of the M models, flattened, and G_ij = <W_i, W_j>. Every method whose result is a linear
-combination of its inputs needs the tensors twice: once to accumulate G, once to combine them with M coefficients
-that are a function of G alone. Both passes go block by block, so memory is M blocks, whatever the tensor's size.
+Let W_1 … W_M be one tensor of the M models, flattened, and G_ij = <W_i, W_j>. Every method whose result is
+a linear combination of its inputs needs the tensors twice: once to accumulate G, once to combine them with
+M coefficients that are a function of G alone. Both passes go block by block, so memory is M blocks,
+whatever the tensor's size.
 """
 
 from collections.abc import Sequence

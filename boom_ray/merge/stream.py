@@ -1,7 +1,7 @@
 """One output shard, streamed: every tensor is read once for its Gram matrix and once to be combined.
 
-A tensor that fits into one chunk is read only once. Inputs are hashed as they pass, so that a damaged one is refused
-without a pass of its own.
+A tensor that fits into one chunk is read only once. Inputs are hashed as they pass, so that a damaged one
+is refused without a pass of its own.
 """
 
 from collections.abc import Callable, Iterator

@@ -199,7 +199,9 @@ def prompts_of(data: Data) -> dict[str, str]:
 def license_of(uri: str) -> str | None:
     """The licence a model's card states, or None."""
     place = storage.join(uri, "README.md")
-    return ModelCard(storage.read_bytes(place).decode()).data.get("license") if storage.is_file(place) else None
+    return (
+        ModelCard(storage.read_bytes(place).decode()).data.get("license") if storage.is_file(place) else None
+    )
 
 
 def identify(uri: str) -> Parent:

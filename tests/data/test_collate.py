@@ -50,7 +50,10 @@ def test_all_right_answers_of_a_row_are_known():
 
 
 def test_prompts_go_before_queries_and_before_both_sides_of_sts():
-    data = [{"query": "a", "pos": ["b"], "neg": ["c"]}, {"query": "d", "pos": ["e"], "neg": ["f"], "prompt": "Q:"}]
+    data = [
+        {"query": "a", "pos": ["b"], "neg": ["c"]},
+        {"query": "d", "pos": ["e"], "neg": ["f"], "prompt": "Q:"},
+    ]
     retrieval = collator(data, group_size=2)(np.array([0, 1]), 0, 0)
     symmetric = collator(data, "sts", group_size=2)(np.array([0, 1]), 0, 0)
     assert set(retrieval.texts) == {"P:a", "b", "c", "Q:d", "e", "f"}

@@ -16,12 +16,16 @@ def make_batch(type, num_rows=5, group=4, num_passages=9, seed=0):
     rng = np.random.default_rng(seed)
     queries = np.arange(num_rows)
     queries[-1] = 0
-    candidates = np.array([num_rows + rng.choice(num_passages, group, replace=False) for _ in range(num_rows)])
+    candidates = np.array(
+        [num_rows + rng.choice(num_passages, group, replace=False) for _ in range(num_rows)]
+    )
     candidates[1, -1] = NO_TEXT
     positives = [np.array([row[0]]) for row in candidates]
     positives[2] = np.array([candidates[2, 0], candidates[3, 1]])
     count = num_rows + num_passages
-    return Batch("t", type, [str(i) for i in range(count)], np.arange(count) < num_rows, queries, candidates, positives)
+    return Batch(
+        "t", type, [str(i) for i in range(count)], np.arange(count) < num_rows, queries, candidates, positives
+    )
 
 
 def reference(vectors, batch, temperature):
@@ -74,7 +78,9 @@ def test_the_step_gives_the_gradient_of_the_whole_batch_however_it_is_cut(grad_c
     expected.backward()
     chunks = share_chunks(np.full(len(inputs), 8), 1, chunk_tokens)[0]
     step = Step(lambda tensor: tensor, lambda scalar, last: scalar.backward(), grad_cache)
-    loss, _ = step(lambda chunk: embed(model, chunk), chunks, len(inputs), lambda e: contrastive_loss(e, batch, 0.05))
+    loss, _ = step(
+        lambda chunk: embed(model, chunk), chunks, len(inputs), lambda e: contrastive_loss(e, batch, 0.05)
+    )
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
     assert torch.allclose(model.weight.grad, whole.weight.grad, rtol=1e-9, atol=1e-12)
 
