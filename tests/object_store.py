@@ -1,6 +1,6 @@
 """A real S3 server on loopback: OpenStack Swift with its S3 API, from PyPI wheels, without root.
 
-Run inside the server's own environment (`python -m venv`, `pip install swift==2.38.3`), named by the environment
+Run inside the server's own environment (`pip install swift==2.38.3`), named by the environment
 variable `BOOM_RAY_SWIFT_ENV`; `tests/run.sh` makes it.
 """
 
@@ -28,7 +28,7 @@ for kind, port in zip(("account", "container", "object"), sys.argv[2:]):
     builder.get_ring().save(f"{sys.argv[1]}/{kind}.ring.gz")
 """
 
-# Swift logs to syslog unless its handlers are taken away, and where /dev/log is absent opens a public UDP port.
+# Without this Swift logs to syslog, and where /dev/log is absent opens a public UDP port.
 NO_SYSLOG = """
 from logging.handlers import SysLogHandler
 def hook(conf, name, to_console, route, fmt, logger, adapted):
@@ -72,7 +72,7 @@ log_custom_handlers = nosyslog.hook
 """
 
 PROXY = """[pipeline:main]
-pipeline = catch_errors gatekeeper healthcheck cache listing_formats bulk s3api tempauth copy slo dlo proxy-server
+pipeline = catch_errors gatekeeper healthcheck cache listing_formats bulk s3api tempauth copy slo proxy-server
 [app:proxy-server]
 use = egg:swift#proxy
 allow_account_management = true

@@ -38,7 +38,7 @@ def write_jsonl(path: str, rows: list[dict]) -> str:
 def write_beir(directory: str, pairs: list[tuple[str, str]]) -> str:
     """A BEIR directory whose queries are docstrings and whose documents are their code."""
     write_jsonl(os.path.join(directory, "corpus.jsonl"),
-                [{"_id": f"d{i}", "title": "", "text": code} for i, (_, code) in enumerate(pairs)])  # fmt: skip
+                [{"_id": f"d{i}", "title": "", "text": c} for i, (_, c) in enumerate(pairs)])  # fmt: skip
     write_jsonl(os.path.join(directory, "queries.jsonl"),
                 [{"_id": f"q{i}", "text": text} for i, (text, _) in enumerate(pairs)])  # fmt: skip
     os.makedirs(os.path.join(directory, "qrels"), exist_ok=True)
@@ -50,7 +50,7 @@ def write_beir(directory: str, pairs: list[tuple[str, str]]) -> str:
 
 def write_corpus(directory: str, num_rows: int = 48) -> dict[str, str]:
     """A retrieval and a classification task; returns the path of each."""
-    packages = {"email": "email: messages and MIME", "json": "json: encoding", "argparse": "argparse: options",
+    packages = {"email": "email: messages and MIME", "json": "json: encoding", "argparse": "argparse: flags",
                 "ipaddress": "ipaddress: networks"}  # fmt: skip
     pairs = [(package, *pair) for package in packages for pair in list(functions(package))[: num_rows // 4]]
     retrieval = [

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-#: Directions whose weighted mean is shorter than this cancel each other; mergekit draws the line at 1e-8 as well,
-#: below what the rounding of a Gram matrix in float64 can tell from zero.
+#: Directions whose weighted mean is shorter than this cancel each other: the square root of what rounding in
+#: float64 leaves of a zero in a Gram matrix.
 ANTIPODAL = 1e-7
 
 

@@ -157,6 +157,6 @@ class _TensorMerger:
         ):
             if record and name in record.tensors and record.tensors[name].xxh3_128 != digest:
                 raise BoomError(
-                    f"{storage.join(model, places[name].file)}: tensor {name} is damaged: its content differs "
+                    f"{storage.join(model, places[name].file)}: tensor {name} is damaged: it differs "
                     "from the record. Restore the file, or publish the model again"
                 )

@@ -56,7 +56,8 @@ def test_transformers_alone_with_our_pooling_gives_the_same_vectors(family, batc
     model, tokenizer = AutoModel.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
     spec, found = directory.read_spec(path), []
     for start in range(0, len(mixed), batch_size):
-        encoded = tokenizer(mixed[start : start + batch_size], padding=True, padding_side="right", truncation=True,
+        texts_now = mixed[start : start + batch_size]
+        encoded = tokenizer(texts_now, padding=True, padding_side="right", truncation=True,
                             max_length=spec.max_length, return_tensors="pt")  # fmt: skip
         with torch.no_grad():
             states = model(**encoded).last_hidden_state

@@ -1,4 +1,4 @@
-"""Under Ray Train and DeepSpeed: one global batch has one loss and one gradient, whatever the number of ranks."""
+"""Under Ray Train and DeepSpeed: one batch has one loss and one gradient, whatever the number of ranks."""
 
 from dataclasses import replace
 from typing import Any
