@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ACCESS_KEY, SECRET_KEY = "test:tester", "testing"
+ACCESS_KEY, SECRET_KEY = "test:tester", "kept-out-of-logs-and-records"
 SERVICES = ("account", "container", "object")
 
 RINGS = """
@@ -82,7 +82,7 @@ use = egg:swift#s3api
 location = us-east-1
 [filter:tempauth]
 use = egg:swift#tempauth
-user_test_tester = testing .admin
+user_test_tester = kept-out-of-logs-and-records .admin
 [filter:cache]
 paste.filter_factory = localcache:factory
 [filter:slo]
