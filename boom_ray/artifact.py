@@ -23,6 +23,7 @@ from boom_ray import __version__, storage
 from boom_ray.errors import BoomError
 
 RECORD = "artifact.json"
+MARKER = ".stage"  # on an object store: this prefix is being filled, by the process named in it
 Kind = Literal["corpus", "bags", "model", "embeddings"]
 READ_BYTES = 8 << 20
 
@@ -139,7 +140,7 @@ def verify(uri: str) -> Record:
         raise BoomError(
             f"{uri}: not an artifact: it has no {RECORD}. It was never finished, or is something else"
         )
-    present = {name: info for name, info in storage.list_files(uri).items() if name != RECORD}
+    present = {name: info for name, info in storage.list_files(uri).items() if name not in (RECORD, MARKER)}
     problems = [f"{name}: missing" for name in record.files.keys() - present.keys()]
     problems += [f"{name}: not in the record" for name in present.keys() - record.files.keys()]
     for name in sorted(record.files.keys() & present.keys()):
@@ -188,6 +189,7 @@ class Stage:
             os.makedirs(self.local)
         else:
             self.uri, self.local = target, tempfile.mkdtemp(prefix="boom-ray-stage-")
+            _claim_prefix(target)
 
     def commit(self, record: Record) -> Record:
         """Hash what is not hashed yet, and make the directory visible under its target in one step.
@@ -221,6 +223,7 @@ class Stage:
             self._check_upload()
             refuse_existing(self.target)
             storage.write_bytes(storage.join(self.target, RECORD), content)
+            storage.delete_file(storage.join(self.target, MARKER))
         return record
 
     def _rename(self) -> None:
@@ -259,6 +262,23 @@ def refuse_existing(target: str) -> None:
         and not (os.path.isdir(target) and not os.listdir(target))
     ):
         raise BoomError(f"{target}: is in the way and is not an artifact. Give another path")
+
+
+def _claim_prefix(target: str) -> None:
+    """Mark a prefix of an object store as being filled; what a producer that died left there is deleted.
+
+    Raises:
+        BoomError: if the prefix holds something else, or a process of this machine is filling it.
+    """
+    marker = storage.join(target, MARKER)
+    if storage.is_file(marker):
+        host, _, pid = storage.read_bytes(marker).decode().rpartition("-")
+        if host == socket.gethostname() and _runs(int(pid)):
+            raise BoomError(f"{target}: process {pid} is filling it. Wait for it, or give another path")
+        storage.delete_tree(target)
+    elif storage.list_files(target):
+        raise BoomError(f"{target}: is in the way and is not an artifact. Give another path")
+    storage.write_bytes(marker, f"{socket.gethostname()}-{os.getpid()}".encode())
 
 
 def _sweep(parent: str, name: str) -> None:

@@ -73,7 +73,7 @@ def embed(
     from boom_ray.model import directory
 
     _prepare_ray_data()
-    _refuse_existing(target)
+    artifact.refuse_existing(target)
     local = storage.local_directory(model)
     prompt = _prompt(model, directory.read_spec(local).prompts, prompt_name)
     texts = _open(source, text_column, id_column)
@@ -108,15 +108,6 @@ def _prepare_ray_data() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.CRITICAL)
-
-
-def _refuse_existing(target: str) -> None:
-    artifact.refuse_existing(target)
-    if storage.list_files(target):
-        raise BoomError(
-            f"{target}: holds files that are no artifact: left by a run that did not finish, or something"
-            " else. Delete them, or give another path"
-        )
 
 
 def _prompt(model: str, prompts: dict[str, str], name: str | None) -> str:

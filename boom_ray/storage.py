@@ -151,6 +151,13 @@ def copy_tree(source: str, target: str) -> None:
         pyarrow.fs.copy_files(source_path, target_path, source_fs, target_fs)
 
 
+def delete_file(uri: str) -> None:
+    """Delete one file."""
+    fs, path = filesystem(uri)
+    with _explained(uri):
+        fs.delete_file(path)
+
+
 def delete_tree(uri: str) -> None:
     """Delete a directory and all below it; nothing happens if it is absent."""
     if is_local(uri):
