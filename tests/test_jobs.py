@@ -1,0 +1,131 @@
+"""As users submit it: `ray job submit` with an object store; what is killed is finished by the next job."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pyarrow.fs
+import pytest
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from boom_ray import artifact, storage
+from tests.object_store import SECRET_KEY, s3_server
+
+ROOT = str(Path(__file__).parents[1])
+SWIFT = os.environ.get("BOOM_RAY_SWIFT_ENV")
+ENTRYPOINT = "python jobs/run.py jobs/recipes/tiny.yaml --storage s3://bucket/runs"
+MODELS = "s3://bucket/runs/tiny/models"
+
+pytestmark = pytest.mark.skipif(not SWIFT, reason="BOOM_RAY_SWIFT_ENV is not set; tests/run.sh sets it")
+
+
+@pytest.fixture(scope="module")
+def object_store(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """A bucket on a real S3 server, reached by this process and all it starts."""
+    assert SWIFT is not None
+    with (
+        s3_server(SWIFT, str(tmp_path_factory.mktemp("s3"))) as variables,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        store, _ = pyarrow.fs.FileSystem.from_uri("s3://bucket?allow_bucket_creation=true")
+        store.create_dir("bucket")
+        yield variables
+
+
+@pytest.fixture(scope="module")
+def cluster(object_store, tmp_path_factory) -> Iterator[tuple[JobSubmissionClient, str]]:
+    """A head node as `ray start --head` makes it, and a directory with the quickstart's input."""
+    home = str(tmp_path_factory.mktemp("home") / "h")
+    builder = [sys.executable, "jobs/quickstart_corpus.py", f"{home}/minilm", "--rows", "100"]
+    subprocess.run(builder, cwd=ROOT, check=True, capture_output=True)
+    bin_directory = os.path.dirname(sys.executable)
+    environment = {**os.environ, "PATH": f"{bin_directory}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
+    environment.pop("RAY_ADDRESS", None)
+    options = ["--port=26379", "--dashboard-port=28265", "--num-cpus=4", "--block", "--disable-usage-stats"]
+    temporary = f"--temp-dir={tmp_path_factory.mktemp('r', numbered=False)}"
+    command = [f"{bin_directory}/ray", "start", "--head", *options, temporary]
+    head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield _client("http://127.0.0.1:28265"), home
+    finally:
+        processes = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
+        for process in processes:
+            if process.is_running():
+                process.kill()
+        head.wait(60)
+
+
+def _client(address: str) -> JobSubmissionClient:
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            return JobSubmissionClient(address)
+        except (ConnectionError, RuntimeError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+
+
+def submit(client: JobSubmissionClient, home: str) -> str:
+    runtime = {
+        "working_dir": ROOT,
+        "env_vars": {"BOOM_RAY_HOME": home},
+        "excludes": [".venv", ".git", ".quickstart"],
+    }
+    return client.submit_job(entrypoint=ENTRYPOINT, runtime_env=runtime)
+
+
+def await_end(client: JobSubmissionClient, job: str) -> JobStatus:
+    deadline = time.monotonic() + 500
+    while not client.get_job_status(job).is_terminal() and time.monotonic() < deadline:
+        time.sleep(1)
+    return client.get_job_status(job)
+
+
+def kill_driver() -> None:
+    """SIGKILL the process of the job's own script."""
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if line[1:3] == ["jobs/run.py", "jobs/recipes/tiny.yaml"]:
+            os.kill(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.timeout(1200)
+def test_a_killed_job_is_finished_by_the_next_and_nothing_is_trained_twice(cluster):
+    client, home = cluster
+    first = submit(client, home)
+    deadline = time.monotonic() + 400
+    while not (published := [n for n in storage.list_names(MODELS) if artifact.read_record(f"{MODELS}/{n}")]):
+        assert time.monotonic() < deadline and not client.get_job_status(first).is_terminal(), (
+            client.get_job_logs(first)
+        )
+        time.sleep(0.2)
+    kill_driver()
+    assert await_end(client, first) == JobStatus.FAILED
+    before = {
+        f"{n}/{f}": i.mtime_ns for n in published for f, i in storage.list_files(f"{MODELS}/{n}").items()
+    }
+    digests = {name: artifact.verify(f"{MODELS}/{name}").digest for name in published}
+
+    second = submit(client, home)
+    assert await_end(client, second) == JobStatus.SUCCEEDED, client.get_job_logs(second)
+    records = {name: artifact.verify(f"{MODELS}/{name}") for name in ("bag-1", "bag-2", "v0001")}
+    assert {name: records[name].digest for name in published} == digests
+    after = {
+        f"{n}/{f}": i.mtime_ns for n in published for f, i in storage.list_files(f"{MODELS}/{n}").items()
+    }
+    assert before == after
+    assert f"{MODELS}/v0001" in client.get_job_logs(second)
+    assert second in {job.submission_id for job in client.list_jobs()}
+    everything = json.dumps([record.model_dump() for record in records.values()]) + client.get_job_logs(
+        second
+    )
+    assert SECRET_KEY not in everything
