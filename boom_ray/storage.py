@@ -5,11 +5,13 @@ A location is a `str`: an absolute local path or `s3://bucket/prefix` (`gs://`, 
 credentials and `AWS_ENDPOINT_URL` from the environment, as every AWS tool does.
 """
 
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import pyarrow.fs
 import xxhash
@@ -29,8 +31,16 @@ def absolute(uri: str, base: str | None = None) -> str:
     """Resolve `~` and relative local paths against `base` (default: the working directory).
 
     Workers run in working directories of their own, so every URI is made absolute where it enters.
+
+    Raises:
+        BoomError: if the URI holds a secret.
     """
     if not is_local(uri):
+        if urlsplit(uri).password is not None:
+            raise BoomError(
+                f"{uri.split('://')[0]}://…: a secret in a URI ends in logs and records. "
+                "Give it in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+            )
         return uri.rstrip("/")
     return os.path.normpath(os.path.join(base or os.getcwd(), os.path.expanduser(uri)))
 
@@ -46,7 +56,7 @@ def name_of(uri: str) -> str:
 
 
 @contextmanager
-def _explained(uri: str) -> Iterator[None]:
+def explained(uri: str) -> Iterator[None]:
     """Turn what a filesystem raises into one sentence that names the location."""
     try:
         yield
@@ -56,7 +66,8 @@ def _explained(uri: str) -> Iterator[None]:
         ) from error
     except (PermissionError, OSError) as error:
         reason = str(error).split(". Detail:")[0]
-        raise BoomError(f"{uri}: storage refused: {reason}") from error
+        remedy = "Free some, and run" if error.errno == errno.ENOSPC else "Run"
+        raise BoomError(f"{uri}: storage failed: {reason}. {remedy} the command again") from error
 
 
 def filesystem(uri: str) -> tuple[FileSystem, str]:
@@ -79,21 +90,21 @@ def filesystem(uri: str) -> tuple[FileSystem, str]:
 def exists(uri: str) -> bool:
     """Whether a file, a directory or any object under a prefix is there."""
     fs, path = filesystem(uri)
-    with _explained(uri):
+    with explained(uri):
         return fs.get_file_info(path).type != FileType.NotFound
 
 
 def is_file(uri: str) -> bool:
     """Whether `uri` names a file or an object."""
     fs, path = filesystem(uri)
-    with _explained(uri):
+    with explained(uri):
         return fs.get_file_info(path).type == FileType.File
 
 
 def list_files(uri: str) -> dict[str, pyarrow.fs.FileInfo]:
     """All files below a directory, by their path relative to it, sorted. Empty if the directory is absent."""
     fs, path = filesystem(uri)
-    with _explained(uri):
+    with explained(uri):
         infos = fs.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
     found = {info.path[len(path) :].lstrip("/"): info for info in infos if info.type == FileType.File}
     return dict(sorted(found.items()))
@@ -102,21 +113,58 @@ def list_files(uri: str) -> dict[str, pyarrow.fs.FileInfo]:
 def list_names(uri: str) -> list[str]:
     """The names directly below a directory, sorted. Empty if the directory is absent."""
     fs, path = filesystem(uri)
-    with _explained(uri):
+    with explained(uri):
         return sorted(info.base_name for info in fs.get_file_info(FileSelector(path, allow_not_found=True)))
 
 
 def open_input(uri: str) -> pyarrow.NativeFile:
     """Open a file for random access reads (`read_at`), local or remote."""
     fs, path = filesystem(uri)
-    with _explained(uri):
+    with explained(uri):
         return fs.open_input_file(path)
+
+
+class RangeReader:
+    """Reads ranges of one file into memory of the caller's, from any number of threads at once."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._remote = None if is_local(uri) else open_input(uri)
+        with explained(uri):
+            self._descriptor = os.open(uri, os.O_RDONLY) if is_local(uri) else -1
+
+    def read_into(self, target: memoryview, offset: int) -> None:
+        """Fill `target` with the bytes from `offset` on.
+
+        Raises:
+            BoomError: if the file ends before, or cannot be read.
+        """
+        with explained(self.uri):
+            done = 0
+            while done < len(target):
+                if self._remote is None:
+                    count = os.preadv(self._descriptor, [target[done:]], offset + done)
+                else:
+                    content = self._remote.read_at(len(target) - done, offset + done)
+                    count = len(content)
+                    target[done : done + count] = content
+                if not count:
+                    raise BoomError(f"{self.uri}: ends before byte {offset + len(target)}. Fetch it again")
+                done += count
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._remote is not None:
+            self._remote.close()
+        elif self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def open_output(uri: str) -> pyarrow.NativeFile:
     """Open a file for sequential writing; its directory is made first."""
     fs, path = filesystem(uri)
-    with _explained(uri):
+    with explained(uri):
         fs.create_dir(os.path.dirname(path), recursive=True)
         return fs.open_output_stream(path)
 
@@ -133,7 +181,7 @@ def write_bytes(uri: str, content: bytes) -> None:
         with open_output(uri) as file:
             file.write(content)
         return
-    with _explained(uri):
+    with explained(uri):
         os.makedirs(os.path.dirname(uri), exist_ok=True)
         temporary = f"{uri}.{os.getpid()}.tmp"
         with open(temporary, "wb") as file:
@@ -146,7 +194,7 @@ def write_bytes(uri: str, content: bytes) -> None:
 def copy_tree(source: str, target: str) -> None:
     """Copy every file below `source` to below `target`; either side may be remote."""
     (source_fs, source_path), (target_fs, target_path) = filesystem(source), filesystem(target)
-    with _explained(target):
+    with explained(target):
         target_fs.create_dir(target_path, recursive=True)
         pyarrow.fs.copy_files(source_path, target_path, source_fs, target_fs)
 
@@ -154,7 +202,7 @@ def copy_tree(source: str, target: str) -> None:
 def delete_file(uri: str) -> None:
     """Delete one file."""
     fs, path = filesystem(uri)
-    with _explained(uri):
+    with explained(uri):
         fs.delete_file(path)
 
 
@@ -164,7 +212,7 @@ def delete_tree(uri: str) -> None:
         shutil.rmtree(uri, ignore_errors=True)
         return
     fs, path = filesystem(uri)
-    with _explained(uri):
+    with explained(uri):
         if fs.get_file_info(path).type != FileType.NotFound:
             fs.delete_dir(path)
 

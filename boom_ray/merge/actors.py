@@ -1,21 +1,26 @@
-"""The merge on Ray: a coordinator checks and plans, workers stream one shard at a time."""
+"""The merge on Ray: a coordinator checks and plans, workers stream one file, or a part of one, at a time."""
 
 import math
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import ray
-import torch
 
-from boom_ray.artifact import FileEntry, Record, TensorEntry
+from boom_ray import storage
 from boom_ray.errors import BoomError
-from boom_ray.merge.check import Inputs, check
-from boom_ray.merge.plan import Shard, plan_shards
-from boom_ray.merge.stream import Job, merge_shard
+from boom_ray.merge.check import check
+from boom_ray.merge.job import Job, Products, Written
+from boom_ray.merge.methods import METHODS, Options
+from boom_ray.merge.plan import Shard, plan_shards, slices
+from boom_ray.merge.pool import Pool
+from boom_ray.merge.source import Source
+from boom_ray.merge.tensors import NAMES, create_file
 from boom_ray.recipe import SaveDtype
-from boom_ray.session import result_of
 
 MAX_RESTARTS = 3
+SLICE_MULTIPLE = 1 << 20  # elements; slices begin where blocks and pages do
+SAY_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,9 @@ class MergeSpec:
         dtype: Of the weights written.
         num_workers: Worker actors.
         max_shard_bytes: Largest output file.
+        options: Of the method.
+        normalize: Whether weights are made to have sum 1; None as the method has it.
+        memory_bytes: Anonymous memory of one worker.
     """
 
     method: str = "multislerp"
@@ -37,105 +45,230 @@ class MergeSpec:
     dtype: SaveDtype = "bfloat16"
     num_workers: int = 1
     max_shard_bytes: int = 4 << 30
+    options: Options = field(default_factory=Options)
+    normalize: bool | None = None
+    memory_bytes: int = 1 << 30
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What was written: normalized weights, files with their tensors, sizes in bytes, and hashes."""
+    """What was written: weights, files with their tensors, sizes in bytes, what was read, and Gram matrices."""
 
     weights: list[float]
     shards: list[Shard]
     sizes: dict[str, int]
-    files: dict[str, FileEntry]
-    tensors: dict[str, TensorEntry]
+    written: list[Written]
+    bytes_read: int
+
+    @property
+    def products(self) -> dict[str, Products]:
+        """The Gram matrix of every tensor."""
+        return {name: products for part in self.written for name, products in part.products.items()}
 
 
 @ray.remote(num_cpus=1, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS)
 class MergeWorker:
-    """Streams shards. If its process dies, Ray starts another and gives it the same shard again."""
+    """Streams files. If its process dies, Ray starts another and gives it the same task again."""
 
-    def merge(self, job: Job, shard: Shard, coordinator: Any) -> tuple[FileEntry, dict[str, TensorEntry]]:
-        """Write one shard, and tell the coordinator how far it is; see `merge_shard`."""
-        return merge_shard(job, shard, lambda done: coordinator.tell.remote(shard.file, done))
+    def __init__(self, name: str) -> None:
+        import torch
+
+        from boom_ray.merge import cut, stream
+
+        torch.set_num_threads(1)
+        self.name, self.cut, self.stream = name, cut, stream
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def merge(self, job: Job, shard: Shard, coordinator: Any) -> Written:
+        """Write one file, and tell the coordinator how far it is; see `merge_shard`."""
+        return self.stream.merge_shard(job, shard, lambda done: coordinator.tell.remote(shard.file, done))
+
+    def partial_gram(self, job: Job, name: str, start: int, count: int) -> tuple[Products, bool]:
+        """See `boom_ray.merge.cut`."""
+        return self.cut.partial_gram(job, name, start, count)
+
+    def fill(self, job: Job, shard: Shard, start: int, count: int, equal: bool, coordinator: Any) -> None:
+        """See `boom_ray.merge.cut`."""
+        self.cut.fill(job, shard, start, count, equal)
+        (name,) = shard.tensors
+        size = job.num_bytes(name) * count // job.sources[0].places[name].num_elements
+        coordinator.tell.remote(f"{shard.file} from {start}", size)
+
+    def seal(self, job: Job, shard: Shard) -> Written:
+        """See `boom_ray.merge.cut`."""
+        return self.cut.seal(job, shard)
+
+    def check_recorded(self, job: Job, index: int, name: str) -> None:
+        """See `boom_ray.merge.cut`."""
+        self.cut.check_recorded(job, index, name)
 
 
 @ray.remote(num_cpus=0)
 class MergeCoordinator:
-    """Gathers the models, checks them against each other, plans shards, and hands them to workers."""
+    """Gathers the models, checks them against each other, plans files, and hands them to workers."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.done: dict[str, int] = {}
-        self.total = 0
+        self.total = self.read = 0
+        self.started = self.said = time.monotonic()
 
-    def tell(self, file: str, written: int) -> None:
-        """Note how many bytes of a shard are written."""
-        self.done[file] = written
+    def __repr__(self) -> str:
+        return self.name
 
-    def progress(self) -> tuple[int, int]:
-        """Output bytes written, and to be written."""
-        return sum(self.done.values()), self.total
+    def tell(self, part: str, written: int) -> None:
+        """Note how many bytes of a part of the output are written, and say so in the log from time to time."""
+        self.done[part] = written
+        if time.monotonic() - self.said > SAY_SECONDS:
+            done, total, read = self.progress()
+            rate = (read + done) / (time.monotonic() - self.started) / 1e9
+            print(f"{done >> 20:,} of {total >> 20:,} MiB written, {rate:.2f} GB/s", flush=True)
+            self.said = time.monotonic()
+
+    def progress(self) -> tuple[int, int, int]:
+        """Bytes written, to be written, and read for what is written."""
+        done = sum(self.done.values())
+        return done, self.total, self.read * done // max(self.total, 1)
 
     def run(
-        self, models: list[str], base: str | None, spec: MergeSpec, target: str, workers: list[Any], own: Any
+        self,
+        models: list[str],
+        base: str | None,
+        spec: MergeSpec,
+        target: str,
+        workers: list[Any],
+        own: Any,
+        known: dict[str, Products] | None = None,
     ) -> Merged:
         """Merge; returns what was written.
 
         Args:
-            target: URI of the directory that the shards are written to.
+            target: URI of the directory that the files are written to.
             workers: Handles of `MergeWorker` actors.
             own: Handle of this actor, for them to report to.
+            known: Gram matrices of an earlier merge of the same models.
 
         Raises:
             BoomError: as `check` and `merge_shard` do.
         """
         inputs = check(models, base)
-        weights = _weights(inputs, spec)
-        job = Job(inputs, spec.method, weights, getattr(torch, spec.dtype), target)
-        sizes = {n: p.num_elements * job.dtype_of(n).itemsize for n, p in inputs.places[0].items()}
-        shards = plan_shards(sizes, len(workers), spec.max_shard_bytes)
-        self.total = sum(sizes.values())
-        files, tensors = _hand_out(ray.put(job), shards, workers, own)
-        return Merged(weights, shards, sizes, files, tensors)
+        weights = resolve_weights(inputs.sources, spec)
+        job = Job(
+            sources=inputs.sources,
+            base=inputs.base if spec.space == "deltas" else None,
+            method=spec.method,
+            weights=weights,
+            options=spec.options,
+            dtype=NAMES[spec.dtype],
+            target=target,
+            memory_bytes=spec.memory_bytes,
+            products=known or {},
+        )
+        sizes = {name: job.num_bytes(name) for name in job.sources[0].places}
+        can_cut = METHODS[spec.method].coefficients is not None
+        shards = plan_shards(sizes, len(workers), spec.max_shard_bytes, can_cut)
+        self.total, self.started = sum(sizes.values()), time.monotonic()
+        self.read = sum(place.num_bytes for source in job.all_sources for place in source.places.values())
+        written = _Schedule(job, shards, workers, own).run()
+        return Merged(weights, shards, sizes, written, self.read)
 
 
-def _hand_out(
-    job: Any, shards: list[Shard], workers: list[Any], coordinator: Any
-) -> tuple[dict[str, FileEntry], dict[str, TensorEntry]]:
-    """Give every worker a shard, and the next one when it is done."""
-    files: dict[str, FileEntry] = {}
-    tensors: dict[str, TensorEntry] = {}
-    free, waiting = list(workers), list(shards)
-    running: dict[Any, tuple[Any, Shard]] = {}
-    while waiting or running:
-        while free and waiting:
-            worker, shard = free.pop(), waiting.pop(0)
-            running[worker.merge.remote(job, shard, coordinator)] = worker, shard
-        (finished,), _ = ray.wait(list(running))
-        worker, shard = running.pop(finished)
-        files[shard.file], of_shard = result_of(finished)
-        tensors |= of_shard
-        free.append(worker)
-    return files, tensors
+class _Schedule:
+    """What is done in which order: files that are cut first, in three steps; all others in one."""
+
+    def __init__(self, job: Job, shards: list[Shard], workers: list[Any], coordinator: Any) -> None:
+        self.job, self.shards, self.coordinator = job, shards, coordinator
+        self.shared_job = ray.put(job)
+        self.written: list[Written] = []
+        self.pool = Pool(
+            workers,
+            f"a merge worker died, also after {MAX_RESTARTS} restarts. Find what ends it in the dashboard "
+            "(often too little memory), and run the command again",
+        )
+
+    def run(self) -> list[Written]:
+        for shard in self.shards:
+            if shard.num_slices > 1:
+                self._cut(shard)
+            else:
+                self._whole(self.shared_job, shard)
+        self.pool.run()
+        return self.written
+
+    def _whole(self, job: Any, shard: Shard) -> None:
+        self.pool.add("merge", job, shard, self.coordinator, then=self.written.append)
+
+    def _cut(self, shard: Shard) -> None:
+        (name,) = shard.tensors
+        parts = slices(
+            self.job.sources[0].places[name].num_elements, shard.num_slices, SLICE_MULTIPLE
+        )
+        for index, source in enumerate(self.job.all_sources):
+            if source.recorded_hash(name):
+                self.pool.add("check_recorded", self.shared_job, index, name, then=lambda _: None)
+        if name in self.job.products:
+            self._fill(shard, parts, self.job.products[name], equal=False)
+            return
+        found: list[tuple[Products, bool]] = []
+
+        def gather(part: tuple[Products, bool]) -> None:
+            found.append(part)
+            if len(found) == len(parts):
+                products = [
+                    [math.fsum(values) for values in zip(*rows, strict=True)]
+                    for rows in zip(*(products for products, _ in found), strict=True)
+                ]
+                self._fill(shard, parts, products, all(equal for _, equal in found))
+
+        for start, count in parts:
+            self.pool.add("partial_gram", self.shared_job, name, start, count, then=gather)
+
+    def _fill(self, shard: Shard, parts: list[tuple[int, int]], products: Products, equal: bool) -> None:
+        (name,) = shard.tensors
+        job = replace(self.job, products={name: products})
+        if not storage.is_local(job.target):  # objects are written front to back, by one worker
+            self._whole(ray.put(self.job if equal else job), shard)
+            return
+        create_file(storage.join(job.target, shard.file), job.declared(shard.tensors))
+        shared, left = ray.put(job), [len(parts)]
+
+        def seal(_: None) -> None:
+            left[0] -= 1
+            if not left[0]:
+                self.pool.add("seal", shared, shard, then=self.written.append)
+
+        for start, count in parts:
+            self.pool.add("fill", shared, shard, start, count, equal, self.coordinator, then=seal)
 
 
-def _weights(inputs: Inputs, spec: MergeSpec) -> list[float]:
-    """One weight per model, with sum 1."""
-    given = spec.weights
+def resolve_weights(sources: list[Source], spec: MergeSpec) -> list[float]:
+    """One weight per model; with sum 1 if the method, or the spec, has it so."""
+    given, count = spec.weights, len(sources)
     if given == "equal":
-        values = [1.0] * len(inputs.models)
+        values = [1.0] * count
     elif given == "size":
-        values = [_rows(model, record) for model, record in zip(inputs.models, inputs.records, strict=True)]
+        rows = [_rows(source) for source in sources]
+        values = [count * value / math.fsum(rows) for value in rows]
     else:
         values = [float(weight) for weight in given]
-    if len(values) != len(inputs.models):
-        raise BoomError(f"got {len(values)} weights for {len(inputs.models)} models; give one per model")
-    total = math.fsum(values)
-    if not math.isfinite(total) or abs(total) < 1e-12:
+    if len(values) != count:
+        raise BoomError(f"got {len(values)} weights for {count} models; give one per model")
+    method = METHODS[spec.method]
+    total, size = math.fsum(values), math.fsum(abs(value) for value in values)
+    if not math.isfinite(size) or not size:
+        raise BoomError(f"the weights {values} add up to {total:g}; give weights with another sum")
+    if not (method.normalizes if spec.normalize is None else spec.normalize):
+        return values
+    if abs(total) <= 1e-12 * size:
         raise BoomError(f"the weights {values} add up to {total:g}; give weights with another sum")
     return [value / total for value in values]
 
 
-def _rows(model: str, record: Record | None) -> float:
-    if record is None or "rows" not in record.config:
-        raise BoomError(f"{model}: has no record of its rows, which weights by size need. Give the weights")
-    return float(record.config["rows"])
+def _rows(source: Source) -> float:
+    if source.record is None or "rows" not in source.record.config:
+        raise BoomError(
+            f"{source.uri}: has no record of its rows, which weights by size need. Give the weights"
+        )
+    return float(source.record.config["rows"])

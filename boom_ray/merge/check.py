@@ -1,63 +1,104 @@
 """Whether M models can become one: everything that speaks against it, at once."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from boom_ray import artifact, storage
 from boom_ray.artifact import Record
 from boom_ray.errors import BoomError
-from boom_ray.merge.tensors import TensorPlace, align, read_places
+from boom_ray.merge.adapter import is_adapter, read_adapter
+from boom_ray.merge.source import Source
+from boom_ray.merge.tensors import TensorPlace, read_places
+from boom_ray.model import directory
 
 SHAPE_KEYS = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 SHARED_FILES = ("tokenizer.json", "1_Pooling/config.json")
+HEAD = "lm_head.weight"
 LISTED = 5
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The models of a merge, found fit for it.
+    """The models of a merge, found fit for it; their tensors go by the names of the first.
 
     Attributes:
-        models: Their URIs.
-        places: Per model, where its tensors lie.
-        records: Per model, its record if it has one.
-        base: URI of the base model, if differences to it are merged.
-        base_places: Where the base's tensors lie, under the models' names.
+        sources: The models.
+        base: The model they were trained from, if differences to it are merged.
     """
 
-    models: list[str]
-    places: list[dict[str, TensorPlace]]
-    records: list[Record | None]
-    base: str | None
-    base_places: dict[str, TensorPlace] | None
+    sources: list[Source]
+    base: Source | None
 
 
 def check(models: list[str], base: str | None) -> Inputs:
     """Read the headers of all inputs and compare them.
 
+    Names are compared without a prefix that all tensors of a model share (`model.`), and without a head that
+    is tied to the embeddings.
+
     Raises:
         BoomError: listing every difference that makes a merge impossible.
     """
     problems: list[str] = []
-    places: list[dict[str, TensorPlace]] = []
-    for model in models:
-        try:
-            places.append(read_places(model))
-        except BoomError as error:
-            problems.append(str(error))
-    records = [artifact.read_record(model) for model in models]
-    for model, record in zip(models, records, strict=True):
-        problems += _size_differences(model, record)
-    if len(places) == len(models):
-        for model, found in zip(models[1:], places[1:], strict=True):
-            problems += _tensor_differences(models[0], places[0], model, found)
-    for model in models[1:]:
-        problems += _file_differences(models[0], model)
-    base_places = _base_places(base, places, problems) if base and places else None
+    sources = [source for model in models if (source := _read(model, base, problems))]
+    if len(sources) == len(models):
+        for source in sources[1:]:
+            problems += _tensor_differences(sources[0], source)
+    for source in sources[1:]:
+        problems += _file_differences(sources[0], source)
+    problems += _base_differences(models, base)
+    based = _read_base(base, sources[0], problems) if base and sources else None
     if problems:
         raise BoomError.of(list(dict.fromkeys(problems)), "these models cannot be merged:")
-    return Inputs(models, places, records, base, base_places)
+    names = list(sources[0].places)
+    plain = _without_prefix(names)
+    aligned = [_renamed(source, dict(zip(plain, names, strict=True))) for source in sources]
+    return Inputs(aligned, based)
+
+
+def _read(model: str, base: str | None, problems: list[str]) -> Source | None:
+    try:
+        if is_adapter(model):
+            return _without_tied_head(read_adapter(model, base))
+        record = artifact.read_record(model)
+        problems += _size_differences(model, record)
+        return _without_tied_head(Source(model, read_places(model), model, record))
+    except BoomError as error:
+        problems.append(str(error))
+        return None
+
+
+def _without_tied_head(source: Source) -> Source:
+    """A head tied to the embeddings is stored once: as the embeddings."""
+    tied = _read_json(source.directory, "config.json").get("tie_word_embeddings")
+    if not tied or HEAD not in source.places or len(source.places) == 1:
+        return source
+    return replace(source, places={name: place for name, place in source.places.items() if name != HEAD})
+
+
+def _without_prefix(names: Iterable[str]) -> list[str]:
+    """Names without the components that all of them begin with."""
+    split = [name.split(".") for name in names]
+    shared = 0
+    while len(split) > 1 and all(len(parts) > shared + 1 for parts in split) and (
+        len({parts[shared] for parts in split}) == 1
+    ):
+        shared += 1
+    return [".".join(parts[shared:]) for parts in split]
+
+
+def _plain_places(source: Source) -> dict[str, TensorPlace]:
+    return dict(zip(_without_prefix(source.places), source.places.values(), strict=True))
+
+
+def _renamed(source: Source, names: dict[str, str]) -> Source:
+    """The same model under other names, given by its names without prefix."""
+    own = dict(zip(_without_prefix(source.places), source.places, strict=True))
+    places = {names[plain]: source.places[name] for plain, name in own.items()}
+    adapter = {names[plain]: source.adapter[name] for plain, name in own.items() if name in source.adapter}
+    return replace(source, places={name: places[name] for name in names.values()}, adapter=adapter)
 
 
 def _size_differences(model: str, record: Record | None) -> list[str]:
@@ -72,56 +113,91 @@ def _size_differences(model: str, record: Record | None) -> list[str]:
     ]
 
 
-def _tensor_differences(
-    first: str, expected: dict[str, TensorPlace], model: str, found: dict[str, TensorPlace]
-) -> list[str]:
+def _tensor_differences(first: Source, source: Source) -> list[str]:
+    expected, found, model = _plain_places(first), _plain_places(source), source.uri
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    problems = [f"{model}: {name}: missing, {first} has it" for name in missing[:LISTED]]
-    problems += [f"{model}: {name}: not in {first}" for name in extra[:LISTED]]
+    problems = [f"{model}: {name}: missing, {first.uri} has it" for name in missing[:LISTED]]
+    problems += [f"{model}: {name}: not in {first.uri}" for name in extra[:LISTED]]
     left_out = max(0, len(missing) - LISTED) + max(0, len(extra) - LISTED)
-    problems += [f"{model}: {left_out} more tensors missing or not in {first}"] if left_out else []
+    problems += [f"{model}: {left_out} more tensors missing or not in {first.uri}"] if left_out else []
     for name in sorted(expected.keys() & found.keys()):
         here, there = found[name], expected[name]
         if here.shape != there.shape:
-            problems.append(f"{model}: {name}: shape {list(here.shape)}, in {first} {list(there.shape)}")
+            problems.append(f"{model}: {name}: shape {list(here.shape)}, in {first.uri} {list(there.shape)}")
         elif here.dtype != there.dtype and not (here.is_floating and there.is_floating):
-            problems.append(f"{model}: {name}: {here.dtype}, in {first} {there.dtype}")
+            problems.append(f"{model}: {name}: {here.dtype}, in {first.uri} {there.dtype}")
     return problems
 
 
-def _file_differences(first: str, model: str) -> list[str]:
-    ours, theirs = _read_json(model, "config.json"), _read_json(first, "config.json")
+def _file_differences(first: Source, source: Source) -> list[str]:
+    ours, theirs = _read_json(source.directory, "config.json"), _read_json(first.directory, "config.json")
     problems = [
-        f"{model}: config.json: {key} is {ours.get(key)}, in {first} {theirs.get(key)}"
+        f"{source.uri}: config.json: {key} is {ours.get(key)}, in {first.uri} {theirs.get(key)}"
         for key in SHAPE_KEYS
         if ours.get(key) != theirs.get(key)
     ]
     return problems + [
-        f"{model}: {name} differs from that of {first}"
+        f"{source.uri}: {name} differs from that of {first.uri}"
         for name in SHARED_FILES
-        if _read_json(model, name) != _read_json(first, name)
+        if _read_json(source.directory, name) != _read_json(first.directory, name)
     ]
 
 
-def _base_places(
-    base: str, places: list[dict[str, TensorPlace]], problems: list[str]
-) -> dict[str, TensorPlace] | None:
+def _base_differences(models: list[str], base: str | None) -> list[str]:
+    """Records name the base model of what was trained from one; all must name the same."""
+    named = {
+        model: parent
+        for model in models
+        if (record := artifact.read_record(model))
+        for parent in record.parents
+        if parent.version == "base"
+    }
+    if not named:
+        return []
+    origin, expected = next(iter(named.items()))
+    digest = directory.identify(base).digest if base else expected.digest
+    where = base or origin
+    return [
+        f"{model}: was trained from {parent.name} (digest {parent.digest[:8]}), and not from that of {where} "
+        f"(digest {digest[:8]})"
+        for model, parent in named.items()
+        if parent.digest != digest
+    ]
+
+
+def _read_base(base: str, first: Source, problems: list[str]) -> Source | None:
     try:
-        aligned = align(read_places(base), places[0])
+        found = read_places(base)
     except BoomError as error:
         problems.append(str(error))
         return None
+    names = dict(zip(_without_prefix(first.places), first.places, strict=True))
+    aligned = _align(found, list(names))
     if aligned is None:
         problems.append(f"{base}: is no base of these models: it lacks some of their tensors")
         return None
+    places = {name: aligned[plain] for plain, name in names.items()}
     problems += [
-        f"{base}: {name}: shape {list(place.shape)}, in the models {list(places[0][name].shape)}"
-        for name, place in aligned.items()
-        if place.shape != places[0][name].shape
+        f"{base}: {name}: shape {list(place.shape)}, in the models {list(first.places[name].shape)}"
+        for name, place in places.items()
+        if place.shape != first.places[name].shape
     ]
-    return aligned
+    return Source(base, places, base, artifact.read_record(base))
+
+
+def _align(found: dict[str, TensorPlace], names: list[str]) -> dict[str, TensorPlace] | None:
+    """Tensors under names of which a checkpoint may have a prefix (`model.`, `bert.`), and more beside them."""
+    wanted = sorted(names)
+    prefixes = {name[: -len(wanted[0])] for name in found if name.endswith(wanted[0])}
+    for prefix in sorted(prefixes, key=lambda prefix: (len(prefix), prefix)):
+        if all(prefix + name in found for name in wanted):
+            return {name: found[prefix + name] for name in names}
+    return None
 
 
 def _read_json(model: str, name: str) -> Any:
     uri = storage.join(model, name)
-    return json.loads(storage.read_bytes(uri)) if storage.is_file(uri) else {}
+    try:
+        return json.loads(storage.read_bytes(uri)) if storage.is_file(uri) else {}
+    except ValueError as error:
+        raise BoomError(f"{uri}: not valid JSON: {error}") from error

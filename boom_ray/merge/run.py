@@ -1,65 +1,134 @@
-"""A merge from its driver: starts the coordinator, shows progress, and fills the stage."""
+"""A merge from its driver: starts the actors, shows progress, and publishes the result."""
 
 import os
 import time
 import uuid
+from dataclasses import asdict
 from typing import Any
 
 import ray
 
-from boom_ray import storage
-from boom_ray.artifact import Stage
+from boom_ray import artifact, storage
+from boom_ray.artifact import Record, Stage
 from boom_ray.errors import BoomError
 from boom_ray.merge.actors import MergeCoordinator, Merged, MergeSpec, MergeWorker
+from boom_ray.merge.job import Products
 from boom_ray.merge.methods import METHODS
+from boom_ray.merge.placement import placements
 from boom_ray.merge.plan import index_json
 from boom_ray.merge.tensors import INDEX
-from boom_ray.model import directory
-from boom_ray.progress import Progress
+from boom_ray.model import card, directory
+from boom_ray.progress import Progress, console
 from boom_ray.session import result_of
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.1
 MIB = 1 << 20
 
 
-def merge_into(stage: Stage, models: list[str], base: str | None, spec: MergeSpec) -> dict[str, Any]:
+def merge_models(models: list[str], target: str, base: str | None, spec: MergeSpec) -> tuple[Record, Merged]:
+    """Merge models into one, and publish it.
+
+    Args:
+        models: URIs.
+        target: URI of the merged model.
+        base: URI of the model they were trained from, for differences to it.
+
+    Raises:
+        BoomError: listing why they cannot be merged; nothing is left at `target`.
+    """
+    with artifact.staged(target) as stage:
+        config, merged = merge_into(stage, models, base, spec)
+        parents = [directory.identify(uri) for uri in models]
+        record = Record(
+            kind="model",
+            name=storage.name_of(target),
+            version=storage.name_of(target),
+            fingerprint=artifact.fingerprint([[parent.digest for parent in parents], config]),
+            config=config,
+            parents=parents,
+        )
+        directory.write_card(stage.local, record, directory.license_of(models[0]))
+        record = stage.commit(record)
+    console.print(f"model: {target}  (digest {record.digest})")
+    return record, merged
+
+
+def merge_into(
+    stage: Stage, models: list[str], base: str | None, spec: MergeSpec, known: dict[str, Products] | None = None
+) -> tuple[dict[str, Any], Merged]:
     """Fill a stage with everything of a merged model but its card and record.
 
     Args:
         models: URIs of M models of one architecture.
         base: URI of the model they were trained from; needed when differences to it are merged.
+        known: Gram matrices of an earlier merge of the same models.
 
     Returns:
-        What the record says of the merge: method, space, weights, dtype.
+        What the record says of the merge, and what was written.
 
     Raises:
         BoomError: listing why the models cannot be merged.
     """
-    if spec.method not in METHODS:
-        raise BoomError(f"no merge method {spec.method!r}; allowed: {', '.join(METHODS)}")
-    if spec.space == "deltas" and base is None:
-        raise BoomError("merging differences needs the base model. Give it, or merge in weight space")
-    base = base if spec.space == "deltas" else None
-    if base is not None and base.startswith("hf://"):
-        base = storage.local_directory(base)
+    check_spec(spec, len(models), base)
+    base = storage.local_directory(base) if base is not None and base.startswith("hf://") else base
     name = f"merge-{uuid.uuid4().hex[:6]}"
+    options = placements([*models, *([base] if base else []), stage.uri], spec.num_workers)
     coordinator_class: Any = MergeCoordinator.options(name=f"{name}-coordinator", max_concurrency=4)  # type: ignore[attr-defined]
-    coordinator, workers = coordinator_class.remote(), _start_workers(name, spec.num_workers)
-    run = coordinator.run.remote(models, base, spec, stage.uri, workers, coordinator)
+    worker_class: Any = MergeWorker
+    coordinator = coordinator_class.remote(f"{name}-coordinator")
+    workers = [
+        worker_class.options(name=f"{name}-worker-{number}", **where).remote(f"{name}-worker-{number}")
+        for number, where in enumerate(options, 1)
+    ]
+    run = coordinator.run.remote(models, base, spec, stage.uri, workers, coordinator, known)
     merged = _await(coordinator, run)
-    stage.entries |= merged.files
-    stage.tensors |= merged.tensors
+    for part in merged.written:
+        stage.tensors |= part.tensors
+    stage.entries |= {
+        shard.file: part.file
+        for part in merged.written
+        for shard in merged.shards
+        if shard.tensors[:1] == list(part.tensors)[:1]
+    }
     if len(merged.shards) > 1:
         with open(os.path.join(stage.local, INDEX), "w", encoding="utf-8") as file:
             file.write(index_json(merged.shards, merged.sizes))
-    directory.copy_all_but_weights(models[0], stage.local, spec.dtype)
-    return {"method": spec.method, "space": spec.space, "weights": merged.weights, "dtype": spec.dtype}
+    directory.copy_all_but_weights(merged.directory, stage.local, spec.dtype)
+    return _summary(spec, merged), merged
 
 
-def _start_workers(name: str, num_workers: int) -> list[Any]:
-    """Worker actors under names that the dashboard shows."""
-    worker: Any = MergeWorker
-    return [worker.options(name=f"{name}-worker-{number + 1}").remote() for number in range(num_workers)]
+def check_spec(spec: MergeSpec, num_models: int, base: str | None) -> None:
+    """Refuse what no models could make a merge of.
+
+    Raises:
+        BoomError: saying what, and what is allowed.
+    """
+    if spec.method not in METHODS:
+        raise BoomError(f"no merge method {spec.method!r}; allowed: {', '.join(METHODS)}")
+    method = METHODS[spec.method]
+    least, most = method.num_models
+    if not least <= num_models <= most:
+        raise BoomError(f"{spec.method} merges {least} models; got {num_models}. Use multislerp for more")
+    if spec.space == "deltas" and base is None:
+        raise BoomError("merging differences needs the base model. Give it, or merge in weight space")
+    if spec.space == "weights" and method.needs_base:
+        raise BoomError(f"{spec.method} merges differences to a base model. Give the base model")
+    if not method.takes_weights and spec.weights != "equal":
+        raise BoomError(f"{spec.method} finds its own weights; got {spec.weights}. Leave them out")
+    if not 0 < spec.options.density <= 1:
+        raise BoomError(f"density {spec.options.density:g}; allowed: above 0, at most 1")
+
+
+def _summary(spec: MergeSpec, merged: Merged) -> dict[str, Any]:
+    """What the record says: method, space, weights, dtype, options, and the range of the coefficients."""
+    return {
+        "method": spec.method,
+        "space": spec.space,
+        "weights": merged.weights,
+        "dtype": spec.dtype,
+        "options": asdict(spec.options),
+        "coefficients": merged.coefficients(spec),
+    }
 
 
 def _await(coordinator: Any, reference: Any) -> Merged:
@@ -67,12 +136,12 @@ def _await(coordinator: Any, reference: Any) -> Merged:
     started = time.monotonic()
     with Progress() as progress:
         while not ray.wait([reference], timeout=POLL_SECONDS)[0]:
-            done, total = ray.get(coordinator.progress.remote())
+            done, total, read = ray.get(coordinator.progress.remote())
             if not done:
                 started = time.monotonic()
             elif done < total:
-                rate = done / 1e6 / (time.monotonic() - started)
-                progress.update("merge", done // MIB, total // MIB, f"MiB written, {rate:,.0f} MB/s")
+                rate = (done + read) / 1e9 / (time.monotonic() - started)
+                progress.update("merge", done // MIB, total // MIB, f"MiB written, {rate:.2f} GB/s")
         merged: Merged = result_of(reference)
         size = sum(merged.sizes.values()) // MIB
         progress.update("merge", size, size, f"MiB written in {len(merged.shards)} files")

@@ -1,162 +1,254 @@
-"""One output shard, streamed: every tensor is read once for its Gram matrix and once to be combined.
+"""One output file, streamed: tensors are read ahead, combined, and written while the next are read.
 
-A tensor that fits into one chunk is read only once. Inputs are hashed as they pass, so that a damaged one
-is refused without a pass of its own.
+A tensor that fits into a worker's memory is read and converted once, for its Gram matrix and its combination;
+a larger one goes by in chunks, once per pass. Inputs are hashed as they pass, so that a damaged one is refused
+without a pass of its own.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 import xxhash
 from torch import Tensor
 
-from boom_ray import storage
-from boom_ray.artifact import FileEntry, TensorEntry
 from boom_ray.errors import BoomError
 from boom_ray.merge import gram
-from boom_ray.merge.check import Inputs
-from boom_ray.merge.methods import METHODS, Cancelled
+from boom_ray.merge.elementwise import Combination, combination
+from boom_ray.merge.feed import Piece, read_ahead
+from boom_ray.merge.job import Job, Products, Written
+from boom_ray.merge.methods import Cancelled
 from boom_ray.merge.plan import Shard
-from boom_ray.merge.tensors import DTYPES, ShardWriter, TensorReader
+from boom_ray.merge.reader import TORCH_DTYPES, SourceReader
+from boom_ray.merge.writer import ShardWriter
+from boom_ray.storage import join
 
-CHUNK = 4 << 20  # elements of one tensor that are in memory at a time, per model
+PROCESS_BYTES = 448 << 20  # of a worker before it reads anything: Python, torch, Ray
+OUTPUT_ELEMENTS = 1 << 20  # of one write
+MAX_CHUNK = 1 << 24
 
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker is given.
-
-    Attributes:
-        inputs: The models.
-        method: A name of `METHODS`.
-        weights: One per model, with sum 1.
-        dtype: Of the floating tensors written.
-        target: URI of the directory the shards are written to.
-    """
-
-    inputs: Inputs
-    method: str
-    weights: list[float]
-    dtype: torch.dtype
-    target: str
-
-    def dtype_of(self, name: str) -> torch.dtype:
-        """The dtype a tensor is written in: integers stay what they are."""
-        place = self.inputs.places[0][name]
-        return self.dtype if place.is_floating else DTYPES[place.dtype]
+Feed = Iterator[tuple[Piece, list[Tensor]]]
 
 
-def merge_shard(
-    job: Job, shard: Shard, tell: Callable[[int], object]
-) -> tuple[FileEntry, dict[str, TensorEntry]]:
-    """Write one shard.
+def merge_shard(job: Job, shard: Shard, tell: Callable[[int], object]) -> Written:
+    """Write one file.
 
     Args:
         tell: Called with the output bytes written so far, after every tensor.
 
-    Returns:
-        The entries of the file and of its tensors.
-
     Raises:
         BoomError: naming model and tensor, if an input is damaged, not finite, or directions cancel.
     """
-    places = job.inputs.places[0]
-    declared = {name: (job.dtype_of(name), places[name].shape) for name in shard.tensors}
-    writer = ShardWriter(storage.join(job.target, shard.file), declared)
-    merger = _TensorMerger(job)
-    written = 0
-    for name in shard.tensors:
-        writer.write(name, merger.merged(name))
-        written += places[name].num_elements * declared[name][0].itemsize
-        tell(written)
-    return writer.close(), writer.entries
+    with TensorMerger(job) as merger:
+        writer = ShardWriter(join(job.target, shard.file), job.declared(shard.tensors))
+        feed = merger.feed(shard.tensors)
+        done = 0
+        for name in shard.tensors:
+            writer.write(name, merger.merged(name, feed))
+            done += job.num_bytes(name)
+            tell(done)
+        return Written(writer.close(), writer.entries, merger.products)
 
 
-class _TensorMerger:
-    """Merges tensors one after the other."""
+def chunk_elements(job: Job) -> int:
+    """Elements of one tensor that are in memory at a time: in use, being read, read ahead, and converted."""
+    work = gram.work_dtype(TORCH_DTYPES[job.dtype]).itemsize
+    read = sum(source.element_bytes for source in job.all_sources)
+    fitting = (job.memory_bytes - PROCESS_BYTES) // (3 * read + work * len(job.all_sources))
+    return min(max(fitting // gram.BLOCK, 1) * gram.BLOCK, MAX_CHUNK)
+
+
+class TensorMerger:
+    """Merges tensors of a job one after the other."""
 
     def __init__(self, job: Job) -> None:
-        self.job, inputs = job, job.inputs
-        self.readers = [TensorReader(m, p) for m, p in zip(inputs.models, inputs.places, strict=True)]
-        self.base = (
-            TensorReader(inputs.base, inputs.base_places) if inputs.base and inputs.base_places else None
-        )
+        self.job = job
+        self.readers = [SourceReader(source) for source in job.all_sources]
+        self.chunk = chunk_elements(job)
+        self.work = gram.work_dtype(TORCH_DTYPES[job.dtype])
+        self.weights = torch.tensor(job.weights, dtype=torch.float64)
+        self.products: dict[str, Products] = {}
+        self._memory = torch.empty(0, dtype=self.work)
 
-    def merged(self, name: str) -> Iterator[Tensor]:
-        """The merged tensor, in pieces of at most `CHUNK` elements."""
-        place = self.job.inputs.places[0][name]
-        products = torch.zeros(len(self.readers), len(self.readers), dtype=torch.float64)
-        hashes = [xxhash.xxh3_128() for _ in self.readers]
-        starts = range(0, place.num_elements, CHUNK)
-        pieces: list[Tensor] = []
-        base: Tensor | None = None
-        for start in starts:
-            pieces, base = self._read(name, start, hashes)
-            if place.is_floating:
-                gram.accumulate(products, pieces, base)
-                self._refuse_not_finite(name, products, pieces, base)
-        digests = [hasher.hexdigest() for hasher in hashes]
-        self._refuse_damaged(name, digests)
-        if len(set(digests)) == 1 and len({places[name].dtype for places in self.job.inputs.places}) == 1:
-            yield from self._copied(name, starts, pieces)
-            return
-        if not place.is_floating:
+    def __enter__(self) -> "TensorMerger":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for reader in self.readers:
+            reader.close()
+
+    def feed(self, names: list[str]) -> Feed:
+        """The pieces that `merged` takes for these tensors, in its order, read ahead."""
+        pieces = (piece for name in names for piece in self._itinerary(name))
+        return read_ahead(pieces, self.readers, self._bytes_ahead())
+
+    def merged(self, name: str, feed: Feed) -> Iterator[Tensor]:
+        """The merged tensor, in pieces of at most `OUTPUT_ELEMENTS`."""
+        method = combination(self.job.method, self.weights, self.job.options, name)
+        chunks = self._chunks(name)
+        pieces, target, equal = self._scan(name, method, feed)
+        for start, _ in chunks:
+            if target is None or len(chunks) > 1:
+                pieces = next(feed)[1]
+                target = self._gather(pieces)[0]
+            yield from self._combined(method, pieces, None if equal else target, start, name)
+
+    def part_of_gram(self, name: str, start: int, count: int) -> tuple[Products, bool]:
+        """The Gram matrix of a slice of a tensor, and whether all models are equal in it."""
+        products, equal = self._zeros(), True
+        for pieces in self._slice(name, start, count):
+            products += self._gather(pieces)[1]
+            equal = equal and self._are_equal(pieces)
+        return products.tolist(), equal
+
+    def part(self, name: str, start: int, count: int, equal: bool) -> Iterator[Tensor]:
+        """A slice of the merged tensor, from the known Gram matrix of the whole."""
+        method = combination(self.job.method, self.weights, self.job.options, name)
+        if not equal:
+            self._settle(name, method, torch.tensor(self.job.products[name], dtype=torch.float64))
+        for pieces in self._slice(name, start, count):
+            yield from self._combined(method, pieces, None if equal else self._gather(pieces)[0], start, name)
+            start += len(pieces[0])
+
+    def refuse_damaged(self, name: str, index: int, own: xxhash.xxh3_128) -> None:
+        """Compare the hash of what was read of one model's tensor with its record."""
+        source = self.job.all_sources[index]
+        if own.hexdigest() != source.recorded_hash(name):
             raise BoomError(
-                f"tensor {name} is {place.dtype} and differs between the models; only floats merge"
+                f"{source.places[name].uri}: tensor {name} is damaged: it differs from the record. "
+                "Restore the file, or publish the model again"
             )
-        coefficients = self._coefficients(name, products)
-        for start in starts:
-            if len(starts) > 1:
-                pieces, base = self._read(name, start)
-            yield gram.combine(pieces, coefficients, self.job.dtype, base)
 
-    def _read(
-        self, name: str, start: int, hashes: list[xxhash.xxh3_128] | None = None
-    ) -> tuple[list[Tensor], Tensor | None]:
-        count = min(CHUNK, self.job.inputs.places[0][name].num_elements - start)
-        pieces = []
-        for index, reader in enumerate(self.readers):
-            piece, content = reader.read(name, start, count)
-            if hashes:
-                hashes[index].update(content)
-            pieces.append(piece)
-        return pieces, self.base.read(name, start, count)[0] if self.base else None
+    def _slice(self, name: str, start: int, count: int) -> Iterator[list[Tensor]]:
+        end = start + count
+        pieces = (Piece(name, at, min(self.chunk, end - at)) for at in range(start, end, self.chunk))
+        return (parts for _, parts in read_ahead(pieces, self.readers, self._bytes_ahead()))
 
-    def _copied(self, name: str, starts: range, pieces: list[Tensor]) -> Iterator[Tensor]:
-        """A tensor equal in all models is the result itself, bit for bit."""
-        for start in starts:
-            piece = pieces[0] if len(starts) == 1 else self._read(name, start)[0][0]
-            yield piece.to(self.job.dtype_of(name))
+    def _combined(
+        self, method: Combination, pieces: list[Tensor], target: Tensor | None, start: int, name: str
+    ) -> Iterator[Tensor]:
+        """What becomes of pieces, in writes of moderate size; the first model's where all are equal."""
+        if target is None:
+            yield from pieces[0].to(TORCH_DTYPES[self.job.dtype_of(name)]).split(OUTPUT_ELEMENTS)
+            return
+        for begin in range(0, target.shape[1], OUTPUT_ELEMENTS):
+            part = target[:, begin : begin + OUTPUT_ELEMENTS]
+            yield method.combined(part, start + begin, TORCH_DTYPES[self.job.dtype])
 
-    def _coefficients(self, name: str, products: Tensor) -> Tensor:
-        weights = torch.tensor(self.job.weights, dtype=torch.float64)
+    def _chunks(self, name: str) -> list[tuple[int, int]]:
+        total = self.job.sources[0].places[name].num_elements
+        return [(start, min(self.chunk, total - start)) for start in range(0, total, self.chunk)]
+
+    def _itinerary(self, name: str) -> Iterator[Piece]:
+        chunks = self._chunks(name)
+        for _ in range(1 if len(chunks) == 1 else self._num_scans(name) + 1):
+            for start, count in chunks:
+                yield Piece(name, start, count)
+
+    def _num_scans(self, name: str) -> int:
+        if name in self.job.products:
+            return 0
+        return combination(self.job.method, self.weights, self.job.options, name).num_scans
+
+    def _bytes_ahead(self) -> int:
+        return self.chunk * sum(source.element_bytes for source in self.job.all_sources)
+
+    def _zeros(self) -> Tensor:
+        count = len(self.job.sources)
+        return torch.zeros(count, count, dtype=torch.float64)
+
+    def _gather(self, pieces: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The pieces as numbers to calculate with, [P, n], in memory that the next call reuses; and their Gram."""
+        shape = len(pieces), len(pieces[0])
+        if self._memory.numel() < shape[0] * shape[1]:
+            self._memory = torch.empty(shape[0] * shape[1], dtype=self.work)
+        target = self._memory[: shape[0] * shape[1]].view(shape)
+        return target, gram.gather(pieces, len(self.job.sources), target)
+
+    def _are_equal(self, pieces: list[Tensor]) -> bool:
+        first, *others = pieces[: len(self.job.sources)]
+        return all(other.dtype == first.dtype and _same_bytes(first, other) for other in others)
+
+    def _scan(
+        self, name: str, method: Combination, feed: Feed
+    ) -> tuple[list[Tensor], Tensor | None, bool]:
+        """Make a method ready for one tensor.
+
+        Returns:
+            The pieces read last, as they are and gathered, and whether the tensor is equal in all models.
+        """
+        chunks, products, equal = self._chunks(name), self._zeros(), True
+        hashes = [xxhash.xxh3_128() if s.recorded_hash(name) else None for s in self.job.all_sources]
+        pieces: list[Tensor] = []
+        target: Tensor | None = None
+        for number in range(self._num_scans(name)):
+            for index in range(len(chunks)):
+                if target is None or len(chunks) > 1:
+                    pieces = next(feed)[1]
+                    target, product = self._gather(pieces)
+                if number == 0:
+                    products += product
+                    equal = equal and self._are_equal(pieces)
+                    _update(hashes, pieces)
+                method.scan(number, target, index == len(chunks) - 1)
+        if chunks and name in self.job.products:
+            products = torch.tensor(self.job.products[name], dtype=torch.float64)
+            equal = False
+        elif chunks:
+            for index, own in enumerate(hashes):
+                if own:
+                    self.refuse_damaged(name, index, own)
+        if chunks and not equal:
+            self._settle(name, method, products)
+        self.products[name] = products.tolist()
+        return pieces, target, equal
+
+    def _settle(self, name: str, method: Combination, products: Tensor) -> None:
+        if not self.job.sources[0].places[name].is_floating:
+            raise BoomError(f"tensor {name} is no floating one and differs between the models; only floats merge")
+        if self.work == torch.float32 and not gram.is_certain(products, self.weights):
+            products = self._exact_products(name)
+        if not products.isfinite().all():
+            raise BoomError(f"{self._not_finite(name)}: tensor {name} holds NaN or Inf. "
+                            "Leave that model out, or train it again")  # fmt: skip
         try:
-            return METHODS[self.job.method](products, weights)
+            method.settle(products)
         except Cancelled:
             raise BoomError(
                 f"tensor {name}: the models point in opposite directions that cancel under these weights. "
                 "Use other weights, or method linear"
             ) from None
 
-    def _refuse_not_finite(
-        self, name: str, products: Tensor, pieces: list[Tensor], base: Tensor | None
-    ) -> None:
-        if products.isfinite().all():
-            return
-        culprits = [m for m, p in zip(self.job.inputs.models, pieces, strict=True) if not p.isfinite().all()]
-        if base is not None and not base.isfinite().all():
-            culprits.append(str(self.job.inputs.base))
-        where = ", ".join(culprits) or "the models"
-        raise BoomError(f"{where}: tensor {name} holds NaN or Inf. Leave that model out, or train it again")
+    def _exact_products(self, name: str) -> Tensor:
+        """The Gram matrix again, of products in float64: needed where squares are extreme, or directions cancel."""
+        products = self._zeros()
+        for pieces in self._again(name):
+            exact = torch.empty(len(pieces), len(pieces[0]), dtype=torch.float64)
+            products += gram.gather(pieces, len(self.job.sources), exact)
+        return products
 
-    def _refuse_damaged(self, name: str, digests: list[str]) -> None:
-        inputs = self.job.inputs
-        for model, places, record, digest in zip(
-            inputs.models, inputs.places, inputs.records, digests, strict=True
-        ):
-            if record and name in record.tensors and record.tensors[name].xxh3_128 != digest:
-                raise BoomError(
-                    f"{storage.join(model, places[name].file)}: tensor {name} is damaged: it differs "
-                    "from the record. Restore the file, or publish the model again"
-                )
+    def _not_finite(self, name: str) -> str:
+        culprits = {
+            reader.source.uri: None
+            for pieces in self._again(name)
+            for reader, piece in zip(self.readers, pieces, strict=True)
+            if not piece.isfinite().all()
+        }
+        return ", ".join(culprits) or "the models"
+
+    def _again(self, name: str) -> Iterator[list[Tensor]]:
+        total = self.job.sources[0].places[name].num_elements
+        for start in range(0, total, OUTPUT_ELEMENTS):
+            count = min(OUTPUT_ELEMENTS, total - start)
+            yield [reader.read(name, start, count) for reader in self.readers]
+
+
+def _update(hashes: list[xxhash.xxh3_128 | None], pieces: list[Tensor]) -> None:
+    for own, piece in zip(hashes, pieces, strict=True):
+        if own:
+            own.update(memoryview(cast(Any, piece.view(torch.uint8).numpy())))
+
+
+def _same_bytes(first: Tensor, second: Tensor) -> bool:
+    return torch.equal(first.view(torch.uint8), second.view(torch.uint8))

@@ -1,34 +1,20 @@
-"""Safetensors over URIs: headers and ranges are read, never whole files; shards are written as a stream."""
+"""Safetensors over URIs: what a model's headers say, without reading what they speak of."""
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+import os
 from dataclasses import dataclass
-from typing import Any, cast
-
-import pyarrow as pa
-import torch
-import xxhash
-from torch import Tensor
+from typing import Any
 
 from boom_ray import storage
-from boom_ray.artifact import FileEntry, TensorEntry
 from boom_ray.errors import BoomError
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+FLOATING = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes of an element, by safetensors name
+OTHER = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+ELEMENT_BYTES = FLOATING | OTHER
+NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # of the dtypes that models are written in
 INDEX = "model.safetensors.index.json"
+DAMAGED = "Fetch or publish the model again"
 
 
 @dataclass(frozen=True)
@@ -36,12 +22,14 @@ class TensorPlace:
     """Where one tensor lies.
 
     Attributes:
-        file: Name of the safetensors file within the model.
+        uri: Of the safetensors file.
+        name: Of the tensor in that file.
         dtype: A safetensors name.
         offset: Of the first byte, from the start of the file.
     """
 
-    file: str
+    uri: str
+    name: str
     dtype: str
     shape: tuple[int, ...]
     offset: int
@@ -54,146 +42,123 @@ class TensorPlace:
     @property
     def element_bytes(self) -> int:
         """Bytes of one element."""
-        return DTYPES[self.dtype].itemsize
+        return ELEMENT_BYTES[self.dtype]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensor."""
+        return self.num_elements * self.element_bytes
 
     @property
     def is_floating(self) -> bool:
         """Whether the tensor can be averaged."""
-        return DTYPES[self.dtype].is_floating_point
+        return self.dtype in FLOATING
 
 
 def read_places(model: str) -> dict[str, TensorPlace]:
     """Where every tensor of a model lies, from the headers of its files.
 
+    Args:
+        model: URI of a directory, or of one safetensors file.
+
     Raises:
         BoomError: if the model has no safetensors files, or one is truncated or not what it should be.
     """
+    if model.endswith(".safetensors"):
+        return read_header(model)
     names = storage.list_names(model)
     files = sorted(name for name in names if name.endswith(".safetensors"))
     if INDEX in names:
-        listed = json.loads(storage.read_bytes(storage.join(model, INDEX)))["weight_map"]
-        files = sorted(set(listed.values()))
+        files = _listed_files(storage.join(model, INDEX))
     if not files:
         raise BoomError(
             f"{model}: no safetensors weights there. Pickled weights (.bin, .pt) are never loaded"
         )
     places: dict[str, TensorPlace] = {}
     for file in files:
-        places |= _read_header(model, file)
+        places |= read_header(storage.join(model, file))
     return places
 
 
-def _read_header(model: str, file: str) -> dict[str, TensorPlace]:
-    uri = storage.join(model, file)
-    with storage.open_input(uri) as source:
+def _listed_files(uri: str) -> list[str]:
+    try:
+        return sorted(set(json.loads(storage.read_bytes(uri))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BoomError(f"{uri}: not an index of safetensors files. {DAMAGED}") from error
+
+
+def read_header(uri: str) -> dict[str, TensorPlace]:
+    """The tensors of one file.
+
+    Raises:
+        BoomError: if the header is not one, or does not account for every byte of the file.
+    """
+    with storage.open_input(uri) as source, storage.explained(uri):
         size = source.size()
         length = int.from_bytes(source.read_at(8, 0), "little") if size >= 8 else 0
         if not 2 <= length <= size - 8:
-            raise BoomError(f"{uri}: truncated or not a safetensors file. Fetch or publish the model again")
-        try:
-            header: dict[str, Any] = json.loads(source.read_at(length, 8))
-        except ValueError as error:
-            raise BoomError(f"{uri}: its header is damaged. Fetch or publish the model again") from error
-    header.pop("__metadata__", None)
-    places = {}
-    for name, entry in header.items():
-        if entry["dtype"] not in DTYPES:
-            raise BoomError(f"{uri}: tensor {name} is {entry['dtype']}; allowed: {', '.join(DTYPES)}")
-        start, end = entry["data_offsets"]
-        place = TensorPlace(file, entry["dtype"], tuple(entry["shape"]), 8 + length + start)
-        if end - start != place.num_elements * place.element_bytes or 8 + length + end > size:
-            raise BoomError(f"{uri}: truncated: tensor {name} ends at byte {8 + length + end} of {size}")
-        places[name] = place
+            raise BoomError(f"{uri}: truncated or not a safetensors file. {DAMAGED}")
+        text = source.read_at(length, 8)
+    try:
+        header: dict[str, Any] = json.loads(text)
+        header.pop("__metadata__", None)
+        places = {name: _place(uri, name, entry, 8 + length) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BoomError(f"{uri}: its header is damaged: {error}. {DAMAGED}") from error
+    _check_layout(uri, places, 8 + length, size)
     return places
 
 
-def align(base: dict[str, TensorPlace], names: Iterable[str]) -> dict[str, TensorPlace] | None:
-    """The base's tensors under the models' names.
-
-    A checkpoint from a hub may hold its transformer under a prefix (`model.`, `bert.`) beside a head that
-    embedding models do not have.
-
-    Returns:
-        name -> place, or None if no single prefix covers all names.
-    """
-    wanted = sorted(names)
-    prefixes = {name[: -len(wanted[0])] for name in base if name.endswith(wanted[0])}
-    for prefix in sorted(prefixes, key=len):
-        if all(prefix + name in base for name in wanted):
-            return {name: base[prefix + name] for name in wanted}
-    return None
+def _place(uri: str, name: str, entry: dict[str, Any], data_start: int) -> TensorPlace:
+    dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    if dtype not in ELEMENT_BYTES:
+        raise ValueError(f"dtype {dtype}; allowed: {', '.join(ELEMENT_BYTES)}")
+    place = TensorPlace(uri, name, dtype, shape, data_start + start)
+    if min(shape, default=0) < 0 or end - start != place.num_bytes:
+        raise ValueError(f"{end - start} bytes for a tensor of shape {list(shape)} and dtype {dtype}")
+    return place
 
 
-class TensorReader:
-    """Reads ranges of a model's tensors; files are opened once."""
-
-    def __init__(self, model: str, places: dict[str, TensorPlace]) -> None:
-        self.model, self.places = model, places
-        self._files: dict[str, pa.NativeFile] = {}
-
-    def read(self, name: str, start: int, count: int) -> tuple[Tensor, memoryview]:
-        """`count` elements from element `start` on.
-
-        Returns:
-            [count] in the tensor's dtype, and the bytes it is a view of.
-        """
-        place = self.places[name]
-        if place.file not in self._files:
-            self._files[place.file] = storage.open_input(storage.join(self.model, place.file))
-        width = place.element_bytes
-        content = self._files[place.file].read_at(count * width, place.offset + start * width)
-        if len(content) != count * width:
+def _check_layout(uri: str, places: dict[str, TensorPlace], data_start: int, size: int) -> None:
+    """Tensors follow one another without gap or overlap up to the end of the file, as the format has it."""
+    end = data_start
+    for name, place in sorted(places.items(), key=lambda item: (item[1].offset, item[1].num_bytes)):
+        if place.offset != end:
             raise BoomError(
-                f"{storage.join(self.model, place.file)}: tensor {name} could not be read to its end"
+                f"{uri}: its header is damaged: tensor {name} does not start at byte {end}. {DAMAGED}"
             )
-        # A bytearray because torch has no read-only tensors; the copy is a fraction of the read.
-        return torch.frombuffer(bytearray(content), dtype=DTYPES[place.dtype]), memoryview(content)
+        end += place.num_bytes
+        if end > size:
+            raise BoomError(f"{uri}: truncated: tensor {name} ends at byte {end} of {size}. {DAMAGED}")
+    if end != size:
+        raise BoomError(f"{uri}: {size} bytes, of which its header accounts for {end}. {DAMAGED}")
 
 
-class ShardWriter:
-    """Writes one safetensors file front to back: the header, then every tensor in the order declared.
+def create_file(uri: str, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+    """Make a local file with its header, and room for its tensors."""
+    content, _ = header(tensors)
+    size = sum(math.prod(shape) * ELEMENT_BYTES[dtype] for dtype, shape in tensors.values())
+    with storage.explained(uri), storage.open_output(uri) as file:
+        file.write(content)
+    with storage.explained(uri):
+        os.truncate(uri, len(content) + size)
+
+
+def header(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict[str, int]]:
+    """The header of a file that holds tensors in the order given.
 
     Args:
-        uri: Of the file.
-        tensors: name -> (torch dtype, shape), in the order they will be written.
+        tensors: name -> (safetensors dtype, shape).
+
+    Returns:
+        The first bytes of the file, and the offset of each tensor from its start.
     """
-
-    def __init__(self, uri: str, tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
-        self._names, self._dtypes = iter(tensors), tensors
-        self.entries: dict[str, TensorEntry] = {}
-        self._file = storage.open_output(uri)
-        self._hash, self._size = xxhash.xxh3_128(), 0
-        self._write(_header(tensors))
-
-    def write(self, name: str, pieces: Iterator[Tensor]) -> None:
-        """Write the next tensor, piece by piece."""
-        assert name == next(self._names), f"{name} is not the next tensor"
-        own = xxhash.xxh3_128()
-        for piece in pieces:
-            content = memoryview(cast(Any, piece.contiguous().view(torch.uint8).numpy()))
-            own.update(content)
-            self._write(content)
-        dtype, shape = self._dtypes[name]
-        self.entries[name] = TensorEntry(dtype=NAMES[dtype], shape=list(shape), xxh3_128=own.hexdigest())
-
-    def close(self) -> FileEntry:
-        """Finish the file; returns its size and hash."""
-        self._file.close()
-        return FileEntry(size=self._size, xxh3_128=self._hash.hexdigest())
-
-    def _write(self, content: bytes | memoryview) -> None:
-        self._hash.update(content)
-        self._file.write(content)
-        self._size += len(content)
-
-
-def _header(tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for name, (dtype, shape) in tensors.items():
-        end = offset + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
+        start, end = end, end + math.prod(shape) * ELEMENT_BYTES[dtype]
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors start at a multiple of eight, as the format's own writer has it
-    return len(text).to_bytes(8, "little") + text
+    content = len(text).to_bytes(8, "little") + text
+    return content, {name: len(content) + entries[name]["data_offsets"][0] for name in tensors}

@@ -10,6 +10,7 @@ import os
 from typing import Any, cast
 
 from huggingface_hub import ModelCard
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig
 
@@ -64,7 +65,7 @@ def load_encoder(directory: str, source: BaseModelSource | None = None, **option
     spec = read_spec(directory, source)
     try:
         return Encoder.load(directory, spec, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise BoomError(f"{directory}: cannot be loaded as a model: {str(error).splitlines()[0]}") from error
 
 

@@ -1,0 +1,77 @@
+"""LoRA adapters as models: their base's tensors, with low-rank differences that are added while they stream."""
+
+import json
+import math
+from typing import Any
+
+from boom_ray import storage
+from boom_ray.errors import BoomError
+from boom_ray.merge.source import LowRank, Source
+from boom_ray.merge.tensors import TensorPlace, read_header, read_places
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+PLAIN: dict[str, tuple[Any, ...]] = {  # settings whose differences are a product of two matrices and no more
+    "peft_type": ("LORA",),
+    "use_dora": (False, None),
+    "bias": ("none", None),
+    "modules_to_save": (None, []),
+    "fan_in_fan_out": (False, None),
+    "alpha_pattern": ({}, None),
+}
+
+
+def is_adapter(model: str) -> bool:
+    """Whether a directory holds an adapter instead of a model."""
+    return storage.is_file(storage.join(model, CONFIG))
+
+
+def read_adapter(model: str, base: str | None) -> Source:
+    """An adapter on its base, as a model.
+
+    Args:
+        model: URI of the adapter's directory, as peft writes it.
+        base: URI of its base; None for the one that the adapter names.
+
+    Raises:
+        BoomError: if it is no plain LoRA adapter, or does not fit its base.
+    """
+    config = json.loads(storage.read_bytes(storage.join(model, CONFIG)))
+    problems = [
+        f"{model}: adapter with {key}: {config[key]!r}; only {key}: {allowed[0]!r} can be merged"
+        for key, allowed in PLAIN.items()
+        if key in config and config[key] not in allowed
+    ]
+    if problems:
+        raise BoomError.of(problems, "cannot be merged into its base:")
+    base = _base(config["base_model_name_or_path"]) if base is None else base
+    places = read_places(base)
+    found = read_header(storage.join(model, WEIGHTS))
+    pairs = {name.removesuffix(".lora_A.weight") for name in found if name.endswith(".lora_A.weight")}
+    left = found.keys() - {f"{pair}.lora_{side}.weight" for pair in pairs for side in "AB"}
+    if left:
+        raise BoomError(f"{model}: adapter tensors that are no lora_A or lora_B: {', '.join(sorted(left)[:5])}")
+    adapter = {}
+    for pair in sorted(pairs):
+        a, b = found[f"{pair}.lora_A.weight"], found[f"{pair}.lora_B.weight"]
+        name = _target(model, base, f"{pair.removeprefix(PREFIX)}.weight", places)
+        if places[name].shape != (b.shape[0], a.shape[1]) or a.shape[0] != b.shape[1]:
+            raise BoomError(
+                f"{model}: {pair}: {list(b.shape)} times {list(a.shape)} does not fit {list(places[name].shape)} "
+                f"of {base}"
+            )
+        rank = math.sqrt(a.shape[0]) if config.get("use_rslora") else a.shape[0]
+        adapter[name] = LowRank(a, b, config["lora_alpha"] / rank)
+    return Source(model, places, base, adapter=adapter)
+
+
+def _base(name: str) -> str:
+    return name if storage.exists(name) else storage.local_directory(f"hf://{name}")
+
+
+def _target(model: str, base: str, name: str, places: dict[str, TensorPlace]) -> str:
+    """The base's name of a tensor, with `model.` before it or without."""
+    for candidate in (name, name.removeprefix("model."), f"model.{name}"):
+        if candidate in places:
+            return candidate
+    raise BoomError(f"{model}: adapts {name}, which {base} does not have. Is this its base?")
