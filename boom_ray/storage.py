@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import pyarrow.fs
 import xxhash
@@ -29,8 +30,16 @@ def absolute(uri: str, base: str | None = None) -> str:
     """Resolve `~` and relative local paths against `base` (default: the working directory).
 
     Workers run in working directories of their own, so every URI is made absolute where it enters.
+
+    Raises:
+        BoomError: if the URI holds a secret.
     """
     if not is_local(uri):
+        if urlsplit(uri).password is not None:
+            raise BoomError(
+                f"{uri.split('://')[0]}://…: a secret in a URI ends in logs and records. "
+                "Give it in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+            )
         return uri.rstrip("/")
     return os.path.normpath(os.path.join(base or os.getcwd(), os.path.expanduser(uri)))
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray
+import ray.exceptions
 import torch
 
 from boom_ray.artifact import FileEntry, Record, TensorEntry
@@ -16,6 +17,7 @@ from boom_ray.recipe import SaveDtype
 from boom_ray.session import result_of
 
 MAX_RESTARTS = 3
+STOP_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -101,21 +103,45 @@ class MergeCoordinator:
 def _hand_out(
     job: Any, shards: list[Shard], workers: list[Any], coordinator: Any
 ) -> tuple[dict[str, FileEntry], dict[str, TensorEntry]]:
-    """Give every worker a shard, and the next one when it is done."""
+    """Give every worker a shard, and the next one when it is done; none is left running, however it ends."""
     files: dict[str, FileEntry] = {}
     tensors: dict[str, TensorEntry] = {}
     free, waiting = list(workers), list(shards)
     running: dict[Any, tuple[Any, Shard]] = {}
-    while waiting or running:
-        while free and waiting:
-            worker, shard = free.pop(), waiting.pop(0)
-            running[worker.merge.remote(job, shard, coordinator)] = worker, shard
-        (finished,), _ = ray.wait(list(running))
-        worker, shard = running.pop(finished)
-        files[shard.file], of_shard = result_of(finished)
-        tensors |= of_shard
-        free.append(worker)
+    try:
+        while waiting or running:
+            while free and waiting:
+                worker, shard = free.pop(), waiting.pop(0)
+                running[worker.merge.remote(job, shard, coordinator)] = worker, shard
+            while free:  # its CPU may be what another worker waits for
+                ray.kill(free.pop())
+            (finished,), _ = ray.wait(list(running))
+            worker, shard = running.pop(finished)
+            files[shard.file], of_shard = _written(finished, shard)
+            tensors |= of_shard
+            free.append(worker)
+    finally:
+        _stop(workers, list(running))
     return files, tensors
+
+
+def _written(reference: Any, shard: Shard) -> tuple[FileEntry, dict[str, TensorEntry]]:
+    try:
+        written: tuple[FileEntry, dict[str, TensorEntry]] = result_of(reference)
+    except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+        raise BoomError(
+            f"{shard.file}: the process that merges it died, also after {MAX_RESTARTS} restarts. "
+            "Find what ends it in the dashboard (often too little memory), and run the command again"
+        ) from error
+    return written
+
+
+def _stop(workers: list[Any], running: list[Any]) -> None:
+    """End workers: one that began a shard only now would make the stage anew after it was deleted."""
+    for worker in workers:
+        ray.kill(worker)
+    if running:
+        ray.wait(running, num_returns=len(running), timeout=STOP_SECONDS)
 
 
 def _weights(inputs: Inputs, spec: MergeSpec) -> list[float]:
@@ -130,7 +156,7 @@ def _weights(inputs: Inputs, spec: MergeSpec) -> list[float]:
     if len(values) != len(inputs.models):
         raise BoomError(f"got {len(values)} weights for {len(inputs.models)} models; give one per model")
     total = math.fsum(values)
-    if not math.isfinite(total) or abs(total) < 1e-12:
+    if not math.isfinite(total) or abs(total) <= 1e-12 * math.fsum(abs(value) for value in values):
         raise BoomError(f"the weights {values} add up to {total:g}; give weights with another sum")
     return [value / total for value in values]
 

@@ -30,7 +30,10 @@ def accumulate(gram: Tensor, pieces: Sequence[Tensor], base: Tensor | None = Non
 def combine(
     pieces: Sequence[Tensor], coefficients: Tensor, dtype: torch.dtype, base: Tensor | None = None
 ) -> Tensor:
-    """The linear combination of one piece of each model, computed in float64 and rounded once.
+    """The linear combination of one piece of each model, computed in float64 and rounded at the end.
+
+    torch rounds float64 to a 16-bit dtype by way of float32, so that the error can exceed half a unit in the
+    last place by half a unit of float32.
 
     Args:
         pieces: M tensors of [n].

@@ -32,16 +32,24 @@ def plan_shards(sizes: dict[str, int], num_workers: int, max_shard_bytes: int) -
     total = sum(sizes.values())
     count = max(math.ceil(total / max_shard_bytes), min(num_workers, total // MIN_SHARD_BYTES), 1)
     count = min(count, max(1, len(sizes)))
+    chosen = _balanced(sizes, count)
+    while any(len(names) > 1 and sum(sizes[name] for name in names) > max_shard_bytes for names in chosen):
+        count += 1
+        chosen = _balanced(sizes, count)
+    if count == 1:
+        return [Shard("model.safetensors", sorted(sizes))]
+    files = [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+    return [Shard(file, sorted(names)) for file, names in zip(files, chosen, strict=True)]
+
+
+def _balanced(sizes: dict[str, int], count: int) -> list[list[str]]:
     filled = [0] * count
     chosen: list[list[str]] = [[] for _ in range(count)]
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        lightest = filled.index(min(filled))
+        lightest = min(range(count), key=lambda index: (filled[index], len(chosen[index])))
         filled[lightest] += sizes[name]
         chosen[lightest].append(name)
-    if count == 1:
-        return [Shard("model.safetensors", sorted(sizes))]
-    names = [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
-    return [Shard(file, sorted(tensors)) for file, tensors in zip(names, chosen, strict=True)]
+    return chosen
 
 
 def index_json(shards: list[Shard], sizes: dict[str, int]) -> str:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -29,6 +30,7 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 INDEX = "model.safetensors.index.json"
+DAMAGED = "Fetch or publish the model again"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class TensorPlace:
         return DTYPES[self.dtype].itemsize
 
     @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensor."""
+        return self.num_elements * self.element_bytes
+
+    @property
     def is_floating(self) -> bool:
         """Whether the tensor can be averaged."""
         return DTYPES[self.dtype].is_floating_point
@@ -71,8 +78,7 @@ def read_places(model: str) -> dict[str, TensorPlace]:
     names = storage.list_names(model)
     files = sorted(name for name in names if name.endswith(".safetensors"))
     if INDEX in names:
-        listed = json.loads(storage.read_bytes(storage.join(model, INDEX)))["weight_map"]
-        files = sorted(set(listed.values()))
+        files = _listed_files(storage.join(model, INDEX))
     if not files:
         raise BoomError(
             f"{model}: no safetensors weights there. Pickled weights (.bin, .pt) are never loaded"
@@ -83,28 +89,66 @@ def read_places(model: str) -> dict[str, TensorPlace]:
     return places
 
 
+def _listed_files(uri: str) -> list[str]:
+    try:
+        return sorted(set(json.loads(storage.read_bytes(uri))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BoomError(f"{uri}: not an index of safetensors files. {DAMAGED}") from error
+
+
 def _read_header(model: str, file: str) -> dict[str, TensorPlace]:
     uri = storage.join(model, file)
-    with storage.open_input(uri) as source:
+    with storage.open_input(uri) as source, _explained(uri):
         size = source.size()
         length = int.from_bytes(source.read_at(8, 0), "little") if size >= 8 else 0
         if not 2 <= length <= size - 8:
-            raise BoomError(f"{uri}: truncated or not a safetensors file. Fetch or publish the model again")
-        try:
-            header: dict[str, Any] = json.loads(source.read_at(length, 8))
-        except ValueError as error:
-            raise BoomError(f"{uri}: its header is damaged. Fetch or publish the model again") from error
-    header.pop("__metadata__", None)
-    places = {}
-    for name, entry in header.items():
-        if entry["dtype"] not in DTYPES:
-            raise BoomError(f"{uri}: tensor {name} is {entry['dtype']}; allowed: {', '.join(DTYPES)}")
-        start, end = entry["data_offsets"]
-        place = TensorPlace(file, entry["dtype"], tuple(entry["shape"]), 8 + length + start)
-        if end - start != place.num_elements * place.element_bytes or 8 + length + end > size:
-            raise BoomError(f"{uri}: truncated: tensor {name} ends at byte {8 + length + end} of {size}")
-        places[name] = place
+            raise BoomError(f"{uri}: truncated or not a safetensors file. {DAMAGED}")
+        text = source.read_at(length, 8)
+    try:
+        header: dict[str, Any] = json.loads(text)
+        header.pop("__metadata__", None)
+        places = {name: _place(file, entry, 8 + length) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BoomError(f"{uri}: its header is damaged: {error}. {DAMAGED}") from error
+    _check_layout(uri, places, 8 + length, size)
     return places
+
+
+def _place(file: str, entry: dict[str, Any], data_start: int) -> TensorPlace:
+    dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype}; allowed: {', '.join(DTYPES)}")
+    place = TensorPlace(file, dtype, shape, data_start + start)
+    if min(shape, default=0) < 0 or end - start != place.num_bytes:
+        raise ValueError(f"{end - start} bytes for a tensor of shape {list(shape)} and dtype {dtype}")
+    return place
+
+
+def _check_layout(uri: str, places: dict[str, TensorPlace], data_start: int, size: int) -> None:
+    """Tensors follow one another without gap or overlap up to the end of the file, as the format has it."""
+    end = data_start
+    for name, place in sorted(places.items(), key=lambda item: (item[1].offset, item[1].num_bytes)):
+        if place.offset != end:
+            raise BoomError(
+                f"{uri}: its header is damaged: tensor {name} does not start at byte {end}. {DAMAGED}"
+            )
+        end += place.num_bytes
+        if end > size:
+            raise BoomError(f"{uri}: truncated: tensor {name} ends at byte {end} of {size}. {DAMAGED}")
+    if end != size:
+        raise BoomError(f"{uri}: {size} bytes, of which its header accounts for {end}. {DAMAGED}")
+
+
+@contextmanager
+def _explained(uri: str) -> Iterator[None]:
+    """Name the file that a read or a write fails on."""
+    try:
+        yield
+    except OSError as error:
+        reason = str(error).split(". Detail:")[0]
+        raise BoomError(
+            f"{uri}: storage failed: {reason}. Is the disk full? Run the command again"
+        ) from error
 
 
 def align(base: dict[str, TensorPlace], names: Iterable[str]) -> dict[str, TensorPlace] | None:
@@ -118,7 +162,7 @@ def align(base: dict[str, TensorPlace], names: Iterable[str]) -> dict[str, Tenso
     """
     wanted = sorted(names)
     prefixes = {name[: -len(wanted[0])] for name in base if name.endswith(wanted[0])}
-    for prefix in sorted(prefixes, key=len):
+    for prefix in sorted(prefixes, key=lambda prefix: (len(prefix), prefix)):
         if all(prefix + name in base for name in wanted):
             return {name: base[prefix + name] for name in wanted}
     return None
@@ -141,7 +185,8 @@ class TensorReader:
         if place.file not in self._files:
             self._files[place.file] = storage.open_input(storage.join(self.model, place.file))
         width = place.element_bytes
-        content = self._files[place.file].read_at(count * width, place.offset + start * width)
+        with _explained(storage.join(self.model, place.file)):
+            content = self._files[place.file].read_at(count * width, place.offset + start * width)
         if len(content) != count * width:
             raise BoomError(
                 f"{storage.join(self.model, place.file)}: tensor {name} could not be read to its end"
@@ -159,7 +204,7 @@ class ShardWriter:
     """
 
     def __init__(self, uri: str, tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
-        self._names, self._dtypes = iter(tensors), tensors
+        self.uri, self._names, self._dtypes = uri, iter(tensors), tensors
         self.entries: dict[str, TensorEntry] = {}
         self._file = storage.open_output(uri)
         self._hash, self._size = xxhash.xxh3_128(), 0
@@ -178,12 +223,14 @@ class ShardWriter:
 
     def close(self) -> FileEntry:
         """Finish the file; returns its size and hash."""
-        self._file.close()
+        with _explained(self.uri):
+            self._file.close()
         return FileEntry(size=self._size, xxh3_128=self._hash.hexdigest())
 
     def _write(self, content: bytes | memoryview) -> None:
         self._hash.update(content)
-        self._file.write(content)
+        with _explained(self.uri):
+            self._file.write(content)
         self._size += len(content)
 
 

@@ -18,9 +18,9 @@ from boom_ray.errors import BoomError
 from boom_ray.progress import Progress
 from boom_ray.recipe import Recipe, TrainExecution, identity
 from boom_ray.train.job import BagJob
-from boom_ray.train.worker import train_bag
 
 POLL_SECONDS = 0.5
+CHECKPOINTS, RAY_TRAIN = SCRATCH = "checkpoints", "ray_train"
 
 
 @ray.remote(num_cpus=0)
@@ -69,6 +69,9 @@ def train_bags(
     if missing:
         _await_room(recipe.train.execution)
         _run_all(sorted(missing, key=lambda job: -job.rows), board)
+    if only is None:
+        for scratch in SCRATCH:
+            storage.delete_tree(storage.join(recipe.root, scratch))
     return [job.target for job in jobs]
 
 
@@ -82,7 +85,7 @@ def _job(recipe: Recipe, index: int, corpus: Record, bags: Record, base: Parent,
         rows=bags.config["rows"][index],
         corpus=storage.join(recipe.root, "corpus"),
         bags=storage.join(recipe.root, "bags"),
-        checkpoints=storage.join(recipe.root, "checkpoints", name),
+        checkpoints=storage.join(recipe.root, CHECKPOINTS, name),
         target=model_uri(recipe, name),
         fingerprint=artifact.fingerprint(made_from),
         parents=[base, corpus.as_parent(), bags.as_parent()],
@@ -147,7 +150,7 @@ def _fit(job: BagJob) -> str | None:
     """Run one trainer to its end; returns why it failed, or None."""
     execution = job.recipe.train.execution
     trainer = TorchTrainer(
-        cast(Any, train_bag),
+        cast(Any, _train_bag),
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
             num_workers=execution.num_workers,
@@ -159,7 +162,7 @@ def _fit(job: BagJob) -> str | None:
         # rewrites in place; our checkpoints are sealed instead.
         run_config=RunConfig(
             name=f"{job.name}-{uuid.uuid4().hex[:8]}",
-            storage_path=storage.join(job.recipe.root, "ray_train"),
+            storage_path=storage.join(job.recipe.root, RAY_TRAIN),
             failure_config=FailureConfig(max_failures=execution.max_failures),
         ),
     )
@@ -168,6 +171,13 @@ def _fit(job: BagJob) -> str | None:
         return result.return_value
     except (ray.train.TrainingFailedError, ray.exceptions.RayError, ValueError, OSError) as error:
         return "; ".join(_reasons(error))
+
+
+def _train_bag(config: dict[str, Any]) -> str | None:
+    """What every rank runs; only ranks pay for the import of transformers and DeepSpeed."""
+    from boom_ray.train.worker import train_bag
+
+    return train_bag(config)
 
 
 def _reasons(error: Exception) -> Iterator[str]:
