@@ -38,10 +38,11 @@ workers_option = click.option("--num-workers", type=click.IntRange(min=1), metav
 @storage_option
 def run(recipe: str, storage_uri: str | None) -> None:
     """Sample bags, train a model on each, merge them, and measure the result."""
-    from boom_ray import pipeline, session
     from boom_ray.recipe import load
 
     loaded = load(recipe, storage_uri)
+    from boom_ray import pipeline, session
+
     session.connect()
     pipeline.run(loaded)
 
@@ -52,12 +53,13 @@ def run(recipe: str, storage_uri: str | None) -> None:
 @storage_option
 def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
     """Train the bags' models that are missing."""
-    from boom_ray import pipeline, session
     from boom_ray.recipe import load
 
     loaded = load(recipe, storage_uri)
     if bag is not None and bag > len(loaded.bags.ratios):
         raise BoomError(f"--bag {bag}: the recipe has bags 1 to {len(loaded.bags.ratios)}")
+    from boom_ray import pipeline, session
+
     session.connect()
     for uri in pipeline.train(loaded, None if bag is None else bag - 1):
         click.echo(f"model: {uri}")

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from boom_ray import evaluate, report
+from boom_ray import evaluate, report, retrieval
 from boom_ray.errors import BoomError
 from boom_ray.evaluate import Protocol, Subject
 from boom_ray.model import directory
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 def by_definition(path: str, task: str) -> dict[str, float]:
     """The three metrics for one relevant document per query, by their textbook formulas."""
-    beir = evaluate.read_beir(task)
+    beir = retrieval.read_beir(task)
     encoder = directory.load_encoder(path)
     documents = encoder.encode(list(beir["corpus"].values()))
     queries = encoder.encode(list(beir["queries"].values()), encoder.spec.prompts.get("query", ""))
@@ -69,7 +69,7 @@ def test_a_task_that_is_not_beir_is_named(tmp_path, name, content, message):
     with open(os.path.join(task, name), "w") as file:
         file.write(content)
     with pytest.raises(BoomError, match=message):
-        evaluate.read_beir(task)
+        retrieval.read_beir(task)
 
 
 def test_a_directory_without_tasks_is_refused(tmp_path):

@@ -6,8 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import pyarrow.fs
@@ -21,6 +22,7 @@ ROOT = str(Path(__file__).parents[1])
 SWIFT = os.environ.get("BOOM_RAY_SWIFT_ENV")
 ENTRYPOINT = "python jobs/run.py jobs/recipes/tiny.yaml --storage s3://bucket/runs"
 MODELS = "s3://bucket/runs/tiny/models"
+T = TypeVar("T")
 
 pytestmark = pytest.mark.skipif(not SWIFT, reason="BOOM_RAY_SWIFT_ENV is not set; tests/run.sh sets it")
 
@@ -49,12 +51,13 @@ def cluster(object_store, tmp_path_factory) -> Iterator[tuple[JobSubmissionClien
     bin_directory = os.path.dirname(sys.executable)
     environment = {**os.environ, "PATH": f"{bin_directory}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
     environment.pop("RAY_ADDRESS", None)
-    options = ["--port=26379", "--dashboard-port=28265", "--num-cpus=4", "--block", "--disable-usage-stats"]
+    ports = ["--port=26379", "--dashboard-port=28265", "--dashboard-agent-listen-port=28266"]
+    options = [*ports, "--num-cpus=4", "--block", "--disable-usage-stats"]
     temporary = f"--temp-dir={tmp_path_factory.mktemp('r', numbered=False)}"
     command = [f"{bin_directory}/ray", "start", "--head", *options, temporary]
     head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        yield _client("http://127.0.0.1:28265"), home
+        yield patiently(lambda: JobSubmissionClient("http://127.0.0.1:28265")), home
     finally:
         processes = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
         for process in processes:
@@ -63,11 +66,12 @@ def cluster(object_store, tmp_path_factory) -> Iterator[tuple[JobSubmissionClien
         head.wait(60)
 
 
-def _client(address: str) -> JobSubmissionClient:
+def patiently(attempt: Callable[[], T]) -> T:
+    """The result of `attempt`, which fails as long as the head node is not quite up."""
     deadline = time.monotonic() + 120
     while True:
         try:
-            return JobSubmissionClient(address)
+            return attempt()
         except (ConnectionError, RuntimeError):
             if time.monotonic() > deadline:
                 raise
@@ -80,7 +84,7 @@ def submit(client: JobSubmissionClient, home: str) -> str:
         "env_vars": {"BOOM_RAY_HOME": home},
         "excludes": [".venv", ".git", ".quickstart"],
     }
-    return client.submit_job(entrypoint=ENTRYPOINT, runtime_env=runtime)
+    return patiently(lambda: client.submit_job(entrypoint=ENTRYPOINT, runtime_env=runtime))
 
 
 def await_end(client: JobSubmissionClient, job: str) -> JobStatus:

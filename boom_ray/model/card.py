@@ -3,7 +3,7 @@
 from huggingface_hub import ModelCardData
 
 from boom_ray.artifact import Record
-from boom_ray.model.encoder import EncoderSpec
+from boom_ray.model.spec import EncoderSpec
 
 USAGE = """```python
 from sentence_transformers import SentenceTransformer

@@ -7,7 +7,7 @@ older vLLM silently pools differently when it meets it.
 
 import json
 import os
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError
@@ -18,8 +18,13 @@ from boom_ray import artifact, storage
 from boom_ray.artifact import Parent
 from boom_ray.errors import BoomError
 from boom_ray.model import tokenizer as tokenizers
-from boom_ray.model.encoder import Encoder, EncoderSpec
+from boom_ray.model.spec import EncoderSpec
 from boom_ray.recipe import BaseModelSource, Data, Pooling
+
+if TYPE_CHECKING:  # a merge needs directories, and starts in half the time without torch and transformers
+    from torch import Tensor
+
+    from boom_ray.model.encoder import Encoder
 
 POOLING_FLAGS = {
     "cls": "pooling_mode_cls_token",
@@ -56,12 +61,14 @@ def read_spec(directory: str, source: BaseModelSource | None = None) -> EncoderS
     return EncoderSpec(pooling, (source and source.max_length) or own, prompts)
 
 
-def load_encoder(directory: str, source: BaseModelSource | None = None, **options: Any) -> Encoder:
+def load_encoder(directory: str, source: BaseModelSource | None = None, **options: Any) -> "Encoder":
     """Load the model in a local directory; `options` are those of `Encoder.load`.
 
     Raises:
         BoomError: if it cannot be loaded, with the loader's reason.
     """
+    from boom_ray.model.encoder import Encoder
+
     spec = read_spec(directory, source)
     try:
         return Encoder.load(directory, spec, **options)
@@ -70,12 +77,12 @@ def load_encoder(directory: str, source: BaseModelSource | None = None, **option
 
 
 def save(
-    encoder: Encoder,
+    encoder: "Encoder",
     directory: str,
     base_directory: str,
     prompts: dict[str, str],
     max_length: int,
-    state: dict[str, Tensor] | None = None,
+    state: "dict[str, Tensor] | None" = None,
 ) -> None:
     """Write every file of a published model but the card and the record.
 
@@ -184,9 +191,8 @@ def _read_pooling(directory: str) -> Pooling | None:
 def _default_pooling(directory: str, config: dict[str, Any]) -> Pooling:
     if any(name.endswith("ForCausalLM") for name in config.get("architectures") or []):
         return "lasttoken"
-    kind = AutoConfig.from_pretrained(directory).model_type
     raise BoomError(
-        f"{directory}: a {kind} model that does not say how it pools. "
+        f"{directory}: a {config['model_type']} model that does not say how it pools. "
         "Set base_model.pooling to mean (E5, MiniLM), cls (BGE) or lasttoken (decoders)"
     )
 

@@ -6,13 +6,13 @@ behind it, so such a batch needs no attention mask at all, which keeps the fast 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from boom_ray.model.spec import EncoderSpec
 from boom_ray.model.tokenizer import end_with_eos
 from boom_ray.recipe import Pooling
 
@@ -24,21 +24,6 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """What a model directory says beside the weights.
-
-    Attributes:
-        pooling: How token states become one vector.
-        max_length: Longest input in tokens, special tokens included.
-        prompts: Text that goes before an input, by name.
-    """
-
-    pooling: Pooling
-    max_length: int
-    prompts: dict[str, str] = field(default_factory=dict)
 
 
 def pool(states: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:

@@ -6,16 +6,19 @@ transformers 4 and 5 read `add_eos_token` differently and other servers not at a
 """
 
 import json
+from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, processors
-from transformers import PreTrainedTokenizerBase
 
 from boom_ray.errors import BoomError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PREFERRED_EOS = "<|endoftext|>"
 
 
-def end_with_eos(tokenizer: PreTrainedTokenizerBase) -> None:
+def end_with_eos(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Make a tokenizer append its end token to every text, unless it does so already.
 
     Qwen3's own EOS in its chat models is `<|im_end|>`; its embedding models end with `<|endoftext|>`, which
@@ -43,7 +46,7 @@ def end_with_eos(tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.pad_token = AddedToken(eos, special=True)
 
 
-def save(tokenizer: PreTrainedTokenizerBase, directory: str) -> None:
+def save(tokenizer: "PreTrainedTokenizerBase", directory: str) -> None:
     """Write the tokenizer's files, free of the truncation and padding of whoever used it last."""
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()

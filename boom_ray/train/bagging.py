@@ -18,7 +18,6 @@ from boom_ray.errors import BoomError
 from boom_ray.progress import Progress
 from boom_ray.recipe import Recipe, TrainExecution, identity
 from boom_ray.train.job import BagJob
-from boom_ray.train.worker import train_bag
 
 POLL_SECONDS = 0.5
 CHECKPOINTS, RAY_TRAIN = SCRATCH = "checkpoints", "ray_train"
@@ -151,7 +150,7 @@ def _fit(job: BagJob) -> str | None:
     """Run one trainer to its end; returns why it failed, or None."""
     execution = job.recipe.train.execution
     trainer = TorchTrainer(
-        cast(Any, train_bag),
+        cast(Any, _train_bag),
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
             num_workers=execution.num_workers,
@@ -172,6 +171,13 @@ def _fit(job: BagJob) -> str | None:
         return result.return_value
     except (ray.train.TrainingFailedError, ray.exceptions.RayError, ValueError, OSError) as error:
         return "; ".join(_reasons(error))
+
+
+def _train_bag(config: dict[str, Any]) -> str | None:
+    """What every rank runs; only ranks pay for the import of transformers and DeepSpeed."""
+    from boom_ray.train.worker import train_bag
+
+    return train_bag(config)
 
 
 def _reasons(error: Exception) -> Iterator[str]:

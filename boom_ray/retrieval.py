@@ -1,0 +1,70 @@
+"""One BEIR directory, and the evaluator of sentence-transformers over our encoder."""
+
+import json
+from typing import Any
+
+import torch
+from sentence_transformers import util
+from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+
+from boom_ray import storage
+from boom_ray.errors import BoomError
+
+
+class RetrievalEvaluator(InformationRetrievalEvaluator):
+    """The evaluator of sentence-transformers over our encoder."""
+
+    def __init__(self, task: str, max_length: int | None, chunk_tokens: int, **options: Any) -> None:
+        super().__init__(
+            **read_beir(task),
+            score_functions={"cosine": util.cos_sim},
+            mrr_at_k=[10],
+            ndcg_at_k=[10],
+            precision_recall_at_k=[100],
+            **options,
+        )
+        self.max_length, self.chunk_tokens = max_length, chunk_tokens
+
+    def embed_inputs(self, model: Any, sentences: Any, prompt: str | None = None, **_: Any) -> Any:  # type: ignore[override]
+        """Embed texts; see the base class."""
+        token_ids = model.tokenize([(prompt or "") + text for text in sentences], self.max_length)
+        return torch.from_numpy(model.encode_tokens(token_ids, self.chunk_tokens))
+
+
+def read_beir(task: str) -> dict[str, Any]:
+    """One BEIR directory as the evaluator takes it: `corpus`, `queries` and `relevant_docs`.
+
+    Raises:
+        BoomError: if a file is missing, or a line is not what it should be.
+    """
+    try:
+        documents = _read_lines(storage.join(task, "corpus.jsonl"))
+        corpus = {row["_id"]: f"{row.get('title') or ''} {row['text']}".strip() for row in documents}
+        queries = {row["_id"]: row["text"] for row in _read_lines(storage.join(task, "queries.jsonl"))}
+        relevant: dict[str, set[str]] = {}
+        for query, document, score in _read_qrels(task):
+            if int(score) > 0:
+                relevant.setdefault(query, set()).add(document)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, BoomError):
+            raise
+        raise BoomError(f"{task}: not in BEIR format: {type(error).__name__}: {error}") from error
+    return {"corpus": corpus, "queries": queries, "relevant_docs": relevant}
+
+
+def _read_lines(uri: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in storage.read_bytes(uri).splitlines() if line.strip()]
+
+
+def _read_qrels(task: str) -> list[list[str]]:
+    folder = storage.join(task, "qrels")
+    names = [name for name in storage.list_names(folder) if name.endswith(".tsv")]
+    if not names:
+        raise BoomError(f"{folder}: no .tsv file there")
+    chosen = ["test.tsv"] if "test.tsv" in names else names
+    lines = [
+        line
+        for name in chosen
+        for line in storage.read_bytes(storage.join(folder, name)).decode().splitlines()
+    ]
+    return [line.split("\t") for line in lines if line.strip() and not line.startswith("query-id")]
