@@ -98,15 +98,17 @@ def merge(
     num_workers: int | None,
 ) -> None:
     """Merge models of one architecture into one."""
-    from boom_ray import pipeline, session
+    from boom_ray import session
+
+    session.connect()
     from boom_ray.merge.actors import MergeSpec
+    from boom_ray.merge.run import merge_models
 
     if len(models) < 2:
         raise BoomError(f"merge needs two models or more; got {len(models)}")
     spec = MergeSpec(method, "deltas" if base_model else "weights", weights, dtype, num_workers or 1)
     base = storage.absolute(base_model) if base_model else None
-    session.connect()
-    pipeline.merge([storage.absolute(model) for model in models], storage.absolute(out), base, spec)
+    merge_models([storage.absolute(model) for model in models], storage.absolute(out), base, spec)
 
 
 @main.command()

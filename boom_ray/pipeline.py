@@ -5,7 +5,6 @@ was made from the same input, so the same command finishes a run that was interr
 """
 
 import json
-import os
 from typing import Any
 
 from boom_ray import artifact, evaluate, report, storage
@@ -14,6 +13,7 @@ from boom_ray.data import bags, corpus
 from boom_ray.errors import BoomError
 from boom_ray.evaluate import Protocol, Subject
 from boom_ray.merge.actors import MergeSpec
+from boom_ray.merge.methods import Options
 from boom_ray.merge.run import merge_into
 from boom_ray.model import card, directory
 from boom_ray.progress import console
@@ -65,34 +65,6 @@ def run(recipe: Recipe) -> str:
     return target
 
 
-def merge(models: list[str], target: str, base: str | None, spec: MergeSpec) -> Record:
-    """Merge published models into one.
-
-    Args:
-        models: URIs.
-        target: URI of the merged model.
-        base: URI of the model they were trained from, for `space: deltas`.
-
-    Raises:
-        BoomError: listing why they cannot be merged; nothing is left at `target`.
-    """
-    with artifact.staged(target) as stage:
-        config = merge_into(stage, models, base, spec)
-        parents = [directory.identify(uri) for uri in models]
-        record = Record(
-            kind="model",
-            name=storage.name_of(target),
-            version=storage.name_of(target),
-            fingerprint=artifact.fingerprint([[parent.digest for parent in parents], config]),
-            config=config,
-            parents=parents,
-        )
-        write_card(record, stage, models[0], {})
-        record = stage.commit(record)
-    console.print(f"model: {target}  (digest {record.digest})")
-    return record
-
-
 def _claim(recipe: Recipe) -> Parent:
     """Make the name this recipe's, or refuse it if it is another's; returns the base model's identity."""
     base = directory.identify(recipe.base_model.path)
@@ -129,10 +101,12 @@ def _merge_and_publish(recipe: Recipe, models: list[str], stage: Stage) -> Recor
         dtype=merge.dtype,
         num_workers=merge.execution.num_workers,
         max_shard_bytes=merge.execution.max_shard_bytes,
+        memory_bytes=merge.execution.memory_bytes,
+        options=Options(merge.scale, merge.iterations, merge.density, merge.seed),
     )
     base = recipe.base_model.path
     parents = [record.as_parent() for uri in models if (record := artifact.read_record(uri))]
-    config = merge_into(stage, models, base, spec)
+    config, _ = merge_into(stage, models, base, spec)
     results = _evaluate(recipe, models, stage.uri) if recipe.evaluate.data else {}
     metrics: dict[str, Any] = {
         "evaluation": results,
@@ -148,7 +122,8 @@ def _merge_and_publish(recipe: Recipe, models: list[str], stage: Stage) -> Recor
         parents=parents,
         metrics=metrics if results else {},
     )
-    write_card(record, stage, storage.local_directory(base), results)
+    table = report.markdown_table(results) if results else ""
+    card.write(stage.local, record, directory.license_of(storage.local_directory(base)), table)
     return stage.commit(record)
 
 
@@ -156,21 +131,6 @@ def _rows(uri: str) -> int:
     record = artifact.read_record(uri)
     assert record is not None
     return record.config["rows"]
-
-
-def write_card(record: Record, stage: Stage, licensed: str, results: dict[str, evaluate.Scores]) -> None:
-    """Write the model card of a stage that holds everything else.
-
-    Args:
-        licensed: URI of the model whose licence applies.
-        results: Table of the card; may be empty.
-    """
-    spec = directory.read_spec(stage.local)
-    dimension = directory.dimension_of(stage.local)
-    license_name = directory.license_of(licensed)
-    table = report.markdown_table(results) if results else ""
-    with open(os.path.join(stage.local, "README.md"), "w", encoding="utf-8") as file:
-        file.write(card.render(record, spec, dimension, license_name, table))
 
 
 def _evaluate(recipe: Recipe, models: list[str], merged: str) -> dict[str, evaluate.Scores]:

@@ -27,6 +27,17 @@ TaskType = Literal["retrieval", "sts", "classification", "clustering"]
 Pooling = Literal["mean", "cls", "lasttoken"]
 Precision = Literal["fp32", "bf16", "fp16"]
 SaveDtype = Literal["float32", "bfloat16", "float16"]
+MergeMethod = Literal[
+    "linear",
+    "multislerp",
+    "karcher",
+    "slerp",
+    "nuslerp",
+    "task_arithmetic",
+    "model_stock",
+    "ties",
+    "dare_linear",
+]
 
 #: The bag sets of the paper (arXiv 2602.05787, §4), by the name it gives them; percentages of every task.
 PRESETS: dict[str, tuple[list[float], bool]] = {
@@ -199,9 +210,10 @@ class Train(Section):
 
 
 class MergeExecution(Section):
-    """How the merge runs: `MergeWorker` actors, and the largest output file in bytes."""
+    """How the merge runs: `MergeWorker` actors, bytes of memory of each, and of the largest output file."""
 
     num_workers: int = Field(1, ge=1)
+    memory_bytes: int = Field(1 << 30, ge=1 << 29)
     max_shard_bytes: int = Field(4 << 30, ge=1)
 
 
@@ -212,11 +224,19 @@ class Merge(Section):
         method: A name of `boom_ray.merge.methods.METHODS`.
         space: Merge differences to the base model, or the weights themselves (the paper's formula).
         weights: `equal`, `size` (rows behind each model), or one number per bag.
+        scale: Factor on the combined difference (`task_arithmetic`, `ties`, `dare_linear`).
+        iterations: Steps of `karcher` at most; 1 is the paper's formula.
+        density: Fraction of a difference that is kept (`ties`, `dare_linear`).
+        seed: Of the random choice of `dare_linear`.
     """
 
-    method: Literal["multislerp", "linear"] = "multislerp"
+    method: MergeMethod = "multislerp"
     space: Literal["deltas", "weights"] = "deltas"
     weights: Literal["equal", "size"] | list[float] = "equal"
+    scale: float = 1.0
+    iterations: int = Field(10, ge=1)
+    density: float = Field(0.5, gt=0, le=1)
+    seed: int = 0
     dtype: SaveDtype = "bfloat16"
     execution: MergeExecution = MergeExecution()
 

@@ -52,8 +52,19 @@ class MergeSpec:
 
 @dataclass(frozen=True)
 class Merged:
-    """What was written: weights, files with their tensors, sizes in bytes, what was read, and Gram matrices."""
+    """What was written.
 
+    Attributes:
+        models: Their URIs.
+        directory: URI of the directory whose configuration and tokenizer are the merged model's.
+        weights: One per model, as they were used.
+        sizes: Bytes of each tensor.
+        written: The files with their tensors.
+        bytes_read: Of all inputs.
+    """
+
+    models: list[str]
+    directory: str
     weights: list[float]
     shards: list[Shard]
     sizes: dict[str, int]
@@ -119,7 +130,7 @@ class MergeCoordinator:
         return self.name
 
     def tell(self, part: str, written: int) -> None:
-        """Note how many bytes of a part of the output are written, and say so in the log from time to time."""
+        """Note how many bytes of a part of the output are written, and log it from time to time."""
         self.done[part] = written
         if time.monotonic() - self.said > SAY_SECONDS:
             done, total, read = self.progress()
@@ -172,7 +183,7 @@ class MergeCoordinator:
         self.total, self.started = sum(sizes.values()), time.monotonic()
         self.read = sum(place.num_bytes for source in job.all_sources for place in source.places.values())
         written = _Schedule(job, shards, workers, own).run()
-        return Merged(weights, shards, sizes, written, self.read)
+        return Merged(models, job.sources[0].directory, weights, shards, sizes, written, self.read)
 
 
 class _Schedule:
@@ -202,9 +213,7 @@ class _Schedule:
 
     def _cut(self, shard: Shard) -> None:
         (name,) = shard.tensors
-        parts = slices(
-            self.job.sources[0].places[name].num_elements, shard.num_slices, SLICE_MULTIPLE
-        )
+        parts = slices(self.job.sources[0].places[name].num_elements, shard.num_slices, SLICE_MULTIPLE)
         for index, source in enumerate(self.job.all_sources):
             if source.recorded_hash(name):
                 self.pool.add("check_recorded", self.shared_job, index, name, then=lambda _: None)

@@ -1,4 +1,4 @@
-"""LoRA adapters as models: their base's tensors, with low-rank differences that are added while they stream."""
+"""LoRA adapters as models: their base's tensors, with low-rank differences added while they stream."""
 
 import json
 import math
@@ -50,15 +50,17 @@ def read_adapter(model: str, base: str | None) -> Source:
     pairs = {name.removesuffix(".lora_A.weight") for name in found if name.endswith(".lora_A.weight")}
     left = found.keys() - {f"{pair}.lora_{side}.weight" for pair in pairs for side in "AB"}
     if left:
-        raise BoomError(f"{model}: adapter tensors that are no lora_A or lora_B: {', '.join(sorted(left)[:5])}")
+        raise BoomError(
+            f"{model}: adapter tensors that are no lora_A or lora_B: {', '.join(sorted(left)[:5])}"
+        )
     adapter = {}
     for pair in sorted(pairs):
         a, b = found[f"{pair}.lora_A.weight"], found[f"{pair}.lora_B.weight"]
         name = _target(model, base, f"{pair.removeprefix(PREFIX)}.weight", places)
         if places[name].shape != (b.shape[0], a.shape[1]) or a.shape[0] != b.shape[1]:
             raise BoomError(
-                f"{model}: {pair}: {list(b.shape)} times {list(a.shape)} does not fit {list(places[name].shape)} "
-                f"of {base}"
+                f"{model}: {pair}: {list(b.shape)} times {list(a.shape)} does not fit "
+                f"{list(places[name].shape)} of {base}"
             )
         rank = math.sqrt(a.shape[0]) if config.get("use_rslora") else a.shape[0]
         adapter[name] = LowRank(a, b, config["lora_alpha"] / rank)

@@ -82,8 +82,10 @@ def _without_prefix(names: Iterable[str]) -> list[str]:
     """Names without the components that all of them begin with."""
     split = [name.split(".") for name in names]
     shared = 0
-    while len(split) > 1 and all(len(parts) > shared + 1 for parts in split) and (
-        len({parts[shared] for parts in split}) == 1
+    while (
+        len(split) > 1
+        and all(len(parts) > shared + 1 for parts in split)
+        and (len({parts[shared] for parts in split}) == 1)
     ):
         shared += 1
     return [".".join(parts[shared:]) for parts in split]
@@ -186,7 +188,7 @@ def _read_base(base: str, first: Source, problems: list[str]) -> Source | None:
 
 
 def _align(found: dict[str, TensorPlace], names: list[str]) -> dict[str, TensorPlace] | None:
-    """Tensors under names of which a checkpoint may have a prefix (`model.`, `bert.`), and more beside them."""
+    """Tensors by name; a checkpoint may have a prefix before all (`model.`, `bert.`), and more tensors."""
     wanted = sorted(names)
     prefixes = {name[: -len(wanted[0])] for name in found if name.endswith(wanted[0])}
     for prefix in sorted(prefixes, key=lambda prefix: (len(prefix), prefix)):

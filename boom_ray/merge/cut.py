@@ -28,7 +28,7 @@ def fill(job: Job, shard: Shard, start: int, count: int, equal: bool) -> None:
         equal: Whether the tensor is equal in all models, and is copied.
     """
     (name,) = shard.tensors
-    content, offsets = header(job.declared([name]))
+    _, offsets = header(job.declared([name]))
     place = offsets[name] + start * ELEMENT_BYTES[job.dtype_of(name)]
     path = storage.join(job.target, shard.file)
     with TensorMerger(job) as merger, storage.explained(path), open(path, "r+b") as file:

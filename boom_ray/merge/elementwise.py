@@ -1,8 +1,8 @@
 """Merge methods that look at single elements, so that no Gram matrix decides them: TIES and DARE.
 
-They work on the differences to a base model, block by block as `boom_ray.merge.gram` does, and on whole tensors
-only through counts: the threshold of TIES is found exactly, from two histograms over the bits of the
-magnitudes, whatever the tensor's size and however it is cut.
+They work on the differences to a base model, block by block as `boom_ray.merge.gram` does, and on whole
+tensors only through counts: the threshold of TIES is found exactly, from two histograms over the bits of
+the magnitudes, whatever the tensor's size and however it is cut.
 """
 
 from typing import Protocol
@@ -71,9 +71,9 @@ class ByGram:
 class Ties:
     """TIES (arXiv 2306.01708): keep the largest differences, elect a sign per element, average who agrees.
 
-    Of each difference the `density` largest magnitudes are kept, and all that equal the smallest of those. The
-    sign of an element is that of the weighted sum; the result is the weighted mean of the differences that
-    have it, times `scale`.
+    Of each difference the `density` largest magnitudes are kept, and all that equal the smallest of those.
+    The sign of an element is that of the weighted sum; the result is the weighted mean of the differences
+    that have it, times `scale`.
     """
 
     num_scans = 2
@@ -85,7 +85,7 @@ class Ties:
         self.bins = self.left = self.thresholds = torch.zeros(len(weights), dtype=torch.int64)
 
     def scan(self, number: int, target: Tensor, is_last: bool) -> None:
-        """Count magnitudes by their upper bits, and in the second pass by the lower bits where the limit lies."""
+        """Count magnitudes by their upper bits, then, where the limit lies, by their lower bits."""
         counts = (self.counts, self.fine)[number]
         for model in range(len(self.weights)):
             for start in range(0, target.shape[1], BLOCK):
@@ -125,9 +125,9 @@ class Ties:
 
 
 class DareLinear:
-    """DARE (arXiv 2311.03099): drop elements of the differences at random, scale up the rest, add them linearly.
+    """DARE (arXiv 2311.03099): drop elements of the differences at random, scale up the rest, add linearly.
 
-    The choice depends on seed, tensor, model and position alone, so that it is the same however the work is cut.
+    The choice depends on seed, tensor, model and position alone: it is the same however the work is cut.
     """
 
     num_scans = 1
@@ -148,7 +148,9 @@ class DareLinear:
         factors = (self.options.scale / self.options.density * self.weights).to(target.dtype)
         for begin in range(0, target.shape[1], BLOCK):
             block = target[:, begin : begin + BLOCK]
-            kept = torch.stack([self._kept(model, start + begin, block.shape[1]) for model in range(len(factors))])
+            kept = torch.stack(
+                [self._kept(model, start + begin, block.shape[1]) for model in range(len(factors))]
+            )
             result[begin : begin + BLOCK] = block[-1] + factors @ (block[:-1] * kept)
         return result
 

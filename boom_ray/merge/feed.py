@@ -27,7 +27,8 @@ def read_ahead(
     """Read pieces from all models at once, while the caller works on those before.
 
     Args:
-        bytes_ahead: What may be read beyond the piece the caller has; the next piece is read whatever its size.
+        bytes_ahead: What may be read beyond the piece the caller has; the next piece is read whatever its
+            size.
 
     Yields:
         Each piece, and per model [count] in its own dtype.

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 14  # elements; a block of M models stays in a core's second-level cache
+BLOCK = 1 << 15  # elements; a block of half a dozen models stays in a core's second-level cache
 SAFE = (1e-24, 1e30)  # squared norms whose parts float32 neither drops nor overflows
 CANCELLING = 1e-2  # squared length of a mean direction below which float32 products decide too few digits
 
 
 def work_dtype(output: torch.dtype) -> torch.dtype:
-    """The dtype in which a merge is computed: one precision above the output's, so that it is rounded once."""
+    """The dtype a merge is computed in: one precision above the output's, so that it is rounded once."""
     return torch.float32 if output.itemsize < 4 else torch.float64
 
 
@@ -30,7 +30,7 @@ def gather(pieces: Sequence[Tensor], num_models: int, target: Tensor) -> Tensor:
         pieces: Tensors of [n], any floating dtype: the same slice of each model's tensor, and of the base's
             behind them if differences to it are merged.
         num_models: M; `len(pieces)`, or one less with a base.
-        target: [len(pieces), n] float32 or float64, filled with the pieces, those of the models less the base's.
+        target: [len(pieces), n] float32 or float64, filled with the pieces, the models' less the base's.
 
     Returns:
         [M, M] float64: the Gram matrix of this piece, to be added to those of the others. Products are

@@ -6,6 +6,7 @@ model that is then added. Below, n_i = ||W_i||, u_i = W_i / n_i, and weights hav
 An input of norm zero has no direction and contributes nothing to one.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -67,7 +68,8 @@ def multislerp(gram: Array, weights: Array, options: Options) -> Array:
 
 
 def karcher(gram: Array, weights: Array, options: Options) -> Array:
-    """Karcher mean of the directions, with the mean of the norms (BOOM, arXiv 2602.05787, eq. of Multi-SLERP).
+    """Karcher mean of the directions, with the mean of the norms (BOOM, arXiv 2602.05787, eq. of
+    Multi-SLERP).
 
     m <- exp_m(sum_i w_i log_m(u_i)) from the mean direction on, with log_m(u) = θ / sin θ (u - cos θ m).
 
@@ -109,7 +111,7 @@ def _tangent(mean: Array, shares: Array, cosines: Array) -> Array:
 
 
 def _length(coordinates: Array, cosines: Array) -> float:
-    return float(np.sqrt(max(coordinates @ cosines @ coordinates, 0)))
+    return math.sqrt(max(float(coordinates @ cosines @ coordinates), 0.0))
 
 
 def slerp(gram: Array, weights: Array, options: Options) -> Array:

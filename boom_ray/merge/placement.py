@@ -19,8 +19,8 @@ def _unseen(paths: list[str]) -> list[str]:
 def placements(uris: list[str], num_workers: int) -> list[dict[str, Any]]:
     """Ray options of each worker.
 
-    Object stores are near to every node, and workers spread over the cluster. Local paths are near to the nodes
-    that have them: those that see all of `uris` share the workers.
+    Object stores are near to every node, and workers spread over the cluster. Local paths are near to the
+    nodes that have them: those that see all of `uris` share the workers.
 
     Raises:
         BoomError: if the paths are local and no node sees them all.
@@ -39,7 +39,7 @@ def placements(uris: list[str], num_workers: int) -> list[dict[str, Any]]:
             for node, missing in zip(nodes, unseen, strict=True)
         )
         raise BoomError(
-            f"no node of the cluster sees all models and the output (this is {socket.gethostname()}): {seen}. "
-            "Put them on a shared mount or an object store"
+            f"no node of the cluster sees all models and the output (this is "
+            f"{socket.gethostname()}): {seen}. Put them on a shared mount or an object store"
         )
     return [{"scheduling_strategy": near[number % len(near)]} for number in range(num_workers)]

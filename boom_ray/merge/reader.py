@@ -32,7 +32,7 @@ class SourceReader:
         self._factors: dict[str, tuple[Tensor, Tensor]] = {}
 
     def read(self, name: str, start: int, count: int) -> Tensor:
-        """`count` elements from element `start` on: [count] in the tensor's dtype, float32 under an adapter."""
+        """[count] elements from element `start` on, in the tensor's dtype; float32 under an adapter."""
         own = self._range(self.source.places[name], start, count)
         low = self.source.adapter.get(name)
         return own if low is None else own.float() + self._difference(name, low, start, count)
@@ -46,7 +46,7 @@ class SourceReader:
         width = place.element_bytes
         content = np.empty(count * width, dtype=np.uint8)
         if count:
-            self._files[place.uri].read_into(memoryview(content), place.offset + start * width)
+            self._files[place.uri].read_into(content.data, place.offset + start * width)
         return torch.from_numpy(content).view(TORCH_DTYPES[place.dtype])
 
     def _difference(self, name: str, low: LowRank, start: int, count: int) -> Tensor:

@@ -6,14 +6,16 @@ import uuid
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
 
 from boom_ray import artifact, storage
 from boom_ray.artifact import Record, Stage
 from boom_ray.errors import BoomError
 from boom_ray.merge.actors import MergeCoordinator, Merged, MergeSpec, MergeWorker
 from boom_ray.merge.job import Products
-from boom_ray.merge.methods import METHODS
+from boom_ray.merge.methods import METHODS, Cancelled
 from boom_ray.merge.placement import placements
 from boom_ray.merge.plan import index_json
 from boom_ray.merge.tensors import INDEX
@@ -47,14 +49,18 @@ def merge_models(models: list[str], target: str, base: str | None, spec: MergeSp
             config=config,
             parents=parents,
         )
-        directory.write_card(stage.local, record, directory.license_of(models[0]))
+        card.write(stage.local, record, directory.license_of(models[0]))
         record = stage.commit(record)
     console.print(f"model: {target}  (digest {record.digest})")
     return record, merged
 
 
 def merge_into(
-    stage: Stage, models: list[str], base: str | None, spec: MergeSpec, known: dict[str, Products] | None = None
+    stage: Stage,
+    models: list[str],
+    base: str | None,
+    spec: MergeSpec,
+    known: dict[str, Products] | None = None,
 ) -> tuple[dict[str, Any], Merged]:
     """Fill a stage with everything of a merged model but its card and record.
 
@@ -120,15 +126,35 @@ def check_spec(spec: MergeSpec, num_models: int, base: str | None) -> None:
 
 
 def _summary(spec: MergeSpec, merged: Merged) -> dict[str, Any]:
-    """What the record says: method, space, weights, dtype, options, and the range of the coefficients."""
-    return {
+    """What the record says of a merge: how, and over all tensors the range of each model's coefficient."""
+    found = [
+        coefficients
+        for products in merged.products.values()
+        if (coefficients := coefficients_of(spec, merged.weights, products)) is not None
+    ]
+    summary = {
         "method": spec.method,
         "space": spec.space,
         "weights": merged.weights,
         "dtype": spec.dtype,
-        "options": asdict(spec.options),
-        "coefficients": merged.coefficients(spec),
+        **asdict(spec.options),
     }
+    if found:
+        ranges = np.stack([np.min(found, axis=0), np.mean(found, axis=0), np.max(found, axis=0)], axis=1)
+        summary["coefficients"] = [[float(f"{value:.6g}") for value in values] for values in ranges]
+    return summary
+
+
+def coefficients_of(spec: MergeSpec, weights: list[float], products: Products) -> NDArray[np.float64] | None:
+    """The coefficients of one tensor, or None where there are none: equal in all models, or by element."""
+    method = METHODS[spec.method].coefficients
+    gram = np.array(products)
+    if method is None or not gram.diagonal().all():
+        return None
+    try:
+        return method(gram, np.array(weights), spec.options)
+    except Cancelled:
+        return None
 
 
 def _await(coordinator: Any, reference: Any) -> Merged:

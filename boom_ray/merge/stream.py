@@ -1,12 +1,11 @@
 """One output file, streamed: tensors are read ahead, combined, and written while the next are read.
 
-A tensor that fits into a worker's memory is read and converted once, for its Gram matrix and its combination;
-a larger one goes by in chunks, once per pass. Inputs are hashed as they pass, so that a damaged one is refused
-without a pass of its own.
+A tensor that fits into a worker's memory is read and converted once, for its Gram matrix and its
+combination; a larger one goes by in chunks, once per pass. Inputs are hashed as they pass, so that a
+damaged one is refused without a pass of its own.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -159,7 +158,7 @@ class TensorMerger:
         return torch.zeros(count, count, dtype=torch.float64)
 
     def _gather(self, pieces: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The pieces as numbers to calculate with, [P, n], in memory that the next call reuses; and their Gram."""
+        """The pieces to calculate with, [P, n], in memory that the next call reuses; and their Gram."""
         shape = len(pieces), len(pieces[0])
         if self._memory.numel() < shape[0] * shape[1]:
             self._memory = torch.empty(shape[0] * shape[1], dtype=self.work)
@@ -170,9 +169,7 @@ class TensorMerger:
         first, *others = pieces[: len(self.job.sources)]
         return all(other.dtype == first.dtype and _same_bytes(first, other) for other in others)
 
-    def _scan(
-        self, name: str, method: Combination, feed: Feed
-    ) -> tuple[list[Tensor], Tensor | None, bool]:
+    def _scan(self, name: str, method: Combination, feed: Feed) -> tuple[list[Tensor], Tensor | None, bool]:
         """Make a method ready for one tensor.
 
         Returns:
@@ -206,7 +203,9 @@ class TensorMerger:
 
     def _settle(self, name: str, method: Combination, products: Tensor) -> None:
         if not self.job.sources[0].places[name].is_floating:
-            raise BoomError(f"tensor {name} is no floating one and differs between the models; only floats merge")
+            raise BoomError(
+                f"tensor {name} is no floating one and differs between the models; only floats merge"
+            )
         if self.work == torch.float32 and not gram.is_certain(products, self.weights):
             products = self._exact_products(name)
         if not products.isfinite().all():
@@ -221,7 +220,7 @@ class TensorMerger:
             ) from None
 
     def _exact_products(self, name: str) -> Tensor:
-        """The Gram matrix again, of products in float64: needed where squares are extreme, or directions cancel."""
+        """The Gram matrix again, in float64: where squares are extreme, or directions nearly cancel."""
         products = self._zeros()
         for pieces in self._again(name):
             exact = torch.empty(len(pieces), len(pieces[0]), dtype=torch.float64)

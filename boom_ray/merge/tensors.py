@@ -50,11 +50,6 @@ class TensorPlace:
         return self.num_elements * self.element_bytes
 
     @property
-    def num_bytes(self) -> int:
-        """Bytes of the tensor."""
-        return self.num_elements * self.element_bytes
-
-    @property
     def is_floating(self) -> bool:
         """Whether the tensor can be averaged."""
         return self.dtype in FLOATING

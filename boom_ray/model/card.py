@@ -1,8 +1,11 @@
 """The model card: what a person reads first in a published model."""
 
+import os
+
 from huggingface_hub import ModelCardData
 
 from boom_ray.artifact import Record
+from boom_ray.model import directory as directories
 from boom_ray.model.spec import EncoderSpec
 
 USAGE = """```python
@@ -14,13 +17,23 @@ documents = model.encode(["..."], prompt_name="document")
 ```"""
 
 
+def write(directory: str, record: Record, license_name: str | None, table: str = "") -> None:
+    """Write the card of a local directory that holds everything else; see `render`."""
+    pooled = os.path.isfile(os.path.join(directory, "1_Pooling", "config.json"))
+    spec = directories.read_spec(directory) if pooled else None
+    dimension = directories.dimension_of(directory)
+    with open(os.path.join(directory, "README.md"), "w", encoding="utf-8") as file:
+        file.write(render(record, spec, dimension, license_name, table))
+
+
 def render(
-    record: Record, spec: EncoderSpec, dimension: int, license_name: str | None, table: str = ""
+    record: Record, spec: EncoderSpec | None, dimension: int, license_name: str | None, table: str = ""
 ) -> str:
     """A model card in Markdown with the front matter of the hub.
 
     Args:
         record: Lineage and configuration.
+        spec: How it embeds; None for weights that do not say.
         dimension: Length of the embeddings.
         license_name: Licence of the base model, which the weights inherit; None if it states none.
         table: Evaluation results as a Markdown table.
@@ -35,12 +48,14 @@ def render(
         f"- `{parent.name}` {parent.version} (`{parent.digest}`)" for parent in record.parents
     )
     configuration = "\n".join(f"- {key}: `{value}`" for key, value in record.config.items())
-    sections = [
-        f"---\n{data.to_yaml()}\n---",
-        f"# {record.name} {record.version}",
-        f"A text embedding model made by boom-ray {record.code_version}: {dimension} dimensions, "
-        f"{spec.pooling} pooling, normalized, up to {spec.max_length} tokens.",
-        USAGE.format(name=f"path/to/{record.version}"),
+    made = f"made by boom-ray {record.code_version}: {dimension} dimensions"
+    sections = [f"---\n{data.to_yaml()}\n---", f"# {record.name} {record.version}"]
+    if spec is None:
+        sections.append(f"A model {made}.")
+    else:
+        how = f"{spec.pooling} pooling, normalized, up to {spec.max_length} tokens"
+        sections += [f"A text embedding model {made}, {how}.", USAGE.format(name=f"path/to/{record.version}")]
+    sections += [
         f"## Made from\n\n{parents}",
         f"## Configuration\n\n{configuration}",
     ]

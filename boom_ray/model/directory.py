@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError
-from torch import Tensor
-from transformers import AutoConfig
 
 from boom_ray import artifact, storage
 from boom_ray.artifact import Parent

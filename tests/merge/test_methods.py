@@ -7,103 +7,103 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boom_ray.merge import gram
-from boom_ray.merge.methods import METHODS, Cancelled
+from boom_ray.errors import BoomError
+from boom_ray.merge.methods import METHODS, Options
+from tests.merge.oracle import EXACT_METHODS, FLOOR, SMALL, ours, textbook
 
-# Half a unit in the last place; 16-bit types are reached through float32, whose half unit comes on top.
-FLOOR = {
-    torch.float32: 2.0**-24 * (1 + 1e-6),
-    torch.bfloat16: 2.0**-8 + 2.0**-24,
-    torch.float16: 2.0**-11 + 2.0**-24,
-}
+OPTIONS = Options(scale=0.7, iterations=3, density=0.4)
+SHARES = {2: [0.35, 0.65], 4: [0.1, 0.2, 0.3, 0.4]}
 
 
-def textbook(
-    method: str, tensors: list[torch.Tensor], weights: list[float], base: torch.Tensor | None
-) -> torch.Tensor:
-    """The formulas on the tensors themselves, in float64, without a Gram matrix."""
-    inputs = [tensor.double() - (0 if base is None else base.double()) for tensor in tensors]
-    if method == "linear":
-        merged = sum(w * x for w, x in zip(weights, inputs, strict=True))
-    else:
-        norms = [x.norm() for x in inputs]
-        mean = sum(w * x / n for w, x, n in zip(weights, inputs, norms, strict=True) if n > 0)
-        length = sum(w * n for w, n in zip(weights, norms, strict=True))
-        merged = (
-            mean / mean.norm() * length if isinstance(mean, torch.Tensor) else torch.zeros_like(inputs[0])
-        )
-    return merged + (0 if base is None else base.double())
+def count_for(method: str) -> int:
+    return 2 if METHODS[method].num_models[1] == 2 else 4
 
 
-def ours(method, tensors, weights, base, dtype, chunk=70_000):
-    products = torch.zeros(len(tensors), len(tensors), dtype=torch.float64)
-    pieces = [tensor.split(chunk) for tensor in tensors]
-    bases = base.split(chunk) if base is not None else [None] * len(pieces[0])
-    for parts, part in zip(zip(*pieces, strict=True), bases, strict=True):
-        gram.accumulate(products, parts, part)
-    coefficients = METHODS[method](products, torch.tensor(weights, dtype=torch.float64))
-    done = [
-        gram.combine(p, coefficients, dtype, b) for p, b in zip(zip(*pieces, strict=True), bases, strict=True)
-    ]
-    return torch.cat(done)
+def magnitude_of(tensors, base) -> torch.Tensor:
+    total = sum(tensor.double().abs() for tensor in tensors)
+    return total if base is None else total + base.double().abs()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EXACT_METHODS)
 @pytest.mark.parametrize("with_base", [False, True])
 @pytest.mark.parametrize("source", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_error_is_one_rounding_of_the_textbook_result(method, with_base, source, dtype):
+@pytest.mark.parametrize("memory_bytes", [1 << 30, SMALL], ids=["whole", "chunks"])
+def test_the_error_is_one_rounding_of_the_textbook_result(method, with_base, source, dtype, memory_bytes):
     generator = torch.Generator().manual_seed(3)
-    base = torch.randn(150_001, generator=generator)
+    base = torch.randn(110_001, generator=generator)
     tensors = [
-        (base + 0.1 * (i + 1) * torch.randn(150_001, generator=generator)).to(source) for i in range(4)
+        (base + 0.1 * (i + 1) * torch.randn(110_001, generator=generator)).to(source)
+        for i in range(count_for(method))
     ]
     origin = base.to(source) if with_base else None
-    weights = [0.1, 0.2, 0.3, 0.4]
-    expected = textbook(method, tensors, weights, origin)
-    merged = ours(method, tensors, weights, origin, dtype).double()
+    if METHODS[method].needs_base and origin is None:
+        origin = torch.zeros(110_001, dtype=source)
+    weights = SHARES[len(tensors)]
+    expected = textbook(method, tensors, weights, origin, OPTIONS)
+    merged = ours(method, tensors, weights, origin, dtype, OPTIONS, memory_bytes).double()
     smallest = 2.0**-25 if dtype == torch.float16 else 0  # half a unit of its subnormal numbers
-    assert ((merged - expected).abs() <= FLOOR[dtype] * expected.abs() + smallest).all()
+    computed = 2.0**-20 if dtype != torch.float32 else 1e-13  # of sums over a block, in float32 or float64
+    tolerance = FLOOR[dtype] * expected.abs() + computed * magnitude_of(tensors, origin) + smallest
+    wrong = (merged - expected).abs() > tolerance
+    # An element at the very threshold of TIES, or whose signs are in balance, may fall on either side.
+    assert wrong.sum() <= (3 if method == "ties" else 0)
 
 
 scales = st.sampled_from([0.0, 1e-30, 1e-6, 1.0, 1e6, 1e15])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(scales, min_size=2, max_size=5),
-    st.sampled_from([0, 1, 2, 257]),
+    st.sampled_from([(0,), (1,), (2,), (257,), (3, 4, 5), ()]),
     st.booleans(),
+    st.sampled_from([torch.float32, torch.bfloat16]),
     st.integers(0, 9),
 )
-def test_tiny_huge_empty_and_zero_tensors(scales, size, with_base, seed):
+def test_tiny_huge_empty_and_zero_tensors_of_any_shape(scales, shape, with_base, dtype, seed):
     generator = torch.Generator().manual_seed(seed)
-    tensors = [scale * torch.randn(size, generator=generator) for scale in scales]
-    base = torch.randn(size, generator=generator) if with_base else None
-    weights = [1 / len(scales)] * len(scales)
-    for method in METHODS:
-        expected = textbook(method, tensors, weights, base)
+    tensors = [scale * torch.randn(shape, generator=generator) for scale in scales]
+    origin = torch.randn(shape, generator=generator)
+    for method in EXACT_METHODS:
+        most = METHODS[method].num_models[1]
+        inputs = tensors[:most]
+        base = origin if with_base or METHODS[method].needs_base else None
+        weights = [1 / len(inputs)] * len(inputs)
         try:
-            merged = ours(method, tensors, weights, base, torch.float32)
-        except Cancelled:
-            assert size == 1, "only in one dimension can random directions cancel"
+            merged = ours(method, inputs, weights, base, dtype).double()
+        except BoomError as error:
+            assert "cancel" in str(error) and math.prod(shape) <= 2, (
+                "where few dimensions let directions cancel"
+            )
             continue
-        magnitude = sum(tensor.double().abs() for tensor in tensors) + (
-            0 if base is None else base.double().abs()
-        )
-        tolerance = FLOOR[torch.float32] * expected.abs() + 1e-12 * magnitude + 1e-40
-        if size > 1 or method == "linear":
-            assert ((merged.double() - expected).abs() <= tolerance).all()
+        expected = textbook(method, inputs, weights, base)
+        computed = 2.0**-20 if dtype != torch.float32 else 1e-12
+        tolerance = FLOOR[dtype] * expected.abs() + computed * magnitude_of(inputs, base) + 1e-38
+        if math.prod(shape) > 2 or method == "linear":
+            wrong = (merged - expected).abs() > tolerance
+            assert wrong.sum() <= (2 if method == "ties" else 0), (method, inputs, merged, expected)
 
 
-def test_directions_that_cancel_are_an_error_and_zero_contributes_nothing():
+@pytest.mark.parametrize("method", ["multislerp", "karcher"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_directions_that_cancel_are_an_error_and_zero_contributes_nothing(method, dtype):
     vector = torch.randn(1000, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(Cancelled):
-        ours("multislerp", [vector, -vector], [0.5, 0.5], None, torch.float32)
-    merged = ours("multislerp", [vector, torch.zeros(1000)], [0.5, 0.5], None, torch.float32)
+    with pytest.raises(BoomError, match=r"tensor w: .*cancel"):
+        ours(method, [vector, -vector], [0.5, 0.5], None, dtype)
+    merged = ours(method, [vector, torch.zeros(1000)], [0.5, 0.5], None, torch.float32)
     assert torch.allclose(merged, vector / 2, rtol=1e-6)
     uneven = ours("multislerp", [vector, -vector], [0.75, 0.25], None, torch.float32)
     assert torch.allclose(uneven, vector, rtol=1e-6)
+
+
+def test_nearly_cancelling_directions_of_bfloat16_are_still_at_the_floor():
+    generator = torch.Generator().manual_seed(1)
+    vector, rest = torch.randn(2, 200_000, generator=generator)
+    tensors = [vector.bfloat16(), (-vector + 0.02 * rest).bfloat16()]
+    expected = textbook("multislerp", tensors, [0.5, 0.5], None)
+    merged = ours("multislerp", tensors, [0.5, 0.5], None, torch.bfloat16).double()
+    assert (merged - expected).norm() <= 2.0**-9 * expected.norm()
 
 
 def test_multislerp_keeps_the_mean_norm_where_linear_loses_it():
@@ -113,3 +113,23 @@ def test_multislerp_keeps_the_mean_norm_where_linear_loses_it():
     assert ours("linear", [one, other], [0.5, 0.5], None, torch.float32).norm().item() == pytest.approx(
         math.sqrt(0.5)
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dare_keeps_what_it_should_in_the_mean_and_the_same_however_it_is_cut(dtype):
+    generator = torch.Generator().manual_seed(5)
+    base = torch.randn(400_000, generator=generator)
+    tensors = [base + 0.1 * torch.randn(400_000, generator=generator) for _ in range(3)]
+    options, weights = Options(density=0.25, seed=3), [0.2, 0.3, 0.5]
+    merged = ours("dare_linear", tensors, weights, base, dtype, options)
+    assert torch.equal(merged, ours("dare_linear", tensors, weights, base, dtype, options, SMALL))
+    assert not torch.equal(merged, ours("dare_linear", tensors, weights, base, dtype, Options(density=0.25)))
+    if dtype == torch.float32:
+        untouched = (merged == base).float().mean().item()
+        assert untouched == pytest.approx(0.75**3, abs=0.01)
+        deltas = [tensor - base for tensor in tensors]
+        slope = ((merged - base) @ deltas[2]) / (deltas[2] @ deltas[2])
+        assert slope.item() == pytest.approx(0.5, abs=0.02)
+    same = ours("dare_linear", tensors, weights, base, dtype, Options(density=1.0))
+    linear = ours("linear", tensors, weights, base, dtype)
+    assert torch.allclose(same.double(), linear.double(), rtol=2.0**-7)

@@ -11,8 +11,11 @@ from safetensors.torch import save_file
 
 from boom_ray import artifact
 from boom_ray.errors import BoomError
-from boom_ray.merge.plan import index_json, plan_shards
-from boom_ray.merge.tensors import ShardWriter, TensorReader, align, read_places
+from boom_ray.merge.plan import index_json, plan_shards, slices
+from boom_ray.merge.reader import SourceReader
+from boom_ray.merge.source import Source
+from boom_ray.merge.tensors import read_places
+from boom_ray.merge.writer import ShardWriter
 
 MIB = 1 << 20
 
@@ -23,19 +26,34 @@ MIB = 1 << 20
     ),
     st.integers(1, 9),
     st.integers(100 * MIB, 4096 * MIB),
+    st.booleans(),
 )
-def test_every_tensor_is_in_one_file_and_files_are_balanced(sizes, num_workers, limit):
-    shards = plan_shards(sizes, num_workers, limit)
+def test_every_tensor_is_in_one_file_and_work_is_balanced(sizes, num_workers, limit, can_cut):
+    shards = plan_shards(sizes, num_workers, limit, can_cut)
     assert sorted(name for shard in shards for name in shard.tensors) == sorted(sizes)
     assert len({shard.file for shard in shards}) == len(shards)
-    loads = [sum(sizes[name] for name in shard.tensors) for shard in shards]
-    assert max(loads) <= sum(loads) / len(loads) + max(sizes.values())
+    share = sum(sizes.values()) / num_workers
+    for shard in shards:
+        load = sum(sizes[name] for name in shard.tensors)
+        assert load <= limit or len(shard.tensors) == 1
+        if shard.num_slices > 1:
+            assert can_cut and len(shard.tensors) == 1 and load / shard.num_slices <= share
+        elif can_cut and len(shard.tensors) == 1:
+            assert load <= max(1.25 * share, 64 * MIB)
     if len(shards) > 1:
         index = json.loads(index_json(shards, sizes))
         assert (
             index["metadata"]["total_size"] == sum(sizes.values())
             and index["weight_map"].keys() == sizes.keys()
         )
+
+
+@given(st.integers(1, 10**7), st.integers(1, 9), st.sampled_from([1, 1024, 1 << 20]))
+def test_slices_cover_a_tensor_once(num_elements, count, multiple):
+    cut = slices(num_elements, count, multiple)
+    assert [start for start, _ in cut] == [0, *(start + length for start, length in cut[:-1])]
+    assert sum(length for _, length in cut) == num_elements and len(cut) <= count
+    assert all(start % multiple == 0 for start, _ in cut)
 
 
 def test_a_small_model_is_one_file_and_a_large_one_has_one_per_worker():
@@ -52,7 +70,9 @@ def test_what_is_streamed_out_is_what_the_library_reads_and_hashes_are_true(tmp_
         "d": torch.zeros(0, 2),
     }
     uri = str(tmp_path / "model.safetensors")
-    writer = ShardWriter(uri, {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()})
+    names = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64"}
+    shapes = {name: (names[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
+    writer = ShardWriter(uri, shapes)
     for name, tensor in tensors.items():
         flat = tensor.reshape(-1)
         writer.write(name, iter(flat.split(max(1, len(flat) // 2))))
@@ -67,9 +87,9 @@ def test_what_is_streamed_out_is_what_the_library_reads_and_hashes_are_true(tmp_
 def test_ranges_are_read_from_where_they_lie(tmp_path):
     tensors = {"a": torch.arange(100.0), "b": torch.arange(50).half()}
     save_file(tensors, tmp_path / "model.safetensors")
-    reader = TensorReader(str(tmp_path), read_places(str(tmp_path)))
-    assert torch.equal(reader.read("a", 90, 10)[0], tensors["a"][90:])
-    assert torch.equal(reader.read("b", 3, 4)[0], tensors["b"][3:7])
+    reader = SourceReader(Source(str(tmp_path), read_places(str(tmp_path)), str(tmp_path)))
+    assert torch.equal(reader.read("a", 90, 10), tensors["a"][90:])
+    assert torch.equal(reader.read("b", 3, 4), tensors["b"][3:7])
 
 
 @pytest.mark.parametrize(
@@ -88,12 +108,3 @@ def test_pickled_weights_are_refused(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
     with pytest.raises(BoomError, match="never loaded"):
         read_places(str(tmp_path))
-
-
-def test_a_base_is_found_under_its_prefix_and_its_head_is_left_alone(tmp_path):
-    save_file({"model.a": torch.zeros(1), "model.b.a": torch.zeros(1), "lm_head": torch.zeros(1)},
-              tmp_path / "model.safetensors")  # fmt: skip
-    base = read_places(str(tmp_path))
-    aligned = align(base, ["a", "b.a"])
-    assert aligned == {"a": base["model.a"], "b.a": base["model.b.a"]}
-    assert align(base, ["a", "c"]) is None
