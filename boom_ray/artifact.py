@@ -235,6 +235,7 @@ class Stage:
         try:
             os.rename(self.local, self.target)
         except OSError as error:
+            refuse_existing(self.target)
             raise BoomError(f"{self.target}: cannot be published: {error.strerror}. Is it in use?") from error
 
     def _check_upload(self) -> None:

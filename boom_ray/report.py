@@ -58,3 +58,11 @@ def markdown_table(results: dict[str, Scores]) -> str:
     header, *body = rows(results)
     rule = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *body])
+
+
+def score_table(scores: dict[str, float]) -> Table:
+    """One score per line, best first."""
+    table = Table("candidate", MAIN_METRIC, box=None)
+    for label, score in sorted(scores.items(), key=lambda item: -item[1]):
+        table.add_row(label, f"{score:.4f}")
+    return table

@@ -55,6 +55,11 @@ def name_of(uri: str) -> str:
     return uri.rstrip("/").rsplit("/", 1)[-1]
 
 
+def parent_of(uri: str) -> str:
+    """A URI without its last path component."""
+    return uri.rstrip("/").rpartition("/")[0]
+
+
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
     """Turn what a filesystem raises into one sentence that names the location."""

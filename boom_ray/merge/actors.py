@@ -35,7 +35,6 @@ class MergeSpec:
         num_workers: Worker actors.
         max_shard_bytes: Largest output file.
         options: Of the method.
-        normalize: Whether weights are made to have sum 1; None as the method has it.
         memory_bytes: Anonymous memory of one worker.
     """
 
@@ -46,7 +45,6 @@ class MergeSpec:
     num_workers: int = 1
     max_shard_bytes: int = 4 << 30
     options: Options = field(default_factory=Options)
-    normalize: bool | None = None
     memory_bytes: int = 1 << 30
 
 
@@ -75,6 +73,12 @@ class Merged:
     def products(self) -> dict[str, Products]:
         """The Gram matrix of every tensor."""
         return {name: products for part in self.written for name, products in part.products.items()}
+
+    @property
+    def reusable(self) -> dict[str, Products]:
+        """The Gram matrices that another merge of the same models needs: of all tensors that it combines."""
+        equal = set().union(*(part.equal for part in self.written))
+        return {name: products for name, products in self.products.items() if name not in equal}
 
 
 @ray.remote(num_cpus=1, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS)
@@ -107,9 +111,9 @@ class MergeWorker:
         size = job.num_bytes(name) * count // job.sources[0].places[name].num_elements
         coordinator.tell.remote(f"{shard.file} from {start}", size)
 
-    def seal(self, job: Job, shard: Shard) -> Written:
+    def seal(self, job: Job, shard: Shard, equal: set[str]) -> Written:
         """See `boom_ray.merge.cut`."""
-        return self.cut.seal(job, shard)
+        return self.cut.seal(job, shard, equal)
 
     def check_recorded(self, job: Job, index: int, name: str) -> None:
         """See `boom_ray.merge.cut`."""
@@ -246,7 +250,7 @@ class _Schedule:
         def seal(_: None) -> None:
             left[0] -= 1
             if not left[0]:
-                self.pool.add("seal", shared, shard, then=self.written.append)
+                self.pool.add("seal", shared, shard, {name} if equal else set(), then=self.written.append)
 
         for start, count in parts:
             self.pool.add("fill", shared, shard, start, count, equal, self.coordinator, then=seal)
@@ -268,7 +272,8 @@ def resolve_weights(sources: list[Source], spec: MergeSpec) -> list[float]:
     total, size = math.fsum(values), math.fsum(abs(value) for value in values)
     if not math.isfinite(size) or not size:
         raise BoomError(f"the weights {values} add up to {total:g}; give weights with another sum")
-    if not (method.normalizes if spec.normalize is None else spec.normalize):
+    normalize = method.normalizes if spec.options.normalize is None else spec.options.normalize
+    if not normalize or spec.method == "ties":  # which divides by the weights of those that agree
         return values
     if abs(total) <= 1e-12 * size:
         raise BoomError(f"the weights {values} add up to {total:g}; give weights with another sum")

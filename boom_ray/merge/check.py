@@ -60,6 +60,7 @@ def check(models: list[str], base: str | None) -> Inputs:
 
 def _read(model: str, base: str | None, problems: list[str]) -> Source | None:
     try:
+        directory.check_modules(model, _read_json(model, "modules.json") or [])
         if is_adapter(model):
             return _without_tied_head(read_adapter(model, base))
         record = artifact.read_record(model)

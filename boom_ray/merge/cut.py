@@ -37,11 +37,11 @@ def fill(job: Job, shard: Shard, start: int, count: int, equal: bool) -> None:
             file.write(memoryview(cast(Any, piece.contiguous().view(torch.uint8).numpy())))
 
 
-def seal(job: Job, shard: Shard) -> Written:
+def seal(job: Job, shard: Shard, equal: set[str]) -> Written:
     """The entries of a file whose slices are all there, from what was written."""
     entry = artifact.hash_file(storage.join(job.target, shard.file))
     tensors: dict[str, TensorEntry] = artifact.hash_tensors(job.target, shard.file)
-    return Written(entry, tensors, {name: job.products[name] for name in shard.tensors})
+    return Written(entry, tensors, {name: job.products[name] for name in shard.tensors}, equal)
 
 
 def check_recorded(job: Job, index: int, name: str) -> None:

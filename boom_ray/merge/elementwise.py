@@ -45,6 +45,11 @@ def combination(method: str, weights: Tensor, options: Options, name: str) -> Co
     return kinds[method](weights, options, name) if method in kinds else ByGram(method, weights, options)
 
 
+def num_scans(method: str) -> int:
+    """Passes over a tensor before it can be combined."""
+    return Ties.num_scans if method == "ties" else ByGram.num_scans
+
+
 class ByGram:
     """Any method that is a function of the Gram matrix."""
 
@@ -99,7 +104,8 @@ class Ties:
     def _narrow(self, number: int) -> None:
         if number == 0:
             total = self.counts.sum(dim=1)
-            keep = (self.options.density * total.double()).long().clamp(min=1)
+            densities = torch.tensor(self.options.densities(len(total)), dtype=torch.float64)
+            keep = (densities * total).long().clamp(min=1)
             self.bins, self.left = _kth_largest(self.counts, keep)
         else:
             bins, _ = _kth_largest(self.fine, self.left)
@@ -118,8 +124,10 @@ class Ties:
             deltas = torch.where(kept, block[:-1] * weights, 0.0)
             sign = torch.where(deltas.sum(dim=0) >= 0, 1.0, -1.0).to(target.dtype)
             agrees = deltas.sign() == sign
-            divisor = (agrees * weights).sum(dim=0)
-            mean = (deltas * agrees).sum(dim=0) / torch.where(divisor == 0, 1.0, divisor)
+            mean = (deltas * agrees).sum(dim=0)
+            if self.options.normalize is not False:
+                divisor = (agrees * weights).sum(dim=0)
+                mean /= torch.where(divisor == 0, 1.0, divisor)
             result[begin : begin + BLOCK] = block[-1] + self.options.scale * mean
         return result
 
@@ -134,6 +142,7 @@ class DareLinear:
 
     def __init__(self, weights: Tensor, options: Options, name: str) -> None:
         self.weights, self.options, self.name = weights, options, name
+        self._densities = torch.tensor(options.densities(len(weights)), dtype=torch.float64)
 
     def scan(self, number: int, target: Tensor, is_last: bool) -> None:
         """Nothing needs to be known before."""
@@ -145,7 +154,7 @@ class DareLinear:
         """The thinned sum of the differences, on top of the base."""
         assert start % BLOCK == 0
         result = torch.empty(target.shape[1], dtype=dtype)
-        factors = (self.options.scale / self.options.density * self.weights).to(target.dtype)
+        factors = (self.options.scale * self.weights / self._densities).to(target.dtype)
         for begin in range(0, target.shape[1], BLOCK):
             block = target[:, begin : begin + BLOCK]
             kept = torch.stack(
@@ -157,7 +166,7 @@ class DareLinear:
     def _kept(self, model: int, start: int, count: int) -> Tensor:
         key = f"{self.options.seed}/{self.name}/{model}/{start // BLOCK}"
         generator = torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(key.encode()) >> 1)
-        return torch.rand(BLOCK, generator=generator)[:count] < self.options.density
+        return torch.rand(BLOCK, generator=generator)[:count] < self._densities[model]
 
 
 def _magnitude_bits(values: Tensor) -> Tensor:

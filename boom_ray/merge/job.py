@@ -56,8 +56,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Written:
-    """What became of one output file: its entry, those of its tensors, and their Gram matrices."""
+    """What became of one output file.
+
+    Attributes:
+        file: Its entry in the record.
+        tensors: Those of its tensors.
+        products: Their Gram matrices.
+        equal: The tensors that are equal in all models, and were copied.
+    """
 
     file: FileEntry
     tensors: dict[str, TensorEntry]
     products: dict[str, Products]
+    equal: set[str]

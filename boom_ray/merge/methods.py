@@ -35,14 +35,20 @@ class Options:
     Attributes:
         scale: Factor on the combined difference (`task_arithmetic`, `ties`, `dare_linear`).
         iterations: Steps of `karcher` at most; 1 is the formula of the BOOM paper.
-        density: Fraction of a difference that is kept (`ties`, `dare_linear`).
+        density: Fraction of a difference that is kept (`ties`, `dare_linear`); one, or one per model.
         seed: Of the random choice of `dare_linear`.
+        normalize: Whether the sum is divided by that of the weights; None as the method has it.
     """
 
     scale: float = 1.0
     iterations: int = 10
-    density: float = 0.5
+    density: float | list[float] = 0.5
     seed: int = 0
+    normalize: bool | None = None
+
+    def densities(self, count: int) -> list[float]:
+        """The density of each of `count` models."""
+        return self.density if isinstance(self.density, list) else [self.density] * count
 
 
 def linear(gram: Array, weights: Array, options: Options) -> Array:

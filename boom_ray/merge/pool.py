@@ -10,7 +10,7 @@ import ray.exceptions
 from boom_ray.errors import BoomError
 from boom_ray.session import result_of
 
-STOP_SECONDS = 10.0
+STOP_SECONDS = IDLE_SECONDS = 10.0
 Then = Callable[[Any], None]
 
 
@@ -44,10 +44,13 @@ class Pool:
                     method, arguments, then = self.waiting.popleft()
                     worker = free.pop()
                     running[getattr(worker, method).remote(*arguments)] = worker, then
-                (finished,), _ = ray.wait(list(running))
-                worker, then = running.pop(finished)
-                then(self._result(finished))
-                free.append(worker)
+                finished, _ = ray.wait(list(running), timeout=IDLE_SECONDS if free else None)
+                if not finished:  # the CPU of an idle worker may be what another waits for
+                    ray.kill(free.pop())
+                for reference in finished:
+                    worker, then = running.pop(reference)
+                    then(self._result(reference))
+                    free.append(worker)
         finally:
             self._stop(list(running))
 

@@ -20,26 +20,38 @@ from boom_ray.merge.placement import placements
 from boom_ray.merge.plan import index_json
 from boom_ray.merge.tensors import INDEX
 from boom_ray.model import card, directory
-from boom_ray.progress import Progress, console
+from boom_ray.progress import Progress
 from boom_ray.session import result_of
 
 POLL_SECONDS = 0.1
 MIB = 1 << 20
 
 
-def merge_models(models: list[str], target: str, base: str | None, spec: MergeSpec) -> tuple[Record, Merged]:
+def merge_models(
+    models: list[str],
+    target: str,
+    base: str | None,
+    spec: MergeSpec,
+    known: dict[str, Products] | None = None,
+    metrics: dict[str, Any] | None = None,
+) -> tuple[Record, Merged]:
     """Merge models into one, and publish it.
 
     Args:
         models: URIs.
         target: URI of the merged model.
         base: URI of the model they were trained from, for differences to it.
+        known: Gram matrices of an earlier merge of the same models in the same space.
+        metrics: What the record says was measured.
+
+    Returns:
+        The record, and what was written.
 
     Raises:
         BoomError: listing why they cannot be merged; nothing is left at `target`.
     """
     with artifact.staged(target) as stage:
-        config, merged = merge_into(stage, models, base, spec)
+        config, merged = merge_into(stage, models, base, spec, known)
         parents = [directory.identify(uri) for uri in models]
         record = Record(
             kind="model",
@@ -48,11 +60,10 @@ def merge_models(models: list[str], target: str, base: str | None, spec: MergeSp
             fingerprint=artifact.fingerprint([[parent.digest for parent in parents], config]),
             config=config,
             parents=parents,
+            metrics=metrics or {},
         )
         card.write(stage.local, record, directory.license_of(models[0]))
-        record = stage.commit(record)
-    console.print(f"model: {target}  (digest {record.digest})")
-    return record, merged
+        return stage.commit(record), merged
 
 
 def merge_into(
@@ -76,7 +87,7 @@ def merge_into(
         BoomError: listing why the models cannot be merged.
     """
     check_spec(spec, len(models), base)
-    base = storage.local_directory(base) if base is not None and base.startswith("hf://") else base
+    models, base = [_reachable(model) for model in models], _reachable(base) if base else None
     name = f"merge-{uuid.uuid4().hex[:6]}"
     options = placements([*models, *([base] if base else []), stage.uri], spec.num_workers)
     coordinator_class: Any = MergeCoordinator.options(name=f"{name}-coordinator", max_concurrency=4)  # type: ignore[attr-defined]
@@ -103,6 +114,11 @@ def merge_into(
     return _summary(spec, merged), merged
 
 
+def _reachable(uri: str) -> str:
+    """A model of the hub is fetched to this machine; everything else is read where it lies."""
+    return storage.local_directory(uri) if uri.startswith("hf://") else uri
+
+
 def check_spec(spec: MergeSpec, num_models: int, base: str | None) -> None:
     """Refuse what no models could make a merge of.
 
@@ -121,8 +137,8 @@ def check_spec(spec: MergeSpec, num_models: int, base: str | None) -> None:
         raise BoomError(f"{spec.method} merges differences to a base model. Give the base model")
     if not method.takes_weights and spec.weights != "equal":
         raise BoomError(f"{spec.method} finds its own weights; got {spec.weights}. Leave them out")
-    if not 0 < spec.options.density <= 1:
-        raise BoomError(f"density {spec.options.density:g}; allowed: above 0, at most 1")
+    if not all(0 < density <= 1 for density in spec.options.densities(num_models)):
+        raise BoomError(f"density {spec.options.density}; allowed: above 0, at most 1")
 
 
 def _summary(spec: MergeSpec, merged: Merged) -> dict[str, Any]:
@@ -165,7 +181,7 @@ def _await(coordinator: Any, reference: Any) -> Merged:
             done, total, read = ray.get(coordinator.progress.remote())
             if not done:
                 started = time.monotonic()
-            elif done < total:
+            elif MIB <= done < total:
                 rate = (done + read) / 1e9 / (time.monotonic() - started)
                 progress.update("merge", done // MIB, total // MIB, f"MiB written, {rate:.2f} GB/s")
         merged: Merged = result_of(reference)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from boom_ray.errors import BoomError
 from boom_ray.merge import gram
-from boom_ray.merge.elementwise import Combination, combination
+from boom_ray.merge.elementwise import Combination, combination, num_scans
 from boom_ray.merge.feed import Piece, read_ahead
 from boom_ray.merge.job import Job, Products, Written
 from boom_ray.merge.methods import Cancelled
@@ -47,7 +47,7 @@ def merge_shard(job: Job, shard: Shard, tell: Callable[[int], object]) -> Writte
             writer.write(name, merger.merged(name, feed))
             done += job.num_bytes(name)
             tell(done)
-        return Written(writer.close(), writer.entries, merger.products)
+        return Written(writer.close(), writer.entries, merger.products, merger.equal)
 
 
 def chunk_elements(job: Job) -> int:
@@ -68,6 +68,7 @@ class TensorMerger:
         self.work = gram.work_dtype(TORCH_DTYPES[job.dtype])
         self.weights = torch.tensor(job.weights, dtype=torch.float64)
         self.products: dict[str, Products] = {}
+        self.equal: set[str] = set()
         self._memory = torch.empty(0, dtype=self.work)
 
     def __enter__(self) -> "TensorMerger":
@@ -133,7 +134,10 @@ class TensorMerger:
             return
         for begin in range(0, target.shape[1], OUTPUT_ELEMENTS):
             part = target[:, begin : begin + OUTPUT_ELEMENTS]
-            yield method.combined(part, start + begin, TORCH_DTYPES[self.job.dtype])
+            merged = method.combined(part, start + begin, TORCH_DTYPES[self.job.dtype])
+            if self.job.dtype == "F16" and not merged.isfinite().all():
+                raise BoomError(f"tensor {name}: holds numbers beyond float16. Write bfloat16 or float32")
+            yield merged
 
     def _chunks(self, name: str) -> list[tuple[int, int]]:
         total = self.job.sources[0].places[name].num_elements
@@ -146,9 +150,8 @@ class TensorMerger:
                 yield Piece(name, start, count)
 
     def _num_scans(self, name: str) -> int:
-        if name in self.job.products:
-            return 0
-        return combination(self.job.method, self.weights, self.job.options, name).num_scans
+        needed = num_scans(self.job.method)
+        return 0 if needed == 1 and name in self.job.products else needed
 
     def _bytes_ahead(self) -> int:
         return self.chunk * sum(source.element_bytes for source in self.job.all_sources)
@@ -189,7 +192,7 @@ class TensorMerger:
                     equal = equal and self._are_equal(pieces)
                     _update(hashes, pieces)
                 method.scan(number, target, index == len(chunks) - 1)
-        if chunks and name in self.job.products:
+        if not self._num_scans(name):
             products = torch.tensor(self.job.products[name], dtype=torch.float64)
             equal = False
         elif chunks:
@@ -197,11 +200,14 @@ class TensorMerger:
                 if own:
                     self.refuse_damaged(name, index, own)
         if chunks and not equal:
-            self._settle(name, method, products)
+            products = self._settle(name, method, products)
         self.products[name] = products.tolist()
+        if equal:
+            self.equal.add(name)
         return pieces, target, equal
 
-    def _settle(self, name: str, method: Combination, products: Tensor) -> None:
+    def _settle(self, name: str, method: Combination, products: Tensor) -> Tensor:
+        """Give a method the Gram matrix, or a better one; returns the one it was given."""
         if not self.job.sources[0].places[name].is_floating:
             raise BoomError(
                 f"tensor {name} is no floating one and differs between the models; only floats merge"
@@ -218,6 +224,7 @@ class TensorMerger:
                 f"tensor {name}: the models point in opposite directions that cancel under these weights. "
                 "Use other weights, or method linear"
             ) from None
+        return products
 
     def _exact_products(self, name: str) -> Tensor:
         """The Gram matrix again, in float64: where squares are extreme, or directions nearly cancel."""

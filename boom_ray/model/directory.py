@@ -49,7 +49,7 @@ def read_spec(directory: str, source: BaseModelSource | None = None) -> EncoderS
             pooling open.
     """
     config = _read_config(directory)
-    _check_modules(directory)
+    check_modules(directory, _read_json(directory, "modules.json") or [])
     pooling = (source and source.pooling) or _read_pooling(directory) or _default_pooling(directory, config)
     transformer = _read_json(directory, "sentence_bert_config.json")
     tokenizer = _read_json(directory, "tokenizer_config.json")
@@ -164,8 +164,12 @@ def _read_config(directory: str) -> dict[str, Any]:
     return config
 
 
-def _check_modules(directory: str) -> None:
-    modules = _read_json(directory, "modules.json") or []
+def check_modules(directory: str, modules: list[dict[str, Any]]) -> None:
+    """Refuse the `modules.json` of a directory if it names code that is not ours to run.
+
+    Raises:
+        BoomError: naming the module.
+    """
     for module in modules:
         package, _, name = module["type"].rpartition(".")
         if not package.startswith("sentence_transformers.") or name not in MODULES:

@@ -3,14 +3,12 @@
 import json
 import os
 import shutil
-import subprocess
 import threading
 import time
 
 import psutil
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
@@ -22,7 +20,6 @@ from boom_ray.model import directory
 from tests.merge.oracle import FLOOR, textbook
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-MERGEKIT = os.environ.get("BOOM_RAY_MERGEKIT_PYTHON")
 
 
 def merge(models: list[str], target: str, base: str | None, spec: MergeSpec) -> artifact.Record:
@@ -251,46 +248,3 @@ def test_a_killed_worker_costs_its_shard_and_not_the_merge(published_minilm, tmp
     disturbed = merge(inputs, str(tmp_path / "out"), published_minilm, spec)
     killer.join(60)
     assert killed and disturbed.files == clean.files | {"README.md": disturbed.files["README.md"]}
-
-
-THEIRS = """
-import json, sys
-from mergekit.scripts.merge_raw_pytorch import main
-for config, out in json.loads(sys.argv[1]):
-    main.main([config, out], standalone_mode=False)
-"""
-CASES = [
-    ("linear", False, "float32"),
-    ("multislerp", False, "float32"),
-    ("multislerp", True, "float32"),
-    ("multislerp", True, "bfloat16"),
-]
-
-
-@pytest.fixture(scope="module")
-def mergekit_results(models, published_qwen3, tmp_path_factory) -> dict:
-    """What mergekit makes of the same files, in every case; one process of it serves all."""
-    if not MERGEKIT:
-        pytest.skip("BOOM_RAY_MERGEKIT_PYTHON names no Python with mergekit; tests/run.sh makes one")
-    root, runs = tmp_path_factory.mktemp("mergekit"), []
-    for number, (method, with_base, dtype) in enumerate(CASES):
-        entries = [{"model": f"{model}/model.safetensors", "parameters": {"weight": 1.0}} for model in models]
-        config = {"merge_method": method, "models": entries, "dtype": dtype}
-        config |= {"base_model": f"{published_qwen3}/model.safetensors"} if with_base else {}
-        (root / f"{number}.yml").write_text(yaml.safe_dump(config))
-        runs.append((str(root / f"{number}.yml"), str(root / str(number))))
-    subprocess.run([MERGEKIT, "-c", THEIRS, json.dumps(runs)], check=True, capture_output=True)
-    return {case: tensors_of(out) for case, (_, out) in zip(CASES, runs, strict=True)}
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_mergekit_gives_the_same(case, mergekit_results, models, published_qwen3, tmp_path):
-    method, with_base, dtype = case
-    spec = MergeSpec(method, "deltas" if with_base else "weights", "equal", dtype)
-    merge(models, str(tmp_path / "ours"), published_qwen3 if with_base else None, spec)
-    merged, theirs = tensors_of(str(tmp_path / "ours")), mergekit_results[case]
-    assert merged.keys() == theirs.keys()
-    tolerance = 1e-5 if dtype == "float32" else 2.0**-7  # it computes in bfloat16 when it writes bfloat16
-    for name, tensor in merged.items():
-        other = theirs[name].double()
-        assert (tensor.double() - other).norm() <= tolerance * other.norm(), name

@@ -133,3 +133,9 @@ def test_dare_keeps_what_it_should_in_the_mean_and_the_same_however_it_is_cut(dt
     same = ours("dare_linear", tensors, weights, base, dtype, Options(density=1.0))
     linear = ours("linear", tensors, weights, base, dtype)
     assert torch.allclose(same.double(), linear.double(), rtol=2.0**-7)
+
+
+def test_numbers_beyond_float16_are_refused():
+    tensors = [torch.full((5,), 1e5), torch.full((5,), 2e5)]
+    with pytest.raises(BoomError, match="beyond float16"):
+        ours("linear", tensors, [0.5, 0.5], None, torch.float16)

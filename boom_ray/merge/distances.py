@@ -1,0 +1,105 @@
+"""How far apart the models of a merge lie: angles and norms, from the Gram matrices of the merge itself."""
+
+import json
+import math
+import re
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from boom_ray import storage
+from boom_ray.merge.job import Products
+
+LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
+
+
+def distances(labels: list[str], space: str, products: dict[str, Products]) -> dict[str, Any]:
+    """Norms of the models and angles between them, per tensor, per layer, and over the whole model.
+
+    Args:
+        labels: Of the models.
+        space: `deltas` or `weights`: what norms and angles are those of.
+        products: Gram matrix of every tensor; that of a layer is their sum.
+
+    Returns:
+        `models`, `space`, and under `tensors`, `layers` and `all` the `norms`, [M], and `angles` in degrees,
+        [M, M], None where an input of norm zero has no direction.
+    """
+    grams = {name: np.array(values) for name, values in products.items()}
+    layers: dict[str, NDArray[np.float64]] = {}
+    for name, gram in grams.items():
+        layers[_layer(name)] = layers.get(_layer(name), np.zeros_like(gram)) + gram
+    return {
+        "models": labels,
+        "space": space,
+        "all": _entry(np.sum(list(grams.values()), axis=0)),
+        "layers": {name: _entry(layers[name]) for name in sorted(layers, key=_in_order)},
+        "tensors": {name: _entry(grams[name]) for name in sorted(grams, key=_in_order)},
+    }
+
+
+def write(report: dict[str, Any], uri: str) -> str:
+    """Write a report as JSON, and as a heat map beside it.
+
+    Args:
+        report: From `distances`.
+        uri: Of the JSON file.
+
+    Returns:
+        URI of the picture.
+    """
+    picture = f"{uri.removesuffix('.json')}.png"
+    storage.write_bytes(uri, json.dumps(report, indent=1).encode())
+    storage.write_bytes(picture, _heat_map(report))
+    return picture
+
+
+def _layer(name: str) -> str:
+    found = LAYER.search(name)
+    return f"layer {found[1]}" if found else name
+
+
+def _in_order(name: str) -> list[tuple[int, str]]:
+    """Numbers sort as numbers."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _entry(gram: NDArray[np.float64]) -> dict[str, Any]:
+    norms = np.sqrt(gram.diagonal())
+    angles = [
+        [_degrees(gram[i, j], norms[i] * norms[j]) if i != j else 0.0 for j in range(len(gram))]
+        for i in range(len(gram))
+    ]
+    return {"norms": norms.tolist(), "angles": angles}
+
+
+def _degrees(product: float, norms: float) -> float | None:
+    return math.degrees(math.acos(min(max(product / norms, -1.0), 1.0))) if norms else None
+
+
+def _heat_map(report: dict[str, Any]) -> bytes:
+    """One row per layer, one column per pair of models, coloured by angle: PNG."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    count = len(report["models"])
+    pairs = [(i, j) for i in range(count) for j in range(i)]
+    layers = list(report["layers"])
+    table = [[report["layers"][layer]["angles"][i][j] for i, j in pairs] for layer in layers]
+    figure = Figure(figsize=(3 + 0.5 * len(pairs), 2 + 0.22 * len(layers)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(np.array(table, dtype=float), aspect="auto", vmin=0, cmap="viridis")
+    axes.set_xticks(range(len(pairs)), [f"{j + 1}-{i + 1}" for i, j in pairs])
+    axes.set_yticks(range(len(layers)), layers, fontsize=7)
+    axes.set_xlabel(
+        "models " + ", ".join(f"{k}: {label}" for k, label in enumerate(report["models"], 1)), wrap=True
+    )
+    axes.set_title(
+        f"angles between {'differences to the base' if report['space'] == 'deltas' else 'weights'}"
+    )
+    figure.colorbar(image, label="degrees")
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    return content.getvalue()

@@ -1,0 +1,254 @@
+"""What comes in: names, dtypes, heads and adapters as checkpoints really have them."""
+
+import json
+import os
+import shutil
+import threading
+
+import pytest
+import ray
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForCausalLM
+
+from boom_ray import artifact
+from boom_ray.errors import BoomError
+from boom_ray.merge.actors import MergeSpec
+from boom_ray.merge.methods import Options
+from boom_ray.merge.pool import Pool
+from boom_ray.merge.run import merge_models
+from boom_ray.merge.writer import ShardWriter
+from boom_ray.model import directory
+from tests.merge.oracle import textbook
+from tests.merge.test_actors import edit, refused, tensors_of, variant
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+WEIGHTS = MergeSpec(space="weights", dtype="float32")
+TEXTS = ["one text", "and another, a little longer"]
+
+
+def read_json(path: str):
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def write_json(path: str, content) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(content, file)
+
+
+@pytest.fixture(scope="module")
+def models(published_qwen3, tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    return [variant(published_qwen3, str(root / str(seed)), seed) for seed in (1, 2)]
+
+
+def causal(model: str, target: str, qwen3: str, head: bool) -> str:
+    """The same weights as a causal language model: under a prefix, with its tied head stored or not."""
+    shutil.copytree(qwen3, target)
+    tensors = {f"model.{name}": tensor for name, tensor in tensors_of(model).items()}
+    if head:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, os.path.join(target, "model.safetensors"), {"format": "pt"})
+    return target
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_causal_models_merge_with_their_head_stored_once(head, models, qwen3, tmp_path):
+    checkpoints = [causal(model, str(tmp_path / str(i)), qwen3, head) for i, model in enumerate(models)]
+    merge_models(checkpoints, str(tmp_path / "out"), qwen3, MergeSpec(dtype="float32"))
+    merge_models(models, str(tmp_path / "plain"), qwen3, MergeSpec(dtype="float32"))
+    merged, plain = tensors_of(str(tmp_path / "out")), tensors_of(str(tmp_path / "plain"))
+    assert merged.keys() == {f"model.{name}" for name in plain}
+    assert all(torch.equal(merged[f"model.{name}"], tensor) for name, tensor in plain.items())
+    whole = AutoModelForCausalLM.from_pretrained(str(tmp_path / "out"))
+    assert torch.equal(whole.lm_head.weight, whole.model.embed_tokens.weight)
+    vectors = [directory.load_encoder(str(tmp_path / name)).encode(TEXTS) for name in ("out", "plain")]
+    assert (vectors[0] == vectors[1]).all()
+
+
+def test_a_prefix_in_one_of_the_models_does_not_matter(models, published_qwen3, tmp_path):
+    prefixed = str(tmp_path / "prefixed")
+    shutil.copytree(models[1], prefixed, ignore=shutil.ignore_patterns("artifact.json"))
+    renamed = {f"model.{name}": tensor for name, tensor in tensors_of(models[1]).items()}
+    save_file(renamed, os.path.join(prefixed, "model.safetensors"))
+    merge_models([models[0], prefixed], str(tmp_path / "out"), published_qwen3, MergeSpec(dtype="float32"))
+    merge_models(models, str(tmp_path / "plain"), published_qwen3, MergeSpec(dtype="float32"))
+    records = [artifact.read_record(str(tmp_path / name)) for name in ("out", "plain")]
+    assert records[0].tensors == records[1].tensors
+
+
+def test_an_untied_head_that_only_one_model_has_is_refused(models, tmp_path):
+    def add_head(tensors):
+        tensors["lm_head.weight"] = torch.zeros(1000, 32)
+
+    other = edit(models[1], str(tmp_path / "other"), add_head)
+    path = os.path.join(other, "config.json")
+    write_json(path, read_json(path) | {"tie_word_embeddings": False})
+    assert "lm_head.weight: not in" in refused([models[0], other], tmp_path)
+
+
+def test_mixed_dtypes_are_computed_and_written_as_declared(models, published_qwen3, tmp_path):
+    half = variant(published_qwen3, str(tmp_path / "half"), 7, torch.float16)
+    brain = variant(published_qwen3, str(tmp_path / "brain"), 8, torch.bfloat16)
+    inputs = [models[0], half, brain]
+    merge_models(inputs, str(tmp_path / "out"), published_qwen3, MergeSpec(dtype="float32"))
+    merged, given = tensors_of(str(tmp_path / "out")), [tensors_of(model) for model in inputs]
+    base = tensors_of(published_qwen3)
+    for name, tensor in merged.items():
+        expected = textbook("multislerp", [x[name] for x in given], [1 / 3] * 3, base[name])
+        assert tensor.dtype == torch.float32
+        assert torch.allclose(tensor.double(), expected, rtol=1e-6, atol=1e-12)
+    assert read_json(str(tmp_path / "out" / "config.json"))["dtype"] == "float32"
+
+
+def adapter(base: str, target: str, seed: int, **settings) -> str:
+    """A LoRA adapter as peft writes it, with both of its matrices moved."""
+    torch.manual_seed(seed)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], **settings)
+    model = get_peft_model(AutoModel.from_pretrained(base, dtype=torch.float32), config)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(target)
+    return target
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_adapters_are_merged_into_their_base_first(use_rslora, published_qwen3, tmp_path):
+    adapters = [adapter(published_qwen3, str(tmp_path / f"a{i}"), i, use_rslora=use_rslora) for i in (1, 2)]
+    merge_models(adapters, str(tmp_path / "out"), None, WEIGHTS)
+    full = [
+        PeftModel.from_pretrained(AutoModel.from_pretrained(published_qwen3), path)
+        .merge_and_unload()
+        .state_dict()
+        for path in adapters
+    ]
+    for name, tensor in tensors_of(str(tmp_path / "out")).items():
+        expected = textbook("multislerp", [model[name] for model in full], [0.5, 0.5], None)
+        assert torch.allclose(tensor.double(), expected, rtol=1e-5, atol=1e-7), name
+    assert directory.load_encoder(str(tmp_path / "out")).encode(TEXTS).shape == (2, 32)
+
+
+def test_an_adapter_that_is_more_than_two_matrices_is_refused(published_qwen3, tmp_path):
+    one = adapter(published_qwen3, str(tmp_path / "one"), 1)
+    other = adapter(published_qwen3, str(tmp_path / "other"), 2, use_dora=True)
+    assert "use_dora: True" in refused([one, other], tmp_path)
+
+
+def test_code_that_comes_with_a_model_is_refused(models, tmp_path):
+    other = edit(models[1], str(tmp_path / "other"), lambda tensors: None)
+    path = os.path.join(other, "modules.json")
+    modules = read_json(path)
+    modules[0]["type"] = "custom_model.Transformer"
+    write_json(path, modules)
+    assert "custom_model.Transformer" in refused([models[0], other], tmp_path)
+
+
+def test_models_of_another_base_are_refused_by_their_records(models, published_qwen3, tmp_path):
+    def claim(name: str, digest: str) -> str:
+        target = str(tmp_path / name)
+        shutil.copytree(models[0], target)
+        record = artifact.read_record(target)
+        record.parents = [artifact.Parent(name="base", version="base", digest=digest)]
+        with open(os.path.join(target, "artifact.json"), "w") as file:
+            file.write(record.model_dump_json())
+        return target
+
+    message = refused([claim("one", "a" * 32), claim("two", "b" * 32)], tmp_path)
+    assert "was trained from base (digest bbbbbbbb), and not from that of" in message
+
+
+def test_a_tensor_cut_over_workers_is_the_one_of_a_single_worker(tmp_path):
+    """One tensor is nearly the whole model: its Gram matrix is summed, its slices written side by side."""
+    inputs = []
+    for seed in range(3):
+        os.makedirs(tmp_path / str(seed))
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {
+            "large": torch.randn(24_000, 1000, generator=generator),
+            "small": torch.full((7,), float(seed)),
+        }
+        save_file(tensors, tmp_path / str(seed) / "model.safetensors")
+        (tmp_path / str(seed) / "config.json").write_text('{"model_type": "bert", "hidden_size": 1000}')
+        inputs.append(str(tmp_path / str(seed)))
+    spec = {"space": "weights", "dtype": "float32"}
+    alone, _ = merge_models(inputs, str(tmp_path / "alone"), None, MergeSpec(**spec, num_workers=1))
+    cut, merged = merge_models(inputs, str(tmp_path / "cut"), None, MergeSpec(**spec, num_workers=3))
+    assert [shard.num_slices for shard in merged.shards] == [3, 1]
+    assert artifact.verify(str(tmp_path / "cut")) == cut
+    first, second = (tensors_of(str(tmp_path / name)) for name in ("alone", "cut"))
+    assert torch.equal(first["small"], second["small"])
+    assert torch.allclose(first["large"], second["large"], rtol=1e-6, atol=0)
+    assert alone.tensors["small"] == cut.tensors["small"]
+
+
+def test_a_full_disk_is_one_clear_error():
+    writer = ShardWriter("/dev/full", {"w": ("F32", (1 << 20,))})
+    with pytest.raises(BoomError, match=r"/dev/full: storage failed: .*No space left"):
+        writer.write("w", torch.zeros(1 << 20).split(1 << 18))
+        writer.close()
+
+
+def test_of_two_merges_to_one_output_one_wins(models, tmp_path):
+    target, ends = str(tmp_path / "merged" / "out"), []
+
+    def attempt() -> None:
+        try:
+            ends.append(merge_models(models, target, None, WEIGHTS)[0].digest)
+        except BoomError as error:
+            ends.append(str(error))
+
+    threads = [threading.Thread(target=attempt) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    record = artifact.verify(target)
+    assert sorted(end == record.digest for end in ends) == [False, True]
+    assert any("exists already" in end for end in ends) and os.listdir(tmp_path / "merged") == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "part"),
+    [
+        ({"method": "slerp"}, "slerp merges 2 models; got 3"),
+        ({"method": "ties"}, "Give the base model"),
+        ({"method": "karcher", "options": Options(density=0.0)}, "density 0"),
+        ({"weights": [float("nan"), 1, 1]}, "add up to nan"),
+    ],
+)
+def test_settings_that_make_no_merge_are_refused(spec, part, models, published_qwen3, tmp_path):
+    third = variant(published_qwen3, str(tmp_path / "third"), 3)
+    assert part in refused([*models, third], tmp_path, **spec)
+
+
+def test_the_record_says_how_and_the_coefficients_range(models, published_qwen3, tmp_path):
+    spec = MergeSpec("karcher", "deltas", [3, 1], "float32", options=Options(iterations=1))
+    record, merged = merge_models(models, str(tmp_path / "out"), published_qwen3, spec)
+    assert record.config["method"] == "karcher" and record.config["iterations"] == 1
+    assert record.config["weights"] == [0.75, 0.25] and record.config["space"] == "deltas"
+    assert [parent.digest for parent in record.parents] == [artifact.read_record(m).digest for m in models]
+    for least, mean, most in record.config["coefficients"]:
+        assert 0 < least <= mean <= most < 2
+    assert merged.products.keys() == record.tensors.keys()
+    assert load_file(str(tmp_path / "out" / "model.safetensors")).keys() == record.tensors.keys()
+
+
+def test_more_workers_than_the_cluster_has_room_for_still_finish(tmp_path):
+    """Two workers of three CPUs each in a cluster of four: the second waits until the first is let go."""
+    tasks = [(number, tmp_path / str(number)) for number in range(4)]
+
+    @ray.remote(num_cpus=3)
+    class Worker:
+        def touch(self, path) -> str:
+            path.touch()
+            return path.name
+
+    done: list[str] = []
+    pool = Pool([Worker.remote(), Worker.remote()], "died")
+    for _, path in tasks:
+        pool.add("touch", path, then=done.append)
+    pool.run()
+    assert sorted(done) == ["0", "1", "2", "3"]

@@ -1,0 +1,130 @@
+"""The same configuration files, read by mergekit and by us, give the same merges of the same models."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from boom_ray.errors import BoomError
+from boom_ray.merge import mergekit
+from boom_ray.merge.run import merge_models
+from tests.merge.test_actors import tensors_of, variant
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+MERGEKIT = os.environ.get("BOOM_RAY_MERGEKIT_PYTHON")
+THEIRS = """
+import json, sys
+from mergekit.scripts.merge_raw_pytorch import main
+for config, out in json.loads(sys.argv[1]):
+    main.main([config, out], standalone_mode=False)
+"""
+WEIGHTS = [{"weight": 0.2}, {"weight": 0.3}, {"weight": 0.9}]
+DENSITIES = [
+    {"weight": 0.2, "density": 0.5},
+    {"weight": 0.3, "density": 0.3},
+    {"weight": 0.9, "density": 1.0},
+]
+NOTHING: list[dict[str, float]] = [{}, {}, {}]
+#: method, parameters of each model, shared parameters, whether there is a base, dtype
+CASES: dict[str, tuple[str, list[dict[str, float]], dict[str, Any], bool, str]] = {
+    "linear": ("linear", WEIGHTS, {}, False, "float32"),
+    "linear-sum": ("linear", WEIGHTS, {"normalize": False}, False, "float32"),
+    "multislerp": ("multislerp", WEIGHTS, {}, False, "float32"),
+    "multislerp-base": ("multislerp", WEIGHTS, {}, True, "float32"),
+    "multislerp-bfloat16": ("multislerp", WEIGHTS, {}, True, "bfloat16"),
+    "karcher": ("karcher", NOTHING, {}, False, "float32"),
+    "karcher-one": ("karcher", NOTHING, {"max_iter": 1}, False, "float32"),
+    "slerp": ("slerp", NOTHING[:2], {"t": 0.3}, True, "float32"),
+    "nuslerp": ("nuslerp", WEIGHTS[:2], {}, False, "float32"),
+    "nuslerp-base": ("nuslerp", WEIGHTS[:2], {"nuslerp_flatten": True}, True, "float32"),
+    "task_arithmetic": ("task_arithmetic", WEIGHTS, {"lambda": 0.7}, True, "float32"),
+    "model_stock": ("model_stock", NOTHING, {}, True, "float32"),
+    "ties": ("ties", DENSITIES, {"lambda": 1.3}, True, "float32"),
+    "ties-sum": ("ties", DENSITIES, {"normalize": False}, True, "float32"),
+}
+
+
+def configuration(case: str, models: list[str], base: str, suffix: str) -> dict[str, Any]:
+    method, parameters, shared, with_base, dtype = CASES[case]
+    inputs = [base, models[0]] if method == "slerp" else models[: len(parameters)]
+    entries = [
+        {"model": model + suffix, "parameters": own} for model, own in zip(inputs, parameters, strict=True)
+    ]
+    config = {"merge_method": method, "models": entries, "parameters": shared, "dtype": dtype}
+    return config | ({"base_model": base + suffix} if with_base else {})
+
+
+@pytest.fixture(scope="module")
+def models(published_qwen3, tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    return [variant(published_qwen3, str(root / str(seed)), seed) for seed in (1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def theirs(models, published_qwen3, tmp_path_factory) -> dict[str, Any]:
+    """What mergekit makes of every case; one process of it serves all."""
+    if not MERGEKIT:
+        pytest.skip("BOOM_RAY_MERGEKIT_PYTHON names no Python with mergekit; tests/run.sh makes one")
+    root, runs = tmp_path_factory.mktemp("mergekit"), []
+    for case in CASES:
+        config = configuration(case, models, published_qwen3, "/model.safetensors")
+        (root / f"{case}.yml").write_text(yaml.safe_dump(config))
+        runs.append((str(root / f"{case}.yml"), str(root / case)))
+    subprocess.run([MERGEKIT, "-c", THEIRS, json.dumps(runs)], check=True, capture_output=True)
+    return {case: tensors_of(out) for case, (_, out) in zip(CASES, runs, strict=True)}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_mergekit_gives_the_same(case, theirs, models, published_qwen3, tmp_path):
+    path = tmp_path / "config.yml"
+    path.write_text(yaml.safe_dump(configuration(case, models, published_qwen3, "")))
+    inputs, base, spec = mergekit.read(str(path))
+    merge_models(inputs, str(tmp_path / "ours"), base, spec)
+    merged = tensors_of(str(tmp_path / "ours"))
+    assert merged.keys() == theirs[case].keys()
+    tolerance = (
+        1e-5 if spec.dtype == "float32" else 2.0**-7
+    )  # it computes in bfloat16 when it writes bfloat16
+    for name, tensor in merged.items():
+        other = theirs[case][name].double()
+        assert (tensor.double() - other).norm() <= tolerance * other.norm(), name
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"merge_method": "della"}, ["merge_method 'della': not supported; allowed: linear"]),
+        (
+            {"slices": [], "tokenizer_source": "union"},
+            ["slices: not supported", "tokenizer_source: not supported"],
+        ),
+        ({"parameters": {"rescale": True}}, ["parameters: rescale: not supported by linear"]),
+        ({"parameters": {"normalize": [0, 1]}}, ["normalize: [0, 1]: only one number"]),
+        ({"dtype": "int8"}, ["dtype 'int8': not supported; allowed: float32"]),
+    ],
+)
+def test_what_is_not_supported_is_named(change, parts, models, published_qwen3, tmp_path):
+    path: Path = tmp_path / "config.yml"
+    path.write_text(yaml.safe_dump(configuration("linear", models, published_qwen3, "") | change))
+    with pytest.raises(BoomError) as caught:
+        mergekit.read(str(path))
+    assert all(part in str(caught.value) for part in parts)
+
+
+def test_a_missing_weight_is_named(models, published_qwen3, tmp_path):
+    config = configuration("linear", models, published_qwen3, "")
+    del config["models"][1]["parameters"]["weight"]
+    (tmp_path / "config.yml").write_text(yaml.safe_dump(config))
+    with pytest.raises(BoomError, match="linear needs a weight for every model; model 2 has none"):
+        mergekit.read(str(tmp_path / "config.yml"))
+
+
+def test_without_a_dtype_the_first_model_decides(models, published_qwen3, tmp_path):
+    config = configuration("linear", models, published_qwen3, "")
+    del config["dtype"]
+    (tmp_path / "config.yml").write_text(yaml.safe_dump(config))
+    assert mergekit.read(str(tmp_path / "config.yml"))[2].dtype == "float32"
