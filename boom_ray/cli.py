@@ -41,9 +41,8 @@ def run(recipe: str, storage_uri: str | None) -> None:
     from boom_ray.recipe import load
 
     loaded = load(recipe, storage_uri)
-    from boom_ray import pipeline, session
+    from boom_ray import pipeline
 
-    session.connect()
     pipeline.run(loaded)
 
 
@@ -58,9 +57,8 @@ def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
     loaded = load(recipe, storage_uri)
     if bag is not None and bag > len(loaded.bags.ratios):
         raise BoomError(f"--bag {bag}: the recipe has bags 1 to {len(loaded.bags.ratios)}")
-    from boom_ray import pipeline, session
+    from boom_ray import pipeline
 
-    session.connect()
     for uri in pipeline.train(loaded, None if bag is None else bag - 1):
         click.echo(f"model: {uri}")
 

@@ -7,7 +7,7 @@ was made from the same input, so the same command finishes a run that was interr
 import json
 from typing import Any
 
-from boom_ray import artifact, evaluate, report, storage
+from boom_ray import artifact, evaluate, report, session, storage
 from boom_ray.artifact import Parent, Record, Stage
 from boom_ray.data import bags, corpus
 from boom_ray.errors import BoomError
@@ -41,6 +41,7 @@ def train(recipe: Recipe, only: int | None = None) -> list[str]:
     drawn = bags.publish(prepared, recipe.bags, storage.join(recipe.root, "bags"))
     sizes = ", ".join(f"{bags.name_of(i)} {rows} rows" for i, rows in enumerate(drawn.config["rows"]))
     console.print(f"bags: {sizes}")
+    session.connect()
     return train_bags(recipe, prepared, drawn, base, only)
 
 

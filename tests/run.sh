@@ -23,9 +23,10 @@ environment() {  # NAME PIP-ARGUMENT...; one whose installation was interrupted 
     touch "$place/complete"
 }
 
+environment swift "--only-binary=:all: swift==2.38.3" & swift=$!
+environment mergekit "-c cluster/constraints.txt torch" "torch==2.13.0 mergekit==0.1.5" & mergekit=$!
 environment project "-c cluster/constraints.txt torch" "-c cluster/constraints.txt -e .[dev]"
-environment swift "--only-binary=:all: swift==2.38.3"
-environment mergekit "-c cluster/constraints.txt torch" "torch==2.13.0 mergekit==0.1.5"
+wait $swift && wait $mergekit
 
 export PATH="$home/project/bin:$PATH"
 export BOOM_RAY_SWIFT_ENV="$home/swift" BOOM_RAY_MERGEKIT_PYTHON="$home/mergekit/bin/python"
