@@ -70,7 +70,7 @@ def explained(uri: str) -> Iterator[None]:
             f"{uri}: not found. Check the path; a hub model is written hf://owner/name"
         ) from error
     except (PermissionError, OSError) as error:
-        reason = str(error).split(". Detail:")[0]
+        reason = os.strerror(error.errno) if error.errno else str(error).split(". Detail:")[0]
         remedy = "Free some, and run" if error.errno == errno.ENOSPC else "Run"
         raise BoomError(f"{uri}: storage failed: {reason}. {remedy} the command again") from error
 

@@ -104,7 +104,10 @@ def _between(gram: Array, weights: Array, iterations: int) -> Array:
         if length < SETTLED:
             break
         mean = np.cos(length) * mean + np.sin(length) / length * step
-        mean = mean / _length(mean, cosines)
+        length = _length(mean, cosines)
+        if length < ANTIPODAL:
+            raise Cancelled
+        mean = mean / length
     return (weights @ norms) * mean * inverse
 
 

@@ -219,7 +219,8 @@ def identify(uri: str) -> Parent:
     if record is not None:
         return record.as_parent()
     local = storage.local_directory(uri)
-    _read_config(local)
+    if not os.path.isfile(os.path.join(local, "adapter_config.json")):
+        _read_config(local)
     names = [name for name in storage.list_files(local) if name.endswith((".safetensors", ".json", ".txt"))]
     hashes = {name: artifact.hash_file(storage.join(local, name)).xxh3_128 for name in names}
     return Parent(name=storage.name_of(uri), version="base", digest=artifact.fingerprint(hashes))

@@ -52,7 +52,8 @@ def configuration(case: str, models: list[str], base: str, suffix: str) -> dict[
     method, parameters, shared, with_base, dtype = CASES[case]
     inputs = [base, models[0]] if method == "slerp" else models[: len(parameters)]
     entries = [
-        {"model": model + suffix, "parameters": own} for model, own in zip(inputs, parameters, strict=True)
+        {"model": model + suffix, "parameters": dict(own)}
+        for model, own in zip(inputs, parameters, strict=True)
     ]
     config = {"merge_method": method, "models": entries, "parameters": shared, "dtype": dtype}
     return config | ({"base_model": base + suffix} if with_base else {})

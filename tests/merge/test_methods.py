@@ -31,14 +31,14 @@ def magnitude_of(tensors, base) -> torch.Tensor:
 @pytest.mark.parametrize("memory_bytes", [1 << 30, SMALL], ids=["whole", "chunks"])
 def test_the_error_is_one_rounding_of_the_textbook_result(method, with_base, source, dtype, memory_bytes):
     generator = torch.Generator().manual_seed(3)
-    base = torch.randn(110_001, generator=generator)
+    base = torch.randn(70_001, generator=generator)
     tensors = [
-        (base + 0.1 * (i + 1) * torch.randn(110_001, generator=generator)).to(source)
+        (base + 0.1 * (i + 1) * torch.randn(70_001, generator=generator)).to(source)
         for i in range(count_for(method))
     ]
     origin = base.to(source) if with_base else None
     if METHODS[method].needs_base and origin is None:
-        origin = torch.zeros(110_001, dtype=source)
+        origin = torch.zeros(70_001, dtype=source)
     weights = SHARES[len(tensors)]
     expected = textbook(method, tensors, weights, origin, OPTIONS)
     merged = ours(method, tensors, weights, origin, dtype, OPTIONS, memory_bytes).double()
