@@ -107,7 +107,7 @@ def merge(**given: Any) -> None:
     models, base, spec = _merge_of(given)
     if len(models) < 2:
         raise BoomError(f"merge needs two models or more; got {len(models)}")
-    session.connect()
+    session.connect(dashboard=False)
     _merge(models, base, spec, given)
 
 

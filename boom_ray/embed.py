@@ -104,7 +104,9 @@ def embed(
 
 def _prepare_ray_data() -> None:
     """Let errors arrive as they were raised; what Ray Data says of them stays in its own log file."""
-    DataContext.get_current().raise_original_map_exception = True
+    context = DataContext.get_current()
+    context.raise_original_map_exception = True
+    context.enable_progress_bars = False
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.CRITICAL)

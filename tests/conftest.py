@@ -150,5 +150,5 @@ def make_recipe(corpus_files: dict[str, str], beir: str, tmp_path: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The test with a Ray of its own comes first, before that of the session takes its share of the machine."""
+    """The test with a Ray of its own comes first, before that of the session takes its share."""
     items.sort(key=lambda item: item.path.name != "test_jobs.py")

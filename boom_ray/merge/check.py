@@ -142,7 +142,7 @@ def _file_differences(first: Source, source: Source) -> list[str]:
     return problems + [
         f"{source.uri}: {name} differs from that of {first.uri}"
         for name in SHARED_FILES
-        if _read_json(source.directory, name) != _read_json(first.directory, name)
+        if not _same_json(source.directory, first.directory, name)
     ]
 
 
@@ -196,6 +196,15 @@ def _align(found: dict[str, TensorPlace], names: list[str]) -> dict[str, TensorP
         if all(prefix + name in found for name in wanted):
             return {name: found[prefix + name] for name in names}
     return None
+
+
+def _same_json(one: str, other: str, name: str) -> bool:
+    uris = [storage.join(directory, name) for directory in (one, other)]
+    if all(storage.is_file(uri) for uri in uris) and storage.read_bytes(uris[0]) == storage.read_bytes(
+        uris[1]
+    ):
+        return True
+    return bool(_read_json(one, name) == _read_json(other, name))
 
 
 def _read_json(model: str, name: str) -> Any:

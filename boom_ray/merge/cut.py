@@ -7,7 +7,7 @@ import xxhash
 
 from boom_ray import artifact, storage
 from boom_ray.artifact import TensorEntry
-from boom_ray.merge.feed import Piece, read_ahead
+from boom_ray.merge.feed import Piece, piece_bytes, read_ahead
 from boom_ray.merge.job import Job, Products, Written
 from boom_ray.merge.plan import Shard
 from boom_ray.merge.stream import TensorMerger
@@ -56,6 +56,6 @@ def check_recorded(job: Job, index: int, name: str) -> None:
         step = merger.chunk
         total = reader.source.places[name].num_elements
         pieces = (Piece(name, start, min(step, total - start)) for start in range(0, total, step))
-        for _, (piece,) in read_ahead(pieces, [reader], step * reader.source.element_bytes):
-            own.update(memoryview(cast(Any, piece.view(torch.uint8).numpy())))
+        for _, found in read_ahead(pieces, [reader], 3 * piece_bytes([reader], name, step)):
+            own.update(memoryview(cast(Any, found[0].view(torch.uint8).numpy())))
         merger.refuse_damaged(name, index, own)

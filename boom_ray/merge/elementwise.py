@@ -11,7 +11,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from boom_ray.merge.gram import BLOCK, combine
+from boom_ray.merge.gram import BLOCK, Pieces, blocks, combine
 from boom_ray.merge.methods import METHODS, Options
 
 FINE_BITS = 15  # of the 31 bits of a float32 magnitude; the other 16 are counted first
@@ -20,17 +20,17 @@ FINE_BITS = 15  # of the 31 bits of a float32 magnitude; the other 16 are counte
 class Combination(Protocol):
     """How one tensor of M models becomes one; made anew for every tensor."""
 
-    #: Passes over the gathered tensor before `combined`; the Gram matrix comes with the first.
+    #: Passes over the tensor before `combined`; its Gram matrix comes with the first.
     num_scans: int
 
-    def scan(self, number: int, target: Tensor, is_last: bool) -> None:
-        """Look at one piece, [P, n] as `gather` left it; `is_last` in this pass."""
+    def scan(self, number: int, pieces: Pieces, work: torch.dtype, is_last: bool) -> None:
+        """Look at pieces; `is_last` in this pass."""
 
     def settle(self, products: Tensor) -> None:
         """Take the Gram matrix, [M, M] float64, after the last pass."""
 
-    def combined(self, target: Tensor, start: int, dtype: torch.dtype) -> Tensor:
-        """The merged piece, [n] of `dtype`, that begins at element `start` of the tensor."""
+    def combined(self, pieces: Pieces, start: int, work: torch.dtype, output: torch.dtype) -> Tensor:
+        """The merged piece, [n] of `output`, that begins at element `start` of the tensor."""
 
 
 def combination(method: str, weights: Tensor, options: Options, name: str) -> Combination:
@@ -59,7 +59,7 @@ class ByGram:
         self.method, self.weights, self.options = METHODS[method], weights, options
         self.coefficients = weights
 
-    def scan(self, number: int, target: Tensor, is_last: bool) -> None:
+    def scan(self, number: int, pieces: Pieces, work: torch.dtype, is_last: bool) -> None:
         """Nothing beside the Gram matrix is needed."""
 
     def settle(self, products: Tensor) -> None:
@@ -68,9 +68,9 @@ class ByGram:
         found = self.method.coefficients(products.numpy(), self.weights.numpy(), self.options)
         self.coefficients = torch.from_numpy(found)
 
-    def combined(self, target: Tensor, start: int, dtype: torch.dtype) -> Tensor:
+    def combined(self, pieces: Pieces, start: int, work: torch.dtype, output: torch.dtype) -> Tensor:
         """See `boom_ray.merge.gram.combine`."""
-        return combine(target, self.coefficients, dtype)
+        return combine(pieces, self.coefficients, work, output)
 
 
 class Ties:
@@ -89,12 +89,11 @@ class Ties:
         self.fine = torch.zeros(len(weights), 1 << FINE_BITS, dtype=torch.int64)
         self.bins = self.left = self.thresholds = torch.zeros(len(weights), dtype=torch.int64)
 
-    def scan(self, number: int, target: Tensor, is_last: bool) -> None:
+    def scan(self, number: int, pieces: Pieces, work: torch.dtype, is_last: bool) -> None:
         """Count magnitudes by their upper bits, then, where the limit lies, by their lower bits."""
         counts = (self.counts, self.fine)[number]
-        for model in range(len(self.weights)):
-            for start in range(0, target.shape[1], BLOCK):
-                bits = _magnitude_bits(target[model, start : start + BLOCK])
+        for _, block in blocks(pieces, work, centred=True):
+            for model, bits in enumerate(_magnitude_bits(block[:-1])):
                 upper = bits >> FINE_BITS
                 chosen = upper if number == 0 else bits[upper == self.bins[model]] & ((1 << FINE_BITS) - 1)
                 counts[model] += torch.bincount(chosen, minlength=counts.shape[1])
@@ -114,15 +113,14 @@ class Ties:
     def settle(self, products: Tensor) -> None:
         """Nothing is taken from the Gram matrix."""
 
-    def combined(self, target: Tensor, start: int, dtype: torch.dtype) -> Tensor:
+    def combined(self, pieces: Pieces, start: int, work: torch.dtype, output: torch.dtype) -> Tensor:
         """The elected mean of the kept differences, on top of the base."""
-        result = torch.empty(target.shape[1], dtype=dtype)
-        weights = self.weights.to(target.dtype)[:, None]
-        for begin in range(0, target.shape[1], BLOCK):
-            block = target[:, begin : begin + BLOCK]
+        result = torch.empty(len(pieces[0]), dtype=output)
+        weights = self.weights.to(work)[:, None]
+        for begin, block in blocks(pieces, work, centred=True):
             kept = _magnitude_bits(block[:-1]) >= self.thresholds[:, None]
             deltas = torch.where(kept, block[:-1] * weights, 0.0)
-            sign = torch.where(deltas.sum(dim=0) >= 0, 1.0, -1.0).to(target.dtype)
+            sign = torch.where(deltas.sum(dim=0) >= 0, 1.0, -1.0).to(work)
             agrees = deltas.sign() == sign
             mean = (deltas * agrees).sum(dim=0)
             if self.options.normalize is not False:
@@ -144,22 +142,20 @@ class DareLinear:
         self.weights, self.options, self.name = weights, options, name
         self._densities = torch.tensor(options.densities(len(weights)), dtype=torch.float64)
 
-    def scan(self, number: int, target: Tensor, is_last: bool) -> None:
+    def scan(self, number: int, pieces: Pieces, work: torch.dtype, is_last: bool) -> None:
         """Nothing needs to be known before."""
 
     def settle(self, products: Tensor) -> None:
         """Nothing is taken from the Gram matrix."""
 
-    def combined(self, target: Tensor, start: int, dtype: torch.dtype) -> Tensor:
+    def combined(self, pieces: Pieces, start: int, work: torch.dtype, output: torch.dtype) -> Tensor:
         """The thinned sum of the differences, on top of the base."""
         assert start % BLOCK == 0
-        result = torch.empty(target.shape[1], dtype=dtype)
-        factors = (self.options.scale * self.weights / self._densities).to(target.dtype)
-        for begin in range(0, target.shape[1], BLOCK):
-            block = target[:, begin : begin + BLOCK]
-            kept = torch.stack(
-                [self._kept(model, start + begin, block.shape[1]) for model in range(len(factors))]
-            )
+        result = torch.empty(len(pieces[0]), dtype=output)
+        factors = (self.options.scale * self.weights / self._densities).to(work)
+        for begin, block in blocks(pieces, work, centred=True):
+            at, count = start + begin, block.shape[1]
+            kept = torch.stack([self._kept(model, at, count) for model in range(len(factors))])
             result[begin : begin + BLOCK] = block[-1] + factors @ (block[:-1] * kept)
         return result
 

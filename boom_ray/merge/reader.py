@@ -1,6 +1,7 @@
 """Ranges of a model's tensors, read into memory."""
 
-import numpy as np
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 
@@ -31,28 +32,39 @@ class SourceReader:
         self._files = {uri: RangeReader(uri) for uri in sorted({place.uri for place in places})}
         self._factors: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def read(self, name: str, start: int, count: int) -> Tensor:
-        """[count] elements from element `start` on, in the tensor's dtype; float32 under an adapter."""
-        own = self._range(self.source.places[name], start, count)
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The dtype a tensor is read in: its own, or float32 under an adapter."""
+        return torch.float32 if name in self.source.adapter else TORCH_DTYPES[self.source.places[name].dtype]
+
+    def read_into(self, target: Tensor, name: str, start: int) -> None:
+        """Fill `target`, [n] of `dtype_of(name)`, with elements of a tensor from `start` on."""
+        place = self.source.places[name]
         low = self.source.adapter.get(name)
-        return own if low is None else own.float() + self._difference(name, low, start, count)
+        if low is None:
+            self._fill(target, place, start)
+            return
+        own = torch.empty(len(target), dtype=TORCH_DTYPES[place.dtype])
+        self._fill(own, place, start)
+        torch.add(own, self._difference(name, low, start, len(target)), out=target)
 
     def close(self) -> None:
         """Close all files."""
         for file in self._files.values():
             file.close()
 
-    def _range(self, place: TensorPlace, start: int, count: int) -> Tensor:
-        width = place.element_bytes
-        content = np.empty(count * width, dtype=np.uint8)
-        if count:
-            self._files[place.uri].read_into(content.data, place.offset + start * width)
-        return torch.from_numpy(content).view(TORCH_DTYPES[place.dtype])
+    def _fill(self, target: Tensor, place: TensorPlace, start: int) -> None:
+        if len(target):
+            content = memoryview(cast(Any, target.view(torch.uint8).numpy()))
+            self._files[place.uri].read_into(content, place.offset + start * place.element_bytes)
+
+    def _whole(self, place: TensorPlace) -> Tensor:
+        values = torch.empty(place.num_elements, dtype=TORCH_DTYPES[place.dtype])
+        self._fill(values, place, 0)
+        return values.view(place.shape).float()
 
     def _difference(self, name: str, low: LowRank, start: int, count: int) -> Tensor:
         if name not in self._factors:
-            a, b = (self._range(p, 0, p.num_elements).view(p.shape).float() for p in (low.a, low.b))
-            self._factors = {name: (a, b)}
+            self._factors = {name: (self._whole(low.a), self._whole(low.b))}
         a, b = self._factors[name]
         first, last = start // a.shape[1], -(-(start + count) // a.shape[1])
         rows = (b[first:last] @ a).mul_(low.scale)

@@ -15,7 +15,8 @@ from torch import Tensor
 from boom_ray.errors import BoomError
 from boom_ray.merge import gram
 from boom_ray.merge.elementwise import Combination, combination, num_scans
-from boom_ray.merge.feed import Piece, read_ahead
+from boom_ray.merge.feed import Piece, piece_bytes, read_ahead
+from boom_ray.merge.gram import Pieces
 from boom_ray.merge.job import Job, Products, Written
 from boom_ray.merge.methods import Cancelled
 from boom_ray.merge.plan import Shard
@@ -25,9 +26,10 @@ from boom_ray.storage import join
 
 PROCESS_BYTES = 448 << 20  # of a worker before it reads anything: Python, torch, Ray
 OUTPUT_ELEMENTS = 1 << 20  # of one write
+PIECES_AT_A_TIME = 3
 MAX_CHUNK = 1 << 24
 
-Feed = Iterator[tuple[Piece, list[Tensor]]]
+Feed = Iterator[tuple[Piece, Pieces]]
 
 
 def merge_shard(job: Job, shard: Shard, tell: Callable[[int], object]) -> Written:
@@ -51,10 +53,9 @@ def merge_shard(job: Job, shard: Shard, tell: Callable[[int], object]) -> Writte
 
 
 def chunk_elements(job: Job) -> int:
-    """Elements of one tensor that are in memory at a time: in use, being read, read ahead, and converted."""
-    work = gram.work_dtype(TORCH_DTYPES[job.dtype]).itemsize
+    """Elements of one tensor that are in memory at a time: in use, being read, and read ahead."""
     read = sum(source.element_bytes for source in job.all_sources)
-    fitting = (job.memory_bytes - PROCESS_BYTES) // (3 * read + work * len(job.all_sources))
+    fitting = (job.memory_bytes - PROCESS_BYTES) // (PIECES_AT_A_TIME * read)
     return min(max(fitting // gram.BLOCK, 1) * gram.BLOCK, MAX_CHUNK)
 
 
@@ -69,7 +70,6 @@ class TensorMerger:
         self.weights = torch.tensor(job.weights, dtype=torch.float64)
         self.products: dict[str, Products] = {}
         self.equal: set[str] = set()
-        self._memory = torch.empty(0, dtype=self.work)
 
     def __enter__(self) -> "TensorMerger":
         return self
@@ -81,24 +81,23 @@ class TensorMerger:
     def feed(self, names: list[str]) -> Feed:
         """The pieces that `merged` takes for these tensors, in its order, read ahead."""
         pieces = (piece for name in names for piece in self._itinerary(name))
-        return read_ahead(pieces, self.readers, self._bytes_ahead())
+        return read_ahead(pieces, self.readers, self._room(names))
 
     def merged(self, name: str, feed: Feed) -> Iterator[Tensor]:
         """The merged tensor, in pieces of at most `OUTPUT_ELEMENTS`."""
         method = combination(self.job.method, self.weights, self.job.options, name)
         chunks = self._chunks(name)
-        pieces, target, equal = self._scan(name, method, feed)
+        pieces, equal = self._scan(name, method, feed)
         for start, _ in chunks:
-            if target is None or len(chunks) > 1:
+            if pieces is None or len(chunks) > 1:
                 pieces = next(feed)[1]
-                target = self._gather(pieces)[0]
-            yield from self._combined(method, pieces, None if equal else target, start, name)
+            yield from self._combined(name, None if equal else method, pieces, start)
 
     def part_of_gram(self, name: str, start: int, count: int) -> tuple[Products, bool]:
         """The Gram matrix of a slice of a tensor, and whether all models are equal in it."""
         products, equal = self._zeros(), True
         for pieces in self._slice(name, start, count):
-            products += self._gather(pieces)[1]
+            gram.accumulate(products, pieces, self.work)
             equal = equal and self._are_equal(pieces)
         return products.tolist(), equal
 
@@ -108,7 +107,7 @@ class TensorMerger:
         if not equal:
             self._settle(name, method, torch.tensor(self.job.products[name], dtype=torch.float64))
         for pieces in self._slice(name, start, count):
-            yield from self._combined(method, pieces, None if equal else self._gather(pieces)[0], start, name)
+            yield from self._combined(name, None if equal else method, pieces, start)
             start += len(pieces[0])
 
     def refuse_damaged(self, name: str, index: int, own: xxhash.xxh3_128) -> None:
@@ -120,21 +119,21 @@ class TensorMerger:
                 "Restore the file, or publish the model again"
             )
 
-    def _slice(self, name: str, start: int, count: int) -> Iterator[list[Tensor]]:
+    def _slice(self, name: str, start: int, count: int) -> Iterator[Pieces]:
         end = start + count
         pieces = (Piece(name, at, min(self.chunk, end - at)) for at in range(start, end, self.chunk))
-        return (parts for _, parts in read_ahead(pieces, self.readers, self._bytes_ahead()))
+        return (parts for _, parts in read_ahead(pieces, self.readers, self._room([name])))
 
     def _combined(
-        self, method: Combination, pieces: list[Tensor], target: Tensor | None, start: int, name: str
+        self, name: str, method: Combination | None, pieces: Pieces, start: int
     ) -> Iterator[Tensor]:
-        """What becomes of pieces, in writes of moderate size; the first model's where all are equal."""
-        if target is None:
-            yield from pieces[0].to(TORCH_DTYPES[self.job.dtype_of(name)]).split(OUTPUT_ELEMENTS)
+        """What becomes of pieces, in writes of moderate size; the first model's without a method."""
+        if method is None:
+            yield from pieces[0].to(TORCH_DTYPES[self.job.dtype_of(name)], copy=True).split(OUTPUT_ELEMENTS)
             return
-        for begin in range(0, target.shape[1], OUTPUT_ELEMENTS):
-            part = target[:, begin : begin + OUTPUT_ELEMENTS]
-            merged = method.combined(part, start + begin, TORCH_DTYPES[self.job.dtype])
+        for begin in range(0, len(pieces[0]), OUTPUT_ELEMENTS):
+            part = _cut(pieces, begin, OUTPUT_ELEMENTS)
+            merged = method.combined(part, start + begin, self.work, TORCH_DTYPES[self.job.dtype])
             if self.job.dtype == "F16" and not merged.isfinite().all():
                 raise BoomError(f"tensor {name}: holds numbers beyond float16. Write bfloat16 or float32")
             yield merged
@@ -153,45 +152,40 @@ class TensorMerger:
         needed = num_scans(self.job.method)
         return 0 if needed == 1 and name in self.job.products else needed
 
-    def _bytes_ahead(self) -> int:
-        return self.chunk * sum(source.element_bytes for source in self.job.all_sources)
+    def _room(self, names: list[str]) -> int:
+        """Bytes for three pieces: one in use, two read or being read."""
+        largest = 0
+        for name in names:
+            count = min(self.job.sources[0].places[name].num_elements, self.chunk)
+            largest = max(largest, piece_bytes(self.readers, name, count))
+        return PIECES_AT_A_TIME * largest
 
     def _zeros(self) -> Tensor:
         count = len(self.job.sources)
         return torch.zeros(count, count, dtype=torch.float64)
 
-    def _gather(self, pieces: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The pieces to calculate with, [P, n], in memory that the next call reuses; and their Gram."""
-        shape = len(pieces), len(pieces[0])
-        if self._memory.numel() < shape[0] * shape[1]:
-            self._memory = torch.empty(shape[0] * shape[1], dtype=self.work)
-        target = self._memory[: shape[0] * shape[1]].view(shape)
-        return target, gram.gather(pieces, len(self.job.sources), target)
-
-    def _are_equal(self, pieces: list[Tensor]) -> bool:
-        first, *others = pieces[: len(self.job.sources)]
+    def _are_equal(self, pieces: Pieces) -> bool:
+        first, *others = list(pieces)[: len(self.job.sources)]
         return all(other.dtype == first.dtype and _same_bytes(first, other) for other in others)
 
-    def _scan(self, name: str, method: Combination, feed: Feed) -> tuple[list[Tensor], Tensor | None, bool]:
+    def _scan(self, name: str, method: Combination, feed: Feed) -> tuple[Pieces | None, bool]:
         """Make a method ready for one tensor.
 
         Returns:
-            The pieces read last, as they are and gathered, and whether the tensor is equal in all models.
+            The pieces read last, if any, and whether the tensor is equal in all models.
         """
         chunks, products, equal = self._chunks(name), self._zeros(), True
         hashes = [xxhash.xxh3_128() if s.recorded_hash(name) else None for s in self.job.all_sources]
-        pieces: list[Tensor] = []
-        target: Tensor | None = None
+        pieces: Pieces | None = None
         for number in range(self._num_scans(name)):
             for index in range(len(chunks)):
-                if target is None or len(chunks) > 1:
+                if pieces is None or len(chunks) > 1:
                     pieces = next(feed)[1]
-                    target, product = self._gather(pieces)
                 if number == 0:
-                    products += product
+                    gram.accumulate(products, pieces, self.work)
                     equal = equal and self._are_equal(pieces)
                     _update(hashes, pieces)
-                method.scan(number, target, index == len(chunks) - 1)
+                method.scan(number, pieces, self.work, index == len(chunks) - 1)
         if not self._num_scans(name):
             products = torch.tensor(self.job.products[name], dtype=torch.float64)
             equal = False
@@ -204,7 +198,7 @@ class TensorMerger:
         self.products[name] = products.tolist()
         if equal:
             self.equal.add(name)
-        return pieces, target, equal
+        return pieces, equal
 
     def _settle(self, name: str, method: Combination, products: Tensor) -> Tensor:
         """Give a method the Gram matrix, or a better one; returns the one it was given."""
@@ -230,8 +224,7 @@ class TensorMerger:
         """The Gram matrix again, in float64: where squares are extreme, or directions nearly cancel."""
         products = self._zeros()
         for pieces in self._again(name):
-            exact = torch.empty(len(pieces), len(pieces[0]), dtype=torch.float64)
-            products += gram.gather(pieces, len(self.job.sources), exact)
+            gram.accumulate(products, pieces, torch.float64)
         return products
 
     def _not_finite(self, name: str) -> str:
@@ -243,14 +236,17 @@ class TensorMerger:
         }
         return ", ".join(culprits) or "the models"
 
-    def _again(self, name: str) -> Iterator[list[Tensor]]:
-        total = self.job.sources[0].places[name].num_elements
-        for start in range(0, total, OUTPUT_ELEMENTS):
-            count = min(OUTPUT_ELEMENTS, total - start)
-            yield [reader.read(name, start, count) for reader in self.readers]
+    def _again(self, name: str) -> Iterator[Pieces]:
+        return self._slice(name, 0, self.job.sources[0].places[name].num_elements)
 
 
-def _update(hashes: list[xxhash.xxh3_128 | None], pieces: list[Tensor]) -> None:
+def _cut(pieces: Pieces, start: int, count: int) -> Pieces:
+    if isinstance(pieces, Tensor):
+        return pieces[:, start : start + count]
+    return [piece[start : start + count] for piece in pieces]
+
+
+def _update(hashes: list[xxhash.xxh3_128 | None], pieces: Pieces) -> None:
     for own, piece in zip(hashes, pieces, strict=True):
         if own:
             own.update(memoryview(cast(Any, piece.view(torch.uint8).numpy())))
