@@ -61,6 +61,7 @@ def test_from_corpus_to_a_measured_model(base, make_recipe, request, capsys):
     assert "merge.method: multislerp there, linear in the recipe" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_one_bag_can_be_trained_alone_and_the_next_run_trains_the_other(make_recipe, qwen3):
     recipe = make_recipe(qwen3, evaluate={})
     assert pipeline.train(recipe, only=1) == [f"{recipe.root}/models/bag-2"]

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from boom_ray.merge.actors import MergeSpec, resolve_weights
+from boom_ray.merge.check import check
 from boom_ray.merge.job import Job
 from boom_ray.merge.methods import METHODS, Options
 from boom_ray.merge.plan import Shard
@@ -161,6 +163,23 @@ def _source(root: str, name: str, tensor: Tensor) -> Source:
     uri = os.path.join(root, f"{name}.safetensors")
     save_file({"w": tensor.contiguous()}, uri, {"format": "pt"})
     return Source(uri, read_places(uri), root)
+
+
+def streamed(models: list[str], base: str | None, spec: MergeSpec, target: str) -> dict[str, Tensor]:
+    """A merge of whole models as one worker does it."""
+    inputs = check(models, base)
+    job = Job(
+        sources=inputs.sources,
+        base=inputs.base if spec.space == "deltas" else None,
+        method=spec.method,
+        weights=resolve_weights(inputs.sources, spec),
+        options=spec.options,
+        dtype=NAMES[spec.dtype],
+        target=target,
+        memory_bytes=spec.memory_bytes,
+    )
+    merge_shard(job, Shard("model.safetensors", list(inputs.sources[0].places)), lambda done: None)
+    return load_file(os.path.join(target, "model.safetensors"))
 
 
 SMALL = PROCESS_BYTES  # leaves room for one block per model: every larger tensor goes by in chunks

@@ -11,10 +11,9 @@ import yaml
 
 from boom_ray.errors import BoomError
 from boom_ray.merge import mergekit
-from boom_ray.merge.run import merge_models
+from tests.merge.oracle import streamed
 from tests.merge.test_actors import tensors_of, variant
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
 MERGEKIT = os.environ.get("BOOM_RAY_MERGEKIT_PYTHON")
 THEIRS = """
 import json, sys
@@ -84,8 +83,7 @@ def test_mergekit_gives_the_same(case, theirs, models, published_qwen3, tmp_path
     path = tmp_path / "config.yml"
     path.write_text(yaml.safe_dump(configuration(case, models, published_qwen3, "")))
     inputs, base, spec = mergekit.read(str(path))
-    merge_models(inputs, str(tmp_path / "ours"), base, spec)
-    merged = tensors_of(str(tmp_path / "ours"))
+    merged = streamed(inputs, base, spec, str(tmp_path))
     assert merged.keys() == theirs[case].keys()
     tolerance = (
         1e-5 if spec.dtype == "float32" else 2.0**-7
