@@ -86,7 +86,7 @@ def _weights(context: click.Context, parameter: click.Parameter, value: str) -> 
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="bfloat16", show_default=True
 )
 @click.option("--scale", default=1.0, help="Factor on the difference: task_arithmetic, ties, dare_linear.")
-@click.option("--iterations", default=10, help="Steps of karcher at most; 1 is the paper's formula.")
+@click.option("--iterations", default=10, help="Steps of karcher; 1 is the paper's formula.")
 @click.option("--density", default=0.5, help="Fraction of a difference that is kept: ties, dare_linear.")
 @click.option("--seed", default=0, help="Of dare_linear's choice.")
 @click.option("--mergekit-config", metavar="FILE", help="Models and method from a YAML file of mergekit's.")

@@ -225,7 +225,7 @@ class Merge(Section):
         space: Merge differences to the base model, or the weights themselves (the paper's formula).
         weights: `equal`, `size` (rows behind each model), or one number per bag.
         scale: Factor on the combined difference (`task_arithmetic`, `ties`, `dare_linear`).
-        iterations: Steps of `karcher` at most; 1 is the paper's formula.
+        iterations: Steps of `karcher`; 1 is the paper's formula.
         density: Fraction of a difference that is kept (`ties`, `dare_linear`).
         seed: Of the random choice of `dare_linear`.
     """

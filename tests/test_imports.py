@@ -12,7 +12,8 @@ BELOW_RAY = [
     *("recipe", "storage", "artifact"),
     *("data.rows", "data.corpus", "data.bags", "data.batches", "data.collate"),
     *("model.encoder", "model.tokenizer", "model.directory", "model.card"),
-    *("merge.gram", "merge.methods", "merge.tensors", "merge.plan"),
+    *("merge.gram", "merge.methods", "merge.tensors", "merge.plan", "merge.elementwise", "merge.stream"),
+    *("merge.check", "merge.cut", "merge.distances"),
     *("train.loss", "train.step", "train.checkpoint", "train.deepspeed"),
 ]
 STAGES = ["train", "merge", "evaluate", "embed", "serve", "report"]

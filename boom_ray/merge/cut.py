@@ -41,7 +41,8 @@ def seal(job: Job, shard: Shard, equal: set[str]) -> Written:
     """The entries of a file whose slices are all there, from what was written."""
     entry = artifact.hash_file(storage.join(job.target, shard.file))
     tensors: dict[str, TensorEntry] = artifact.hash_tensors(job.target, shard.file)
-    return Written(entry, tensors, {name: job.products[name] for name in shard.tensors}, equal)
+    products = {name: job.products[name] for name in shard.tensors}
+    return Written(shard.file, entry, tensors, products, equal)
 
 
 def check_recorded(job: Job, index: int, name: str) -> None:

@@ -59,12 +59,14 @@ class Written:
     """What became of one output file.
 
     Attributes:
+        name: Of the file.
         file: Its entry in the record.
         tensors: Those of its tensors.
         products: Their Gram matrices.
         equal: The tensors that are equal in all models, and were copied.
     """
 
+    name: str
     file: FileEntry
     tensors: dict[str, TensorEntry]
     products: dict[str, Products]

@@ -21,7 +21,6 @@ Array = NDArray[np.float64]
 #: 1 / length, so that below this line the result is the rounding of the inputs, ten thousandfold.
 ANTIPODAL = 1e-4
 COLLINEAR = 1e-12  # squared sine of an angle below which two directions are one
-SETTLED = 1e-9  # length of a step below which a Karcher mean has been found
 
 
 class Cancelled(ArithmeticError):
@@ -34,7 +33,7 @@ class Options:
 
     Attributes:
         scale: Factor on the combined difference (`task_arithmetic`, `ties`, `dare_linear`).
-        iterations: Steps of `karcher` at most; 1 is the formula of the BOOM paper.
+        iterations: Steps of `karcher`; 1 is the formula of the BOOM paper.
         density: Fraction of a difference that is kept (`ties`, `dare_linear`); one, or one per model.
         seed: Of the random choice of `dare_linear`.
         normalize: Whether the sum is divided by that of the weights; None as the method has it.
@@ -101,9 +100,7 @@ def _between(gram: Array, weights: Array, iterations: int) -> Array:
     for _ in range(iterations):
         step = _tangent(mean, shares, cosines)
         length = _length(step, cosines)
-        if length < SETTLED:
-            break
-        mean = np.cos(length) * mean + np.sin(length) / length * step
+        mean = np.cos(length) * mean + np.sinc(length / np.pi) * step
         length = _length(mean, cosines)
         if length < ANTIPODAL:
             raise Cancelled

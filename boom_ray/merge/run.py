@@ -100,13 +100,8 @@ def merge_into(
     run = coordinator.run.remote(models, base, spec, stage.uri, workers, coordinator, known)
     merged = _await(coordinator, run)
     for part in merged.written:
+        stage.entries[part.name] = part.file
         stage.tensors |= part.tensors
-    stage.entries |= {
-        shard.file: part.file
-        for part in merged.written
-        for shard in merged.shards
-        if shard.tensors[:1] == list(part.tensors)[:1]
-    }
     if len(merged.shards) > 1:
         with open(os.path.join(stage.local, INDEX), "w", encoding="utf-8") as file:
             file.write(index_json(merged.shards, merged.sizes))

@@ -27,7 +27,7 @@ from boom_ray.storage import join
 PROCESS_BYTES = 448 << 20  # of a worker before it reads anything: Python, torch, Ray
 OUTPUT_ELEMENTS = 1 << 20  # of one write
 PIECES_AT_A_TIME = 3
-MAX_CHUNK = 1 << 24
+STREAMED_ELEMENTS = 1 << 22  # of a tensor that is read twice anyway
 
 Feed = Iterator[tuple[Piece, Pieces]]
 
@@ -49,14 +49,14 @@ def merge_shard(job: Job, shard: Shard, tell: Callable[[int], object]) -> Writte
             writer.write(name, merger.merged(name, feed))
             done += job.num_bytes(name)
             tell(done)
-        return Written(writer.close(), writer.entries, merger.products, merger.equal)
+        return Written(shard.file, writer.close(), writer.entries, merger.products, merger.equal)
 
 
 def chunk_elements(job: Job) -> int:
-    """Elements of one tensor that are in memory at a time: in use, being read, and read ahead."""
+    """Largest tensor that is read at once, in elements: in use, being read, and read ahead."""
     read = sum(source.element_bytes for source in job.all_sources)
     fitting = (job.memory_bytes - PROCESS_BYTES) // (PIECES_AT_A_TIME * read)
-    return min(max(fitting // gram.BLOCK, 1) * gram.BLOCK, MAX_CHUNK)
+    return max(fitting // gram.BLOCK, 1) * gram.BLOCK
 
 
 class TensorMerger:
@@ -120,8 +120,8 @@ class TensorMerger:
             )
 
     def _slice(self, name: str, start: int, count: int) -> Iterator[Pieces]:
-        end = start + count
-        pieces = (Piece(name, at, min(self.chunk, end - at)) for at in range(start, end, self.chunk))
+        end, size = start + count, self._chunk_of(self.job.sources[0].places[name].num_elements)
+        pieces = (Piece(name, at, min(size, end - at)) for at in range(start, end, size))
         return (parts for _, parts in read_ahead(pieces, self.readers, self._room([name])))
 
     def _combined(
@@ -140,7 +140,11 @@ class TensorMerger:
 
     def _chunks(self, name: str) -> list[tuple[int, int]]:
         total = self.job.sources[0].places[name].num_elements
-        return [(start, min(self.chunk, total - start)) for start in range(0, total, self.chunk)]
+        size = self._chunk_of(total)
+        return [(start, min(size, total - start)) for start in range(0, total, size)]
+
+    def _chunk_of(self, total: int) -> int:
+        return self.chunk if total <= self.chunk else min(self.chunk, STREAMED_ELEMENTS)
 
     def _itinerary(self, name: str) -> Iterator[Piece]:
         chunks = self._chunks(name)
@@ -156,7 +160,8 @@ class TensorMerger:
         """Bytes for three pieces: one in use, two read or being read."""
         largest = 0
         for name in names:
-            count = min(self.job.sources[0].places[name].num_elements, self.chunk)
+            total = self.job.sources[0].places[name].num_elements
+            count = min(total, self._chunk_of(total))
             largest = max(largest, piece_bytes(self.readers, name, count))
         return PIECES_AT_A_TIME * largest
 
