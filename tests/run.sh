@@ -35,4 +35,5 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true
 ruff check .
 ruff format --check .
 mypy
-python -m pytest "${selection[@]}" "$@"
+# Files side by side: most tests wait for processes to start.
+python -m pytest -n 2 --dist loadfile "${selection[@]}" "$@"
