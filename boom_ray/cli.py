@@ -36,14 +36,21 @@ workers_option = click.option("--num-workers", type=click.IntRange(min=1), metav
 @main.command()
 @click.argument("recipe")
 @storage_option
-def run(recipe: str, storage_uri: str | None) -> None:
+@click.option("--dry-run", is_flag=True, help="Only print bags, rows, steps, the schedule and the cost.")
+@click.option("--ranks", type=click.IntRange(min=1), metavar="N", help="Ranks a dry run plans for.")
+def run(recipe: str, storage_uri: str | None, dry_run: bool, ranks: int | None) -> None:
     """Sample bags, train a model on each, merge them, and measure the result."""
     from boom_ray.recipe import load
 
+    if ranks and not dry_run:
+        raise BoomError("--ranks goes with --dry-run: a run takes what the cluster has")
     loaded = load(recipe, storage_uri)
     from boom_ray import pipeline
 
-    pipeline.run(loaded)
+    if dry_run:
+        pipeline.plan(loaded, ranks)
+    else:
+        pipeline.run(loaded)
 
 
 @main.command()

@@ -10,6 +10,7 @@ from typing import Any
 from boom_ray import artifact, evaluate, report, session, storage
 from boom_ray.artifact import Parent, Record, Stage
 from boom_ray.data import bags, corpus
+from boom_ray.data.batches import num_steps
 from boom_ray.errors import BoomError
 from boom_ray.evaluate import Protocol, Subject
 from boom_ray.merge.actors import MergeSpec
@@ -19,6 +20,7 @@ from boom_ray.model import card, directory
 from boom_ray.progress import console
 from boom_ray.recipe import Recipe, identity
 from boom_ray.train.bagging import model_uri, train_bags
+from boom_ray.train.schedule import best, longest_first, render
 
 VERSION = "v0001"
 
@@ -43,6 +45,44 @@ def train(recipe: Recipe, only: int | None = None) -> list[str]:
     console.print(f"bags: {sizes}")
     session.connect()
     return train_bags(recipe, prepared, drawn, base, only)
+
+
+def plan(recipe: Recipe, room: int | None = None) -> None:
+    """Print what a run would do, without Ray: bags, rows, steps, who runs when, and what it costs.
+
+    Args:
+        room: Ranks to plan for; by default as many as all bags need at once.
+
+    Raises:
+        BoomError: if rows cannot be counted, or a bag needs more ranks than that.
+    """
+    train, wanted = recipe.train, recipe.train.execution.num_workers
+    sizes = corpus.expected_rows(recipe.data, storage.join(recipe.root, "corpus"))
+    for task in recipe.data.tasks:
+        console.print(f"corpus: {task.name} ({task.type}): {sizes[task.name]:,} rows")
+    counts = [[len(rows) for rows in bag.values()] for bag in bags.sample(sizes, recipe.bags)]
+    names = [bags.name_of(index) for index in range(len(counts))]
+    steps = [num_steps(tasks, train) for tasks in counts]
+    each = 1 if wanted == "auto" else wanted
+    room = room or each * len(names)
+    if each > room:
+        raise BoomError(f"a bag needs {each} ranks (train.execution.num_workers), there is room for {room}")
+    schedule = (
+        best(steps, room, train.batch_size)
+        if wanted == "auto"
+        else longest_first(steps, [each] * len(names), room)
+    )
+    total, rows = sum(sizes.values()), [sum(tasks) for tasks in counts]
+    for name, ratio, count in zip(names, recipe.bags.ratios, rows, strict=True):
+        console.print(f"{name}: {ratio:g} % of every task, {count:,} rows")
+    console.print(f"schedule: room for {room} ranks, longest first")
+    for line in render(schedule, names, steps):
+        console.print(f"  {line}")
+    at_most = train.batch_size * (train.query_max_length + train.group_size * train.passage_max_length)
+    console.print(
+        f"cost: {sum(rows) / total:.1f}x one pass over the corpus of {total:,} rows; {sum(steps):,} steps of "
+        f"at most {at_most:,} tokens; the last bag ends when one rank would have done {schedule.end:,.0f}"
+    )
 
 
 def run(recipe: Recipe) -> str:

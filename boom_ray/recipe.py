@@ -26,6 +26,8 @@ from boom_ray.errors import BoomError
 TaskType = Literal["retrieval", "sts", "classification", "clustering"]
 Pooling = Literal["mean", "cls", "lasttoken"]
 Precision = Literal["fp32", "bf16", "fp16"]
+Attention = Literal["sdpa", "flash_attention_2", "eager"]
+Distillation = Literal["kl_div", "m3_kd"]
 SaveDtype = Literal["float32", "bfloat16", "float16"]
 MergeMethod = Literal[
     "linear",
@@ -88,12 +90,20 @@ class BaseModelSource(Section):
 
 
 class Task(Section):
-    """One dataset of contrastive rows; its type decides the negatives and the prompt sides."""
+    """One dataset of contrastive rows; its type decides the negatives and the prompt sides.
+
+    Attributes:
+        path: A jsonl or parquet file, a directory of them, or a pattern such as `hf://datasets/o/n/data/x-*`.
+        limit: Rows after which reading ends.
+        expected_rows: What a dry run counts with where the data is not at hand.
+    """
 
     name: Name
     path: str
     type: TaskType = "retrieval"
     instruction: str | None = None
+    limit: int | None = Field(None, ge=1)
+    expected_rows: int | None = Field(None, ge=1)
 
 
 class Data(Section):
@@ -160,9 +170,11 @@ class TrainExecution(Section):
     """How a bag is trained; none of it changes the weights beyond rounding.
 
     Attributes:
-        num_workers: Ranks per bag.
+        num_workers: Ranks per bag; `auto` shares the cluster out so that the last bag ends soonest.
         resources_per_worker: Ray resources of one rank, e.g. `{CPU: 4, GPU: 1}`.
         zero_stage: DeepSpeed ZeRO stage.
+        offload: What DeepSpeed keeps in the memory of the host.
+        attention: Implementation of attention; `flash_attention_2` runs decoders without any padding.
         chunk_tokens: Padded tokens in one forward pass.
         grad_cache: Re-run chunks for the backward pass instead of keeping their activations.
         save_every_steps: Steps between checkpoints.
@@ -171,10 +183,12 @@ class TrainExecution(Section):
         collective_timeout_s: Seconds after which a silent rank ends the bag's attempt.
     """
 
-    num_workers: int = Field(1, ge=1)
+    num_workers: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
     use_gpu: bool = False
     resources_per_worker: dict[str, float] = {}
     zero_stage: Literal[0, 1, 2, 3] = 1
+    offload: Literal["none", "optimizer", "all"] = "none"
+    attention: Attention = "sdpa"
     chunk_tokens: int = Field(16384, ge=1)
     grad_cache: bool = False
     gradient_checkpointing: bool = False
@@ -183,6 +197,25 @@ class TrainExecution(Section):
     start_timeout_s: float = Field(600, gt=0)
     collective_timeout_s: int = Field(1800, ge=1)
 
+    @model_validator(mode="after")
+    def _offload_fits(self) -> "TrainExecution":
+        if self.offload != "none" and self.zero_stage < (3 if self.offload == "all" else 1):
+            least = "zero_stage 3" if self.offload == "all" else "zero_stage 1 or more"
+            raise ValueError(f"offload {self.offload!r} needs {least}")
+        return self
+
+
+class Lora(Section):
+    """Low-rank adapters (arXiv 2106.09685), trained in place of the whole weights and folded into them.
+
+    Attributes:
+        targets: Names of the linear layers that get one.
+    """
+
+    rank: int = Field(32, ge=1)
+    alpha: float = Field(32, gt=0)
+    targets: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
 
 class Train(Section):
     """The fine-tuning of one bag: InfoNCE, AdamW, linear warm-up and linear decay.
@@ -190,6 +223,9 @@ class Train(Section):
     Attributes:
         batch_size: Queries per optimizer step, over all ranks.
         group_size: Passages per query: one positive and `group_size - 1` negatives.
+        distillation: How rows with scores of a teacher use them (`boom_ray.train.loss`).
+        matryoshka: Lengths at which the first numbers of an embedding are embeddings too.
+        lora: Train adapters instead of all weights.
         max_steps: End earlier than `epochs` would.
     """
 
@@ -198,6 +234,9 @@ class Train(Section):
     batch_size: int = Field(256, ge=2)
     group_size: int = Field(8, ge=2)
     temperature: float = Field(0.02, gt=0)
+    distillation: Distillation | None = None
+    matryoshka: list[Annotated[int, Field(ge=1)]] = []
+    lora: Lora | None = None
     learning_rate: float = Field(5e-5, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     warmup_ratio: float = Field(0.1, ge=0, le=1)

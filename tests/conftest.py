@@ -39,19 +39,7 @@ def minilm() -> str:
 def qwen3(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny Qwen3 as a hub would hold it: a causal decoder that says nothing of pooling."""
     path = str(tmp_path_factory.mktemp("base") / "qwen3")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=1000,
-        special_tokens=["<|endoftext|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator((" ".join(pair) for pair in texts.functions("email")), trainer)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    ).save_pretrained(path)
+    build_qwen3_tokenizer(path)
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=1000,
@@ -65,6 +53,23 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
     Qwen3ForCausalLM(config).save_pretrained(path)
     return path
+
+
+def build_qwen3_tokenizer(path: str) -> None:
+    """A byte-level tokenizer of the standard library's text, with Qwen3's end and padding tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000,
+        special_tokens=["<|endoftext|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((" ".join(pair) for pair in texts.functions("email")), trainer)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    ).save_pretrained(path)
 
 
 def publish(base: str, target: str, version: str = "v0001", max_length: int = 128) -> str:

@@ -6,11 +6,13 @@ size, micro-batches and the point of resumption do not change it, so the state o
 number.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from boom_ray.data.bags import Bag, generator
+from boom_ray.recipe import Train
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,15 @@ class Batches:
         return len(self.tasks)
 
 
-def num_batches(bag: Bag, batch_size: int) -> int:
-    """Batches of one epoch: a short last batch of a task is completed, so it counts as one."""
-    return sum(-(-len(rows) // batch_size) for rows in bag.values())
+def num_batches(sizes: Iterable[int], batch_size: int) -> int:
+    """Batches of one epoch of tasks with so many rows: a short last batch counts, being completed."""
+    return sum(-(-size // batch_size) for size in sizes)
+
+
+def num_steps(sizes: Iterable[int], train: Train) -> int:
+    """Optimizer steps of a bag whose tasks have so many rows."""
+    total = train.epochs * num_batches(sizes, train.batch_size)
+    return min(total, train.max_steps or total)
 
 
 def epoch_batches(bag: Bag, batch_size: int, seed: int, epoch: int) -> Batches:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 ATTEMPTS_PER_FILL = 8
 NO_TEXT = -1
 
+Scored = tuple[str, float]
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -32,6 +34,7 @@ class Batch:
         queries: [B] int64, indices into `texts`.
         candidates: [B, G] int64, indices into `texts`; `NO_TEXT` where a row has no further negative.
         positives: Per row, the indices of all texts that are right answers to it.
+        scores: [B, G] float32, what a teacher gave each candidate; NaN where it gave nothing.
     """
 
     task: str
@@ -41,6 +44,7 @@ class Batch:
     queries: np.ndarray
     candidates: np.ndarray
     positives: list[np.ndarray]
+    scores: np.ndarray
 
 
 class _Texts:
@@ -53,23 +57,27 @@ class _Texts:
         return self.index.setdefault((is_query, text), len(self.index))
 
 
+@dataclass(frozen=True)
 class Collator:
     """Draws the groups of one task.
 
-    Args:
+    Attributes:
         task: Name of the task.
         type: Its type: `sts` is symmetric, so its passages get the prompt and the length of queries.
         dataset: All rows of the task.
         rows: The rows of the bag, int64; what is drawn to fill a group comes from them.
-        prompt: Text before every query that has no prompt of its own.
+        prompt: Text before every query of a row without an instruction of its own.
+        template: Makes that text for a row that has one, from `{instruction}` and an empty `{query}`.
         group_size: Passages per query.
     """
 
-    def __init__(
-        self, task: str, type: TaskType, dataset: "Dataset", rows: np.ndarray, prompt: str, group_size: int
-    ) -> None:
-        self.task, self.type, self.dataset, self.rows = task, type, dataset, rows
-        self.prompt, self.group_size = prompt, group_size
+    task: str
+    type: TaskType
+    dataset: "Dataset"
+    rows: np.ndarray
+    prompt: str
+    template: str
+    group_size: int
 
     def __call__(self, rows: np.ndarray, seed: int, step: int) -> Batch:
         """Assemble the batch of the given rows; draws depend on (seed, step) alone."""
@@ -77,12 +85,15 @@ class Collator:
         texts = _Texts()
         symmetric = self.type == "sts"
         queries, candidates, right = [], [], []
-        for row in self.dataset.select(rows.tolist()):
-            prompt = self.prompt if row["prompt"] is None else row["prompt"]
+        scores = np.full((len(rows), self.group_size), np.nan, dtype=np.float32)
+        for number, row in enumerate(self.dataset.select(rows.tolist())):
+            own = row["prompt"]
+            prompt = self.prompt if own is None else self.template.format(instruction=own, query="")
             before = prompt if symmetric else ""
-            group = [row["pos"][draw.integers(len(row["pos"]))], *self._negatives(row, draw)]
+            group = [_positive(row, draw), *self._negatives(row, draw)]
             queries.append(texts.add(prompt + row["query"], True))
-            ids = [texts.add(before + text, symmetric) for text in group]
+            ids = [texts.add(before + text, symmetric) for text, _ in group]
+            scores[number, : len(group)] = [score for _, score in group]
             candidates.append(ids + [NO_TEXT] * (self.group_size - len(ids)))
             right.append([(symmetric, before + text) for text in row["pos"]])
         return Batch(
@@ -93,15 +104,18 @@ class Collator:
             queries=np.array(queries),
             candidates=np.array(candidates),
             positives=[np.array([texts.index[key] for key in keys if key in texts.index]) for keys in right],
+            scores=scores,
         )
 
-    def _negatives(self, row: dict, draw: np.random.Generator) -> list[str]:
+    def _negatives(self, row: dict, draw: np.random.Generator) -> list[Scored]:
         """The row's own negatives, then texts of other rows that are neither right nor taken."""
         wanted, own = self.group_size - 1, row["neg"] or []
-        if len(own) >= wanted:
-            return [own[index] for index in draw.choice(len(own), wanted, replace=False)]
-        chosen = list(draw.permutation(own)) if own else []
-        taken = {*row["pos"], *chosen}
+        scores = row["neg_scores"] or [np.nan] * len(own)
+        order = (
+            draw.choice(len(own), wanted, replace=False) if len(own) >= wanted else draw.permutation(len(own))
+        )
+        chosen = [(own[index], scores[index]) for index in order]
+        taken = {*row["pos"], *own}
         for _ in range(ATTEMPTS_PER_FILL * (wanted - len(chosen))):
             if len(chosen) == wanted:
                 break
@@ -109,5 +123,10 @@ class Collator:
             text = other[draw.integers(len(other))]
             if text not in taken:
                 taken.add(text)
-                chosen.append(text)
-        return [str(text) for text in chosen]
+                chosen.append((text, np.nan))
+        return chosen
+
+
+def _positive(row: dict, draw: np.random.Generator) -> Scored:
+    index = draw.integers(len(row["pos"]))
+    return row["pos"][index], (row["pos_scores"] or [np.nan] * len(row["pos"]))[index]

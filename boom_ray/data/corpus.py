@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -85,6 +86,22 @@ def prepare(data: Data, target: str, name: str) -> Record:
         )
 
 
+def expected_rows(data: Data, target: str) -> dict[str, int]:
+    """Rows of each task: as counted at `target`, else as the recipe expects, else as its files hold.
+
+    Raises:
+        BoomError: if the files of a task cannot be read, and the recipe says nothing.
+    """
+    known = artifact.read_record(target)
+    if known:
+        return {task: counts["rows"] for task, counts in known.config["tasks"].items()}
+    sizes = {}
+    for task in data.tasks:
+        size = task.expected_rows or sum(rows.count_rows(uri) for uri in rows.data_files(task.path))
+        sizes[task.name] = min(size, task.limit or size)
+    return sizes
+
+
 def load_task(corpus: str, task: str) -> Dataset:
     """The rows of one task, mapped into memory, in the order of their source files.
 
@@ -107,7 +124,7 @@ def _source(task: str, uri: str, known: dict[tuple[str, str], dict[str, Any]]) -
 
 def _identity(task: Task, data: Data, sources: list[dict[str, Any]]) -> dict[str, Any]:
     content = [source["xxh3_128"] for source in sources if source["task"] == task.name]
-    return {"type": task.type, "prompt": data.prompt(task), "content": content}
+    return {"type": task.type, "prompt": data.prompt(task), "limit": task.limit, "content": content}
 
 
 def _refuse_changes(target: str, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -132,7 +149,7 @@ def _store_task(task: Task, directory: str, quarantine: Any) -> _Count:
     path = os.path.join(directory, f"{task.name}.arrow")
     with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, rows.SCHEMA) as writer:
         pending: list[dict[str, Any]] = []
-        for row in _usable_rows(task, count, quarantine):
+        for row in islice(_usable_rows(task, count, quarantine), task.limit):
             pending.append(row)
             if len(pending) == ROWS_PER_WRITE:
                 writer.write_batch(pa.RecordBatch.from_pylist(pending, rows.SCHEMA))

@@ -5,6 +5,7 @@ the public data of the paper is in it; the column names of sentence-transformers
 well.
 """
 
+import fnmatch
 import io
 import json
 import re
@@ -42,17 +43,33 @@ class BadRow(ValueError):
 
 
 def data_files(uri: str) -> list[str]:
-    """The jsonl and parquet files of a task: the file itself, or all below a directory, sorted.
+    """The jsonl and parquet files of a task, sorted.
+
+    Args:
+        uri: One file, a directory with all below it, or a pattern for the names in one (`…/data/nq-*`).
 
     Raises:
         BoomError: if there are none.
     """
-    if storage.is_file(uri):
+    if "*" in storage.name_of(uri):
+        parent = storage.parent_of(uri)
+        names = fnmatch.filter(storage.list_names(parent), storage.name_of(uri))
+        files = [storage.join(parent, name) for name in names if name.endswith(SUFFIXES)]
+    elif storage.is_file(uri):
         return [uri]
-    files = [storage.join(uri, name) for name in storage.list_files(uri) if name.endswith(SUFFIXES)]
+    else:
+        files = [storage.join(uri, name) for name in storage.list_files(uri) if name.endswith(SUFFIXES)]
     if not files:
         raise BoomError(f"{uri}: no data there. Expected a .jsonl or .parquet file, or a directory of them")
     return files
+
+
+def count_rows(uri: str) -> int:
+    """Rows of a file, good or bad, without reading them one by one."""
+    with storage.open_input(uri) as file:
+        if uri.endswith(".parquet"):
+            return pq.ParquetFile(file).metadata.num_rows
+        return sum(1 for line in io.BufferedReader(file, 1 << 22) if line.strip())
 
 
 def read_raw(uri: str) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:

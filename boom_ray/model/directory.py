@@ -7,6 +7,7 @@ older vLLM silently pools differently when it meets it.
 
 import json
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import ModelCard
@@ -70,7 +71,7 @@ def load_encoder(directory: str, source: BaseModelSource | None = None, **option
     spec = read_spec(directory, source)
     try:
         return Encoder.load(directory, spec, **options)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise BoomError(f"{directory}: cannot be loaded as a model: {str(error).splitlines()[0]}") from error
 
 
@@ -81,6 +82,7 @@ def save(
     prompts: dict[str, str],
     max_length: int,
     state: "dict[str, Tensor] | None" = None,
+    matryoshka: Sequence[int] = (),
 ) -> None:
     """Write every file of a published model but the card and the record.
 
@@ -90,10 +92,13 @@ def save(
         prompts: Text before an input, by name.
         max_length: Longest input in tokens.
         state: Weights to write instead of those in `encoder.transformer`.
+        matryoshka: Lengths embeddings may be cut to.
     """
     encoder.transformer.save_pretrained(directory, state_dict=state, max_shard_size="4GB")
     config = _read_json(directory, "config.json")
     config["architectures"] = _read_config(base_directory).get("architectures", config["architectures"])
+    if matryoshka:
+        config["matryoshka_dimensions"] = sorted(matryoshka)  # as vLLM reads it
     _write_json(directory, "config.json", config)
     tokenizers.save(encoder.tokenizer, directory)
     dimension = encoder.transformer.config.hidden_size

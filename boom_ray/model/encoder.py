@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 
 from boom_ray.model.spec import EncoderSpec
 from boom_ray.model.tokenizer import end_with_eos
-from boom_ray.recipe import Pooling
+from boom_ray.recipe import Attention, Pooling
 
 DTYPES = {
     "float32": torch.float32,
@@ -51,6 +51,8 @@ class Encoder(nn.Module):
         transformer: The `transformers` model, without a language modelling head.
         tokenizer: Ends every text the way the pooling expects.
         spec: Pooling, maximum length and prompts.
+        causal: No token sees a later one, so that padding on the right needs no mask.
+        packed: Run all texts of a batch as one sequence without padding (causal models only).
     """
 
     def __init__(
@@ -61,19 +63,33 @@ class Encoder(nn.Module):
             end_with_eos(tokenizer)
         self.transformer, self.tokenizer, self.spec = transformer, tokenizer, spec
         self.causal = any(getattr(module, "is_causal", False) for module in transformer.modules())
+        self.packed = False
 
     @classmethod
     def load(
-        cls, directory: str, spec: EncoderSpec, dtype: torch.dtype = torch.float32, device: str = "cpu"
+        cls,
+        directory: str,
+        spec: EncoderSpec,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        attention: Attention = "sdpa",
     ) -> "Encoder":
         """Load from a local directory: safetensors only, and no code from the directory.
 
+        Args:
+            attention: The implementation of attention; with `flash_attention_2` decoders run packed.
+
         Raises:
             OSError: if the directory has no safetensors weights.
+            ImportError: if the implementation is not installed.
         """
-        transformer = AutoModel.from_pretrained(directory, dtype=dtype, use_safetensors=True)
+        transformer = AutoModel.from_pretrained(
+            directory, dtype=dtype, use_safetensors=True, attn_implementation=attention
+        )
         tokenizer = AutoTokenizer.from_pretrained(directory)
-        return cls(transformer, tokenizer, spec).to(device).eval()
+        encoder = cls(transformer, tokenizer, spec).to(device).eval()
+        encoder.packed = encoder.causal and attention == "flash_attention_2"
+        return encoder
 
     @property
     def device(self) -> torch.device:
@@ -111,10 +127,24 @@ class Encoder(nn.Module):
             [n, d] float32, each row of norm 1.
         """
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        mask = None if self.causal else (positions < lengths[:, None]).long()
-        options = {"use_cache": False} if self.causal else {}
-        states = self.transformer(input_ids=input_ids, attention_mask=mask, **options).last_hidden_state
+        real = positions < lengths[:, None]
+        if self.packed:
+            states = self._packed_states(input_ids, real)
+        elif self.causal:
+            states = self.transformer(input_ids=input_ids, use_cache=False).last_hidden_state
+        else:
+            mask = real.long()
+            states = self.transformer(input_ids=input_ids, attention_mask=mask).last_hidden_state
         return nn.functional.normalize(pool(states, lengths, self.spec.pooling).float(), dim=-1)
+
+    def _packed_states(self, input_ids: Tensor, real: Tensor) -> Tensor:
+        """States of one long sequence in which positions that begin anew part the texts, padded again."""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        output = self.transformer(
+            input_ids=input_ids[real][None], position_ids=positions[real][None], use_cache=False
+        )
+        states = output.last_hidden_state[0]
+        return states.new_zeros(*input_ids.shape, states.shape[1]).index_put((real,), states)
 
     @torch.inference_mode()
     def encode_tokens(self, token_ids: Sequence[Sequence[int]], chunk_tokens: int = 8192) -> np.ndarray:

@@ -1,9 +1,10 @@
-"""M bags, M trainers: all start at once, and take their turn on the cluster longest first."""
+"""M bags, M trainers: each is launched by Ray Train as its turn comes, and shows how far it is."""
 
 import time
 import uuid
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from typing import Any, cast
 
 import ray
@@ -14,29 +15,18 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from boom_ray import artifact, storage
 from boom_ray.artifact import Parent, Record
 from boom_ray.data import bags as bag_manifests
+from boom_ray.data.batches import num_steps
 from boom_ray.errors import BoomError
-from boom_ray.progress import Progress
-from boom_ray.recipe import Recipe, TrainExecution, identity
+from boom_ray.progress import Progress, console
+from boom_ray.recipe import Recipe, identity
+from boom_ray.train import checkpoint
+from boom_ray.train.board import BagState, ProgressBoard
+from boom_ray.train.cluster import await_room, capacity, resources
 from boom_ray.train.job import BagJob
+from boom_ray.train.schedule import Schedule, best, longest_first, render
 
 POLL_SECONDS = 0.5
 CHECKPOINTS, RAY_TRAIN = SCRATCH = "checkpoints", "ray_train"
-
-
-@ray.remote(num_cpus=0)
-class ProgressBoard:
-    """Where the first rank of every bag writes how far it is, for the driver to read."""
-
-    def __init__(self) -> None:
-        self.states: dict[str, tuple[int, int, str]] = {}
-
-    def tell(self, name: str, completed: int, total: int, note: str) -> None:
-        """Note the state of one bag."""
-        self.states[name] = completed, total, note
-
-    def read(self) -> dict[str, tuple[int, int, str]]:
-        """The states of all bags that have begun."""
-        return self.states
 
 
 def model_uri(recipe: Recipe, name: str) -> str:
@@ -64,18 +54,23 @@ def train_bags(
     """
     indices = range(len(recipe.bags.ratios)) if only is None else [only]
     board: Any = ProgressBoard.remote()  # type: ignore[attr-defined]
-    jobs = [_job(recipe, index, corpus, bags, base, board) for index in indices]
+    jobs = [make_job(recipe, index, corpus, bags, base, board) for index in indices]
     missing = [job for job in jobs if not _is_published(job)]
     if missing:
-        _await_room(recipe.train.execution)
-        _run_all(sorted(missing, key=lambda job: -job.rows), board)
+        schedule = plan_bags(recipe, missing, await_room(recipe.train.execution))
+        console.print(f"schedule: {len(missing)} bags, longest first")
+        names, steps = [job.name for job in missing], [job.steps for job in missing]
+        for line in render(schedule, names, steps):
+            console.print(f"  {line}")
+        _run_all([replace(missing[bag], num_ranks=schedule.ranks[bag]) for bag in schedule.order], board)
     if only is None:
         for scratch in SCRATCH:
             storage.delete_tree(storage.join(recipe.root, scratch))
     return [job.target for job in jobs]
 
 
-def _job(recipe: Recipe, index: int, corpus: Record, bags: Record, base: Parent, board: Any) -> BagJob:
+def make_job(recipe: Recipe, index: int, corpus: Record, bags: Record, base: Parent, board: Any) -> BagJob:
+    """What the ranks of one bag need to know."""
     name = bag_manifests.name_of(index)
     made_from = [bags.fingerprint, index, base.digest, identity(recipe.base_model), identity(recipe.train)]
     return BagJob(
@@ -83,6 +78,8 @@ def _job(recipe: Recipe, index: int, corpus: Record, bags: Record, base: Parent,
         index=index,
         name=name,
         rows=bags.config["rows"][index],
+        steps=num_steps(bags.config["tasks"][index].values(), recipe.train),
+        num_ranks=1,
         corpus=storage.join(recipe.root, "corpus"),
         bags=storage.join(recipe.root, "bags"),
         checkpoints=storage.join(recipe.root, CHECKPOINTS, name),
@@ -103,47 +100,89 @@ def _is_published(job: BagJob) -> bool:
     return record is not None
 
 
-def resources(execution: TrainExecution) -> dict[str, float]:
-    """Ray resources of one rank: those of the recipe, else a GPU, or one CPU."""
-    default = {"GPU": 1.0, "CPU": 1.0} if execution.use_gpu else {"CPU": 1.0}
-    return default | execution.resources_per_worker
-
-
-def _await_room(execution: TrainExecution) -> None:
-    """Wait until the cluster could hold one bag; nodes may still be joining."""
-    wanted = {key: amount * execution.num_workers for key, amount in resources(execution).items()}
-    deadline = time.monotonic() + execution.start_timeout_s
-    while True:
-        present = ray.cluster_resources()
-        if all(present.get(key, 0) >= amount for key, amount in wanted.items()):
-            return
-        if time.monotonic() > deadline:
-            there = {key: present.get(key, 0) for key in wanted}
-            raise BoomError(
-                f"the cluster has no room for one bag after {execution.start_timeout_s:g} s: asked {wanted} "
-                f"({execution.num_workers} workers), there is {there}. Lower train.execution.num_workers or "
-                "resources_per_worker, or add nodes"
-            )
-        time.sleep(1)
+def plan_bags(recipe: Recipe, jobs: Sequence[BagJob], room: int) -> Schedule:
+    """When each bag runs and on how many ranks; one that has a checkpoint keeps the ranks that saved it."""
+    steps, wanted = [job.steps for job in jobs], recipe.train.execution.num_workers
+    if wanted != "auto":
+        return longest_first(steps, [wanted] * len(jobs), room)
+    ranks = best(steps, room, most=recipe.train.batch_size).ranks
+    for index, job in enumerate(jobs):
+        begun = checkpoint.newest(job.checkpoints)
+        if begun is not None and begun[1]["num_ranks"] <= room:
+            ranks[index] = begun[1]["num_ranks"]
+    return longest_first(steps, ranks, room)
 
 
 def _run_all(jobs: list[BagJob], board: Any) -> None:
-    """Run all trainers side by side, and show how far they are until the last has ended."""
+    """Run the trainers in order, and show how far they are until the last has ended.
+
+    One more trainer than fits waits in line: it is up when a share becomes free, and an autoscaler sees that
+    more is wanted.
+    """
+    waiting, running = list(jobs), dict[Future[str | None], BagJob]()
+    failures: list[str] = []
     with ThreadPoolExecutor(len(jobs)) as threads, Progress() as progress:
-        running = {threads.submit(_fit, job): job for job in jobs}
-        pending: set[Future[str | None]] = set(running)
-        while pending:
-            _, pending = wait(pending, POLL_SECONDS)
-            states: dict[str, tuple[int, int, str]] = ray.get(board.read.remote())
-            for name, (completed, total, note) in sorted(states.items()):
-                progress.update(name, completed, total, note)
-    failures = [f"{job.name}: {message}" for future, job in running.items() if (message := future.result())]
+        monitor = _Monitor(jobs, board, progress)
+        while waiting or running:
+            room = capacity(jobs[0].recipe.train.execution)
+            while waiting and sum(job.num_ranks for job in running.values()) <= room:
+                job = waiting.pop(0)
+                running[threads.submit(_fit, job)] = job
+            done, _ = wait(running, POLL_SECONDS, FIRST_COMPLETED)
+            for future in done:
+                job, message = running.pop(future), future.result()
+                failures += [f"{job.name}: {message}"] if message else []
+            monitor.show(room)
     if failures:
-        done = len(jobs) - len(failures)
+        kept = len(jobs) - len(failures)
         raise BoomError.of(
-            sorted(failures), f"{len(failures)} of {len(jobs)} bags failed; {done} are published and kept. "
+            sorted(failures), f"{len(failures)} of {len(jobs)} bags failed; {kept} are published and kept. "
             "Run the same command again to train only what is missing:"
         )  # fmt: skip
+
+
+class _Monitor:
+    """What a person sees of the bags: a line for each, one for all, and warnings as they come."""
+
+    def __init__(self, jobs: list[BagJob], board: Any, progress: Progress) -> None:
+        self.jobs, self.board, self.progress = jobs, board, progress
+        self.num_warnings = 0
+
+    def show(self, room: int) -> None:
+        """Read the board and print what is new."""
+        states, warnings = ray.get(self.board.read.remote())
+        for text in warnings[self.num_warnings :]:
+            console.print(f"warning: {text}")
+        self.num_warnings = len(warnings)
+        for name, state in sorted(states.items()):
+            left = f"{state.seconds_left:,.0f} s left" if state.seconds_left else "done"
+            note = f"loss {state.loss:.4f}  {state.tokens_per_second:,.0f} tokens/s  {left}"
+            self.progress.update(name, state.step, state.num_steps, note)
+        if states and len(self.jobs) > 1:
+            completed, total = (
+                sum(state.step for state in states.values()),
+                sum(job.steps for job in self.jobs),
+            )
+            ends = time.time() + seconds_left(self.jobs, states, room)
+            self.progress.update(
+                "all bags", completed, total, time.strftime("end %H:%M:%S", time.localtime(ends))
+            )
+
+
+def seconds_left(jobs: Sequence[BagJob], states: dict[str, BagState], room: int) -> float:
+    """Until the last bag ends, if those that wait are as fast as those that have begun."""
+    ranks = {job.name: job.num_ranks for job in jobs}
+    paces = [
+        state.seconds_left / (state.num_steps - state.step) * ranks[name]
+        for name, state in states.items()
+        if state.step < state.num_steps
+    ]
+    pace = sum(paces) / len(paces) if paces else 0.0
+    work = [
+        states[job.name].seconds_left * job.num_ranks if job.name in states else pace * job.steps
+        for job in jobs
+    ]
+    return longest_first(work, [min(job.num_ranks, max(1, room)) for job in jobs], max(1, room)).end
 
 
 def _fit(job: BagJob) -> str | None:
@@ -153,13 +192,13 @@ def _fit(job: BagJob) -> str | None:
         cast(Any, _train_bag),
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
-            num_workers=execution.num_workers,
+            num_workers=job.num_ranks,
             use_gpu=execution.use_gpu,
             resources_per_worker=resources(execution),
         ),
         torch_config=TorchConfig(timeout_s=execution.collective_timeout_s),
         # A name of its own: under a known one Ray Train resumes silently from a snapshot that it
-        # rewrites in place; our checkpoints are sealed instead.
+        # rewrites in place; our checkpoints are complete or invisible instead.
         run_config=RunConfig(
             name=f"{job.name}-{uuid.uuid4().hex[:8]}",
             storage_path=storage.join(job.recipe.root, RAY_TRAIN),

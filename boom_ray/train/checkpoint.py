@@ -1,44 +1,111 @@
 """Checkpoints of one bag: complete, or invisible.
 
-Every rank stores its own files under `step-…/`; when all have, rank 0 writes `complete.json`, which lists
-every file with its size. A checkpoint without it, or with a file that is missing or short, is never resumed
-from: DeepSpeed alone would take such a directory for a cold start.
+Every rank copies its own files to `step-…/` while training goes on, and then says so in a file of its own,
+which lists them with their sizes. A checkpoint is complete when all ranks have said so and every file is
+there; any other is never resumed from: DeepSpeed alone would take such a directory for a cold start.
 """
 
 import json
+import os
+import shutil
+import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from boom_ray import storage
+from boom_ray.errors import BoomError
 
-COMPLETE = "complete.json"
-
-
-def location(root: str, step: int) -> str:
-    """URI of the checkpoint after `step` optimizer steps."""
-    return storage.join(root, f"step-{step:08d}")
+KEPT = 2  # the older serves if the newer is damaged
 
 
-def seal(uri: str, state: dict[str, Any]) -> None:
-    """Declare a checkpoint complete, with the training state that is not DeepSpeed's."""
-    files = {name: info.size for name, info in storage.list_files(uri).items()}
-    storage.write_bytes(storage.join(uri, COMPLETE), json.dumps({"state": state, "files": files}).encode())
+class Saver:
+    """One rank's share of all checkpoints.
+
+    Args:
+        root: URI below which they lie.
+        attempt: Distinguishes this start of the bag from earlier ones, whose files must not mix with ours.
+    """
+
+    def __init__(self, root: str, attempt: str, rank: int, num_ranks: int) -> None:
+        self.root, self.attempt, self.rank, self.num_ranks = root, attempt, rank, num_ranks
+        self._thread = ThreadPoolExecutor(1)
+        self._upload: Future[None] | None = None
+
+    def room(self) -> str:
+        """A local directory for the next checkpoint, once the previous one is stored."""
+        self.wait()
+        return tempfile.mkdtemp(prefix="boom-ray-checkpoint-")
+
+    def store(self, local: str, step: int, state: dict[str, Any]) -> None:
+        """Store the files of `local` in the background, with the training state that is not DeepSpeed's."""
+        uri = storage.join(self.root, f"step-{step:08d}-{self.attempt}")
+        self._upload = self._thread.submit(self._store, local, uri, state)
+
+    def wait(self) -> None:
+        """Wait for the last checkpoint to be stored.
+
+        Raises:
+            OSError: if it could not be; another attempt may succeed.
+        """
+        if self._upload is not None:
+            try:
+                self._upload.result()
+            except BoomError as error:
+                raise OSError(str(error)) from error
+            self._upload = None
+
+    def _store(self, local: str, uri: str, state: dict[str, Any]) -> None:
+        try:
+            sizes = {name: info.size for name, info in storage.list_files(local).items()}
+            storage.copy_tree(local, uri)
+            content = json.dumps({"state": state, "files": sizes}).encode()
+            storage.write_bytes(storage.join(uri, _said_by(self.rank, self.num_ranks)), content)
+        finally:
+            shutil.rmtree(local)
+        if self.rank == 0:
+            prune(self.root)
 
 
 def newest(root: str) -> tuple[str, dict[str, Any]] | None:
     """URI and state of the newest complete checkpoint, or None."""
     for name in sorted(storage.list_names(root), reverse=True):
         uri = storage.join(root, name)
-        if not storage.is_file(storage.join(uri, COMPLETE)):
-            continue
-        record = json.loads(storage.read_bytes(storage.join(uri, COMPLETE)))
-        present = storage.list_files(uri)
-        if all(file in present and present[file].size == size for file, size in record["files"].items()):
-            return uri, record["state"]
+        state = _complete(uri)
+        if state is not None:
+            return uri, state
         print(f"{uri}: incomplete, not used", flush=True)
     return None
 
 
 def prune(root: str) -> None:
-    """Delete all checkpoints but the newest two: the older serves if the newer is damaged."""
-    for name in storage.list_names(root)[:-2]:
-        storage.delete_tree(storage.join(root, name))
+    """Delete everything older than the newest complete checkpoints; a newer one may still be on its way."""
+    complete = 0
+    for name in sorted(storage.list_names(root), reverse=True):
+        uri = storage.join(root, name)
+        if complete >= KEPT:
+            storage.delete_tree(uri)
+        elif _complete(uri) is not None:
+            complete += 1
+
+
+def _said_by(rank: int, num_ranks: int) -> str:
+    return f"rank-{rank}-of-{num_ranks}.json"
+
+
+def _complete(uri: str) -> dict[str, Any] | None:
+    """The state of a checkpoint all of whose files are there, else None."""
+    present = storage.list_files(uri)
+    said = [name for name in present if os.path.basename(name).startswith("rank-0-of-")]
+    if not said:
+        return None
+    state: dict[str, Any] = {}
+    num_ranks = int(said[0].removesuffix(".json").rpartition("-")[2])
+    for rank in reversed(range(num_ranks)):
+        place = _said_by(rank, num_ranks)
+        if place not in present:
+            return None
+        record = json.loads(storage.read_bytes(storage.join(uri, place)))
+        if any(file not in present or present[file].size != size for file, size in record["files"].items()):
+            return None
+        state = record["state"]
+    return state

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from boom_ray.recipe import Train
+from boom_ray.recipe import Train, TrainExecution
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -29,14 +29,21 @@ def engine_config(train: Train, num_ranks: int) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "train_batch_size": num_ranks,
         "gradient_clipping": train.max_grad_norm,
-        "zero_optimization": {"stage": execution.zero_stage},
+        "zero_optimization": {"stage": execution.zero_stage, **_offload(execution)},
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # its own AdamW needs a compiler on every node
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
     if train.precision != "fp32":
         config[train.precision] = {"enabled": True}
     return config
+
+
+def _offload(execution: TrainExecution) -> dict[str, Any]:
+    host = {"device": "cpu", "pin_memory": execution.use_gpu}
+    parts = {"none": [], "optimizer": ["offload_optimizer"], "all": ["offload_optimizer", "offload_param"]}
+    return dict.fromkeys(parts[execution.offload], host)
 
 
 def decay(step: int, num_steps: int, warmup_ratio: float) -> float:
@@ -58,7 +65,7 @@ def initialize(model: nn.Module, train: Train, num_steps: int, num_ranks: int) -
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ],
         lr=train.learning_rate,
-        fused=train.execution.use_gpu,
+        fused=train.execution.use_gpu and train.execution.offload == "none",
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: decay(step, num_steps, train.warmup_ratio)
@@ -67,6 +74,17 @@ def initialize(model: nn.Module, train: Train, num_steps: int, num_ranks: int) -
         model=model, optimizer=optimizer, lr_scheduler=schedule, config=engine_config(train, num_ranks)
     )
     return engine
+
+
+def optimizer_step(engine: "DeepSpeedEngine") -> float:
+    """Clip, step and advance the schedule; returns the norm before clipping. Runs on every rank."""
+    norm = None
+    if not engine.zero_optimization() and not (engine.fp16_enabled() or engine.bfloat16_enabled()):
+        # Only here DeepSpeed clips without telling the norm.
+        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+    engine.step()
+    return float(engine.get_global_grad_norm() or 0.0) if norm is None else norm.item()
 
 
 def save_state(engine: "DeepSpeedEngine", directory: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from boom_ray.data import bags, corpus
-from boom_ray.data.batches import Batches, epoch_batches, num_batches
+from boom_ray.data.batches import Batches, epoch_batches, num_batches, num_steps
 from boom_ray.data.collate import Batch, Collator
 from boom_ray.model.encoder import Encoder
 from boom_ray.train.job import BagJob
@@ -37,13 +37,14 @@ class Feed:
                 corpus.load_task(job.corpus, name),
                 rows,
                 job.recipe.data.prompt(tasks[name]),
+                job.recipe.data.query_template,
                 self.train.group_size,
             )
             for name, rows in self.bag.items()
         }
-        self.steps_per_epoch = num_batches(self.bag, self.train.batch_size)
-        total = self.train.epochs * self.steps_per_epoch
-        self.num_steps = min(total, self.train.max_steps or total)
+        sizes = [len(rows) for rows in self.bag.values()]
+        self.steps_per_epoch = num_batches(sizes, self.train.batch_size)
+        self.num_steps = num_steps(sizes, self.train)
         self._epoch: tuple[int, Batches] | None = None
 
     def _batches(self, epoch: int) -> Batches:
@@ -56,7 +57,10 @@ class Feed:
         epoch, index = divmod(step, self.steps_per_epoch)
         batches = self._batches(epoch)
         rows = batches.rows[index]
-        batch = self.collators[batches.tasks[index]](rows, self.train.seed, step)
+        return self.tokenized(self.collators[batches.tasks[index]](rows, self.train.seed, step), rows)
+
+    def tokenized(self, batch: Batch, rows: np.ndarray) -> Fed:
+        """A batch with the token ids of its texts, each cut at the limit of its side."""
         limits = self.train.passage_max_length, self.train.query_max_length
         token_ids: list[list[int]] = [[] for _ in batch.texts]
         for is_query, limit in enumerate(limits):

@@ -15,19 +15,23 @@ class BagJob:
         index: Of the bag, from 0.
         name: Of the bag; the version of the model it becomes.
         rows: Rows in the bag.
+        steps: Optimizer steps.
+        num_ranks: Ranks that train it.
         corpus: URI of the corpus artifact.
         bags: URI of the bag manifests.
         checkpoints: URI below which this bag's checkpoints lie.
         target: URI the model is published at.
         fingerprint: Identity of everything that determines the weights.
         parents: Artifacts the model is made from.
-        board: Handle of the actor that is told of progress.
+        board: Handle of the actor that is told of progress (`boom_ray.train.board.ProgressBoard`).
     """
 
     recipe: Recipe
     index: int
     name: str
     rows: int
+    steps: int
+    num_ranks: int
     corpus: str
     bags: str
     checkpoints: str

@@ -40,7 +40,10 @@ def test_a_draw_depends_on_the_seed_and_the_bag_but_not_on_other_tasks():
 def test_every_row_is_in_some_batch_and_every_batch_is_full_and_of_one_task(sizes, batch_size, seed):
     bag = bags.sample(sizes, Bags(ratios=[70], seed=seed))[0]
     batches = epoch_batches(bag, batch_size, seed, epoch=0)
-    assert len(batches) == num_batches(bag, batch_size) and batches.rows.shape == (len(batches), batch_size)
+    assert len(batches) == num_batches(map(len, bag.values()), batch_size) and batches.rows.shape == (
+        len(batches),
+        batch_size,
+    )
     for task, rows in bag.items():
         of_task = batches.rows[[name == task for name in batches.tasks]]
         assert set(of_task.ravel().tolist()) == set(rows.tolist())

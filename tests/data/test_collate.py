@@ -10,7 +10,7 @@ from boom_ray.data.collate import NO_TEXT, Collator
 def collator(data, type="retrieval", group_size=4, prompt="P:"):
     full = [rows.normalize(row)[0] for row in data]
     dataset = Dataset.from_list(full)
-    return Collator("t", type, dataset, np.arange(len(data)), prompt, group_size)
+    return Collator("t", type, dataset, np.arange(len(data)), prompt, "{instruction}:{query}", group_size)
 
 
 def passages(batch, row):
@@ -52,7 +52,7 @@ def test_all_right_answers_of_a_row_are_known():
 def test_prompts_go_before_queries_and_before_both_sides_of_sts():
     data = [
         {"query": "a", "pos": ["b"], "neg": ["c"]},
-        {"query": "d", "pos": ["e"], "neg": ["f"], "prompt": "Q:"},
+        {"query": "d", "pos": ["e"], "neg": ["f"], "prompt": "Q"},
     ]
     retrieval = collator(data, group_size=2)(np.array([0, 1]), 0, 0)
     symmetric = collator(data, "sts", group_size=2)(np.array([0, 1]), 0, 0)
@@ -65,3 +65,14 @@ def test_a_draw_depends_on_seed_and_step_alone():
     one, again, other = (collator(data)(np.arange(6), 5, step) for step in (3, 3, 4))
     assert one.texts == again.texts and np.array_equal(one.candidates, again.candidates)
     assert one.texts != other.texts
+
+
+def test_scores_of_a_teacher_follow_the_texts_they_are_of():
+    data = [
+        {"query": "a", "pos": ["b"], "neg": ["c", "d"], "pos_scores": [3], "neg_scores": [1, 2]},
+        {"query": "e", "pos": ["f"], "neg": ["g"]},
+    ]
+    batch = collator(data, group_size=3)(np.array([0, 1]), 0, 0)
+    given = dict(zip(passages(batch, 0), batch.scores[0].tolist(), strict=True))
+    assert given == {"b": 3, "c": 1, "d": 2}
+    assert np.isnan(batch.scores[1]).all()

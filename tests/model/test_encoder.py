@@ -146,3 +146,16 @@ def test_pickled_weights_are_never_loaded(tmp_path, minilm):
     torch.save({"x": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
     with pytest.raises(BoomError, match="cannot be loaded"):
         directory.load_encoder(str(tmp_path), BaseModelSource(path=str(tmp_path), pooling="mean"))
+
+
+def test_a_packed_batch_gives_the_vectors_of_a_padded_one(published_qwen3, mixed):
+    encoder = directory.load_encoder(published_qwen3)
+    padded = encoder.encode(mixed, chunk_tokens=400)
+    encoder.packed = True
+    assert np.abs(encoder.encode(mixed, chunk_tokens=400) - padded).max() < 1e-5
+    assert np.abs(encoder.encode(mixed[:1]) - padded[:1]).max() < 1e-5
+
+
+def test_an_attention_that_is_not_installed_is_one_clear_error(published_qwen3):
+    with pytest.raises(BoomError, match=r"cannot be loaded as a model: .*[Ff]lash"):
+        directory.load_encoder(published_qwen3, attention="flash_attention_2")

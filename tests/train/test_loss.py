@@ -5,9 +5,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from torch.nn.functional import normalize
 
 from boom_ray.data.collate import NO_TEXT, Batch
-from boom_ray.train.loss import contrastive_loss
+from boom_ray.train.loss import batch_loss, contrastive_loss
 from boom_ray.train.step import Step, share_chunks
 
 
@@ -23,44 +25,95 @@ def make_batch(type, num_rows=5, group=4, num_passages=9, seed=0):
     positives = [np.array([row[0]]) for row in candidates]
     positives[2] = np.array([candidates[2, 0], candidates[3, 1]])
     count = num_rows + num_passages
-    return Batch(
-        "t", type, [str(i) for i in range(count)], np.arange(count) < num_rows, queries, candidates, positives
-    )
+    scores = rng.normal(size=candidates.shape).astype(np.float32)
+    scores[candidates == NO_TEXT] = np.nan
+    scores[3] = np.nan  # a row without a teacher
+    scores[4, 1] = np.nan  # a negative without one
+    texts, is_query = [str(i) for i in range(count)], np.arange(count) < num_rows
+    return Batch("t", type, texts, is_query, queries, candidates, positives, scores)
 
 
-def reference(vectors, batch, temperature):
-    """The definition in loops: minus the log of the positive's share among what counts for the row."""
+def reference(vectors, batch, temperature, distillation=None):
+    """The definition in loops: minus the log of a target's share among what counts for the row."""
 
     def share(anchor, target, others):
         scores = torch.stack([vectors[anchor] @ vectors[other] for other in [target, *others]]) / temperature
         return -torch.log_softmax(scores, 0)[0]
 
+    def forward(i, place):
+        """Toward the candidate at a place of the row's group, without those before it."""
+        group = batch.candidates[i]
+        counts = [(i, k) for k in range(place + 1, len(group))]
+        if batch.type in ("retrieval", "sts"):
+            counts += [(j, k) for j in range(len(batch.queries)) if j != i for k in range(len(group))]
+        texts = [batch.candidates[where] for where in counts]
+        return share(
+            batch.queries[i], group[place], [t for t in texts if t != NO_TEXT and t not in batch.positives[i]]
+        )
+
     losses, backward = [], []
-    for i, (query, group) in enumerate(zip(batch.queries, batch.candidates, strict=True)):
-        own = [c for c in group[1:] if c != NO_TEXT and c not in batch.positives[i]]
-        foreign = [c for j, other in enumerate(batch.candidates) if j != i for c in other]
-        foreign = [c for c in foreign if c != NO_TEXT and c not in batch.positives[i]]
-        in_batch = batch.type in ("retrieval", "sts")
-        losses.append(share(query, group[0], own + foreign if in_batch else own))
+    for i, query in enumerate(batch.queries):
+        loss, scores, group = forward(i, 0), batch.scores[i], batch.candidates[i]
+        known = [k for k in range(len(group)) if k == 0 or not np.isnan(scores[[0, k]]).any()]
+        given = torch.tensor(np.nan_to_num(scores[known]), dtype=vectors.dtype)
+        teacher = torch.softmax(given, 0)
+        if distillation == "kl_div":
+            student = torch.stack([vectors[query] @ vectors[group[k]] for k in known]) / temperature
+            loss = loss - (teacher * torch.log_softmax(student, 0)).sum()
+        if distillation == "m3_kd":
+            loss = sum(weight * forward(i, k) for weight, k in zip(teacher, known, strict=True))
+        losses.append(loss)
         anchors = [other for j, other in enumerate(batch.queries)
                    if j != i and other != query and group[0] not in batch.positives[j]]  # fmt: skip
         backward.append(share(group[0], query, anchors))
-    forward = torch.stack(losses).mean()
-    return (forward + torch.stack(backward).mean()) / 2 if batch.type == "sts" else forward
+    forward_loss = torch.stack(losses).mean()
+    return (forward_loss + torch.stack(backward).mean()) / 2 if batch.type == "sts" else forward_loss
+
+
+def unit_vectors(count, seed, dimension=6):
+    generator = torch.Generator().manual_seed(seed)
+    return normalize(torch.randn(count, dimension, dtype=torch.float64, generator=generator), dim=-1)
 
 
 @pytest.mark.parametrize("type", ["retrieval", "sts", "classification", "clustering"])
+@pytest.mark.parametrize("distillation", [None, "kl_div", "m3_kd"])
 @pytest.mark.parametrize("seed", range(3))
-def test_loss_and_gradient_are_those_of_the_definition(type, seed):
+def test_loss_and_gradient_are_those_of_the_definition(type, distillation, seed):
     batch = make_batch(type, seed=seed)
-    torch.manual_seed(seed)
-    vectors = torch.nn.functional.normalize(torch.randn(len(batch.texts), 6, dtype=torch.float64), dim=-1)
+    vectors = unit_vectors(len(batch.texts), seed)
     ours, theirs = vectors.clone().requires_grad_(), vectors.clone().requires_grad_()
-    loss, expected = contrastive_loss(ours, batch, 0.05), reference(theirs, batch, 0.05)
+    loss = contrastive_loss(ours, batch, 0.05, distillation)
+    expected = reference(theirs, batch, 0.05, distillation)
     loss.backward()
     expected.backward()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
-    assert torch.allclose(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert torch.allclose(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_matryoshka_is_the_mean_over_lengths():
+    batch = make_batch("retrieval")
+    vectors = unit_vectors(len(batch.texts), 0)
+    cut = [normalize(vectors[:, :length], dim=-1) for length in (2, 4, 6)]
+    expected = torch.stack([reference(part, batch, 0.05) for part in cut]).mean()
+    assert batch_loss(vectors, batch, 0.05, matryoshka=[4, 2]).item() == pytest.approx(
+        expected.item(), rel=1e-9
+    )
+
+
+@pytest.mark.parametrize("negatives", [0, 2])
+def test_the_loss_is_that_of_sentence_transformers(negatives):
+    rows, group = 6, 1 + negatives
+    vectors = unit_vectors(rows * (1 + group), 1)
+    candidates = rows + np.arange(rows * group).reshape(rows, group)
+    batch = Batch(
+        "t", "retrieval", [str(i) for i in range(len(vectors))], np.arange(len(vectors)) < rows,
+        np.arange(rows), candidates, [row[:1] for row in candidates],
+        np.full(candidates.shape, np.nan, np.float32),
+    )  # fmt: skip
+    peer = MultipleNegativesRankingLoss(torch.nn.Identity(), scale=20)  # type: ignore[arg-type]
+    columns = [vectors[:rows], *(vectors[candidates[:, place]] for place in range(group))]
+    expected = peer.compute_loss_from_embeddings(columns, None)
+    assert contrastive_loss(vectors, batch, 0.05).item() == pytest.approx(expected.item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("grad_cache", [False, True])

@@ -11,7 +11,7 @@ from ray.train.torch import TorchTrainer
 from boom_ray import storage
 from boom_ray.data import bags, corpus
 from boom_ray.model import directory
-from boom_ray.train.bagging import _job
+from boom_ray.train.bagging import make_job
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -23,7 +23,7 @@ def first_gradients(config: dict[str, Any]) -> tuple[float, dict[str, np.ndarray
     from boom_ray.train.worker import BagTraining
 
     training = BagTraining(config["job"])
-    loss = training.accumulate(training.feed.batch(0))
+    loss, _ = training.accumulate(training.feed.batch(0))
     trained = [item for item in training.encoder.named_parameters() if item[1].requires_grad]
     return loss, {name: safe_get_full_grad(parameter).numpy() for name, parameter in trained}
 
@@ -33,7 +33,7 @@ def measure(recipe, num_ranks: int, **execution: Any) -> tuple[float, dict[str, 
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"execution": settings})})
     prepared = corpus.prepare(recipe.data, storage.join(recipe.root, "corpus"), recipe.name)
     drawn = bags.publish(prepared, recipe.bags, storage.join(recipe.root, "bags"))
-    job = _job(recipe, 1, prepared, drawn, directory.identify(recipe.base_model.path), None)
+    job = make_job(recipe, 1, prepared, drawn, directory.identify(recipe.base_model.path), None)
     trainer = TorchTrainer(
         first_gradients,
         train_loop_config={"job": replace(job, recipe=recipe)},

@@ -1,0 +1,38 @@
+"""Adapters: the folded weights are those of base and adapter together, in plain transformers."""
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from boom_ray.errors import BoomError
+from boom_ray.recipe import Lora
+from boom_ray.train.lora import attach, fold
+
+
+@pytest.mark.parametrize("targets", [Lora().targets, ["q_proj", "down_proj"]])
+def test_folded_weights_equal_base_and_adapter(qwen3, tmp_path, targets):
+    model = AutoModel.from_pretrained(qwen3)
+    plain = set(model.state_dict())
+    attach(model, Lora(rank=4, alpha=12, targets=targets))
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trained and all(".lora_" in name for name in trained)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name:
+                parameter.normal_(std=0.05)
+    folded = fold(model.state_dict(), Lora(rank=4, alpha=12))
+    assert set(folded) == plain
+    tokens = torch.randint(0, 1000, (3, 17))
+    expected = model(tokens).last_hidden_state
+    model.save_pretrained(tmp_path, state_dict=folded)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert not any("lora" in name for name in loaded.state_dict())
+    assert torch.allclose(loaded(tokens).last_hidden_state, expected, rtol=1e-6, atol=1e-6)
+    base = AutoModel.from_pretrained(qwen3)(tokens).last_hidden_state
+    assert (expected - base).abs().max() > 1e-3
+
+
+def test_layers_that_the_model_has_not_are_named_with_those_it_has(minilm):
+    with pytest.raises(BoomError, match=r"none of q_proj.* it has dense, key, query, value"):
+        attach(AutoModel.from_pretrained(minilm), Lora())

@@ -1,0 +1,67 @@
+"""Schedules: never more ranks than there are, longest first, and shares in proportion."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from boom_ray.train.board import BagState
+from boom_ray.train.schedule import best, longest_first, render, shares
+
+steps = st.lists(st.integers(1, 1000), min_size=1, max_size=12)
+
+
+@given(steps, st.integers(1, 20), st.data())
+def test_ranks_are_never_overbooked_and_every_bag_runs(steps, capacity, data):
+    ranks = [data.draw(st.integers(1, capacity)) for _ in steps]
+    schedule = longest_first(steps, ranks, capacity)
+    for bag, (start, end) in enumerate(schedule.spans):
+        assert end - start == pytest.approx(steps[bag] / ranks[bag])
+        beside = [other for other, span in enumerate(schedule.spans) if span[0] <= start < span[1]]
+        assert sum(ranks[other] for other in beside) <= capacity
+    assert sorted(schedule.order) == list(range(len(steps)))
+    assert schedule.end >= sum(steps) / capacity - 1e-6
+
+
+def test_the_longest_bag_starts_first_and_ends_what_would_wait():
+    schedule = longest_first([20, 40, 60, 80, 100], [1] * 5, 2)
+    assert schedule.order[0] == 4 and schedule.end == 160
+    assert longest_first([20, 40, 60, 80, 100], [1] * 5, 5).end == 100
+
+
+@given(steps, st.integers(0, 40))
+def test_shares_use_all_ranks_and_no_other_split_ends_sooner_by_one_rank(steps, more):
+    ranks = shares(steps, len(steps) + more)
+    assert sum(ranks) == len(steps) + more and min(ranks) >= 1
+    end = max(count / width for count, width in zip(steps, ranks, strict=True))
+    for taker in range(len(steps)):
+        for giver in range(len(steps)):
+            if giver != taker and ranks[giver] > 1:
+                moved = [r + (i == taker) - (i == giver) for i, r in enumerate(ranks)]
+                assert max(c / w for c, w in zip(steps, moved, strict=True)) >= end - 1e-9
+
+
+@given(steps, st.integers(1, 30), st.integers(1, 8))
+def test_the_best_schedule_is_within_a_tenth_of_all_others_and_of_no_rank_too_many(steps, capacity, most):
+    schedule = best(steps, capacity, most)
+    assert max(schedule.ranks) <= min(most, capacity)
+    for width in range(1, min(most, capacity) + 1):
+        if width in {min(most, capacity // lanes) for lanes in range(1, len(steps) + 1) if lanes <= capacity}:
+            assert schedule.end <= 1.1 * longest_first(steps, [width] * len(steps), capacity).end + 1e-9
+
+
+def test_a_cluster_with_room_for_all_gives_bags_shares_by_their_length():
+    schedule = best([20, 40, 60, 80, 100], 30, most=64)
+    assert schedule.ranks == [2, 4, 6, 8, 10] and schedule.end == 10
+    lines = render(schedule, [f"bag-{i}" for i in range(5)], [20, 40, 60, 80, 100])
+    assert len(lines) == 5 and all("|########" in line for line in lines)
+
+
+def test_the_time_left_counts_the_bags_that_wait():
+    from types import SimpleNamespace as Job
+
+    from boom_ray.train.bagging import seconds_left
+
+    jobs = [Job(name="bag-1", num_ranks=1, steps=10), Job(name="bag-2", num_ranks=1, steps=10)]
+    states = {"bag-1": BagState(step=5, num_steps=10, loss=1, tokens_per_second=1, seconds_left=50)}
+    assert seconds_left(jobs, states, room=2) == pytest.approx(100)
+    assert seconds_left(jobs, states, room=1) == pytest.approx(150)
