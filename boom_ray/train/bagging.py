@@ -11,6 +11,7 @@ import ray
 import ray.exceptions
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from boom_ray import artifact, storage
 from boom_ray.artifact import Parent, Record
@@ -53,7 +54,8 @@ def train_bags(
             failed; the models of the others are kept, and a rerun trains only what is missing.
     """
     indices = range(len(recipe.bags.ratios)) if only is None else [only]
-    board: Any = ProgressBoard.remote()  # type: ignore[attr-defined]
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board: Any = ProgressBoard.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     jobs = [make_job(recipe, index, corpus, bags, base, board) for index in indices]
     missing = [job for job in jobs if not _is_published(job)]
     if missing:

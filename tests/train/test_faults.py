@@ -6,11 +6,13 @@ import os
 import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from typing import Any
 
 import psutil
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file
 
@@ -154,9 +156,28 @@ def test_an_incomplete_checkpoint_is_never_resumed_from(one_bag):
     assert state["step"] >= 2 and relative_difference(weights_of(harmed), weights_of(clean)) < 1e-6
 
 
-def test_a_node_that_does_not_see_the_storage_is_named(one_bag, monkeypatch):
-    import ray
+@pytest.mark.slow
+def test_loss_and_pace_are_in_prometheus_form_while_a_bag_is_trained(one_bag):
+    recipe = one_bag("watched", epochs=60)
+    port = ray.nodes()[0]["MetricsExportPort"]
+    found: list[str] = []
 
+    def scrape(recipe: Recipe) -> None:
+        deadline = time.monotonic() + 60
+        while not found and time.monotonic() < deadline:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+                lines = answer.read().decode().splitlines()
+            found.extend(line for line in lines if "boom_ray_train_" in line and 'bag="bag-1"' in line)
+            time.sleep(1)
+
+    train_and(scrape, recipe)
+    names = {line.split("{")[0].rpartition("boom_ray_train_")[2] for line in found}
+    expected = {"loss", "grad_norm", "learning_rate", "tokens_per_second"}
+    assert expected | {"padding_fraction", "distinct_fraction", "similarity"} <= names
+    assert all('run="watched"' in line for line in found)
+
+
+def test_a_node_that_does_not_see_the_storage_is_named(one_bag, monkeypatch):
     from boom_ray.train.bagging import make_job
     from boom_ray.train.worker import prepare
 
