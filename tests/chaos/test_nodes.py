@@ -1,5 +1,6 @@
 """Nodes that go: the bags they carried resume on others, and the other bags never notice."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -38,5 +39,5 @@ def test_two_bags_on_two_nodes_end_published_although_one_node_goes(minilm, corp
         artifact.verify(f"{root}/models/{bag}")
     one, other = moments(root, "bag-1"), moments(root, "bag-2")
     assert max(one[0], other[0]) < min(one[-1], other[-1]), "the bags overlapped in time"
-    gaps = sorted(max(b - a for a, b in zip(times, times[1:], strict=False)) for times in (one, other))
+    gaps = sorted(max(b - a for a, b in itertools.pairwise(times)) for times in (one, other))
     print(f"longest pause of the bag that stayed {gaps[0]:.1f} s, of the one that moved {gaps[1]:.1f} s")
