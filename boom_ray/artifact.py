@@ -176,20 +176,21 @@ class Stage:
         tensors: Tensor hashes already known to a writer; likewise.
     """
 
-    def __init__(self, target: str) -> None:
-        self.target = target
+    def __init__(self, target: str, identity: str | None = None) -> None:
+        self.target, self.identity = target, identity
         self.entries: dict[str, FileEntry] = {}
         self.tensors: dict[str, TensorEntry] = {}
         if storage.is_local(target):
             parent, name = os.path.split(target)
             os.makedirs(parent, exist_ok=True)
             _sweep(parent, name)
-            owner = f"{socket.gethostname()}-{os.getpid()}"
-            self.uri = self.local = os.path.join(parent, f".{name}.stage-{owner}-{uuid.uuid4().hex[:8]}")
-            os.makedirs(self.local)
+            owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+            stage = f".{name}.unfinished-{identity}" if identity else f".{name}.stage-{owner}"
+            self.uri = self.local = os.path.join(parent, stage)
+            os.makedirs(self.local, exist_ok=bool(identity))
         else:
             self.uri, self.local = target, tempfile.mkdtemp(prefix="boom-ray-stage-")
-            _claim_prefix(target)
+            _claim_prefix(target, identity)
 
     def commit(self, record: Record) -> Record:
         """Hash what is not hashed yet, and make the directory visible under its target in one step.
@@ -247,9 +248,14 @@ class Stage:
                 )
 
     def discard(self) -> None:
-        """Delete what was staged, unless it was committed."""
-        shutil.rmtree(self.local, ignore_errors=True)
-        if self.local != self.uri and not storage.is_file(storage.join(self.target, RECORD)):
+        """Delete what was staged, unless it was committed or another process can go on with it."""
+        if self.identity is None or self.local != self.uri:
+            shutil.rmtree(self.local, ignore_errors=True)
+        if (
+            self.identity is None
+            and self.local != self.uri
+            and not storage.is_file(storage.join(self.target, RECORD))
+        ):
             storage.delete_tree(self.uri)
 
 
@@ -265,21 +271,31 @@ def refuse_existing(target: str) -> None:
         raise BoomError(f"{target}: is in the way and is not an artifact. Give another path")
 
 
-def _claim_prefix(target: str) -> None:
+def _claim_prefix(target: str, identity: str | None) -> None:
     """Mark a prefix of an object store as being filled; what a producer that died left there is deleted.
+
+    Args:
+        identity: What is made, if a later process can go on with it: then what is there of it is kept.
 
     Raises:
         BoomError: if the prefix holds something else, or a process of this machine is filling it.
     """
     marker = storage.join(target, MARKER)
     if storage.is_file(marker):
-        host, _, pid = storage.read_bytes(marker).decode().rpartition("-")
+        owner = storage.read_bytes(marker).decode()
+        host, _, pid = owner.rpartition("-")
+        if owner == identity:
+            return
+        if identity or not pid.isdigit():
+            raise BoomError(
+                f"{target}: holds the unfinished output of something else. Give another path, or delete it"
+            )
         if host == socket.gethostname() and _runs(int(pid)):
             raise BoomError(f"{target}: process {pid} is filling it. Wait for it, or give another path")
         storage.delete_tree(target)
     elif storage.list_files(target):
         raise BoomError(f"{target}: is in the way and is not an artifact. Give another path")
-    storage.write_bytes(marker, f"{socket.gethostname()}-{os.getpid()}".encode())
+    storage.write_bytes(marker, (identity or f"{socket.gethostname()}-{os.getpid()}").encode())
 
 
 def _sweep(parent: str, name: str) -> None:
@@ -310,6 +326,24 @@ def staged(target: str) -> Iterator[Stage]:
     """
     refuse_existing(target)
     stage = Stage(target)
+    try:
+        yield stage
+    finally:
+        stage.discard()
+
+
+@contextmanager
+def resumable(target: str, identity: str) -> Iterator[Stage]:
+    """A stage that is kept when the block fails, for a later process that makes the same to go on with.
+
+    Args:
+        identity: Of what is made; its files must be functions of it.
+
+    Raises:
+        BoomError: at once, if `target` is taken, or holds the unfinished output of something else.
+    """
+    refuse_existing(target)
+    stage = Stage(target, identity)
     try:
         yield stage
     finally:

@@ -195,7 +195,7 @@ class TrainExecution(Section):
     save_every_steps: int = Field(200, ge=1)
     max_failures: int = Field(3, ge=0)
     start_timeout_s: float = Field(600, gt=0)
-    collective_timeout_s: int = Field(1800, ge=1)
+    collective_timeout_s: int = Field(600, ge=1)
 
     @model_validator(mode="after")
     def _offload_fits(self) -> "TrainExecution":

@@ -23,7 +23,7 @@ from tests import texts
 def ray_cluster() -> Iterator[None]:
     """A local Ray with four logical CPUs, so that several small actors run at once on two real ones."""
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "900"
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     session.connect()
     yield
     ray.shutdown()

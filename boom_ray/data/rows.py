@@ -42,11 +42,12 @@ class BadRow(ValueError):
     """Why one row cannot be used."""
 
 
-def data_files(uri: str) -> list[str]:
-    """The jsonl and parquet files of a task, sorted.
+def data_files(uri: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
+    """The data files at a place, sorted.
 
     Args:
         uri: One file, a directory with all below it, or a pattern for the names in one (`…/data/nq-*`).
+        suffixes: By which data files are known.
 
     Raises:
         BoomError: if there are none.
@@ -54,14 +55,19 @@ def data_files(uri: str) -> list[str]:
     if "*" in storage.name_of(uri):
         parent = storage.parent_of(uri)
         names = fnmatch.filter(storage.list_names(parent), storage.name_of(uri))
-        files = [storage.join(parent, name) for name in names if name.endswith(SUFFIXES)]
+        files = [storage.join(parent, name) for name in names if name.endswith(suffixes)]
     elif storage.is_file(uri):
         return [uri]
     else:
-        files = [storage.join(uri, name) for name in storage.list_files(uri) if name.endswith(SUFFIXES)]
+        files = [storage.join(uri, name) for name in storage.list_files(uri) if name.endswith(suffixes)]
     if not files:
-        raise BoomError(f"{uri}: no data there. Expected a .jsonl or .parquet file, or a directory of them")
+        raise BoomError(f"{uri}: no data there. Expected {' or '.join(suffixes)} files")
     return files
+
+
+def buffered(file: pa.NativeFile) -> io.BufferedReader:
+    """The same file, read line by line from large pieces."""
+    return io.BufferedReader(file, 1 << 22)
 
 
 def count_rows(uri: str) -> int:
@@ -69,7 +75,7 @@ def count_rows(uri: str) -> int:
     with storage.open_input(uri) as file:
         if uri.endswith(".parquet"):
             return pq.ParquetFile(file).metadata.num_rows
-        return sum(1 for line in io.BufferedReader(file, 1 << 22) if line.strip())
+        return sum(1 for line in buffered(file) if line.strip())
 
 
 def read_raw(uri: str) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
@@ -93,7 +99,7 @@ def _read_parquet(uri: str, file: pa.NativeFile) -> Iterator[tuple[str, dict[str
 
 
 def _read_json_lines(uri: str, file: pa.NativeFile) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
-    for number, line in enumerate(io.BufferedReader(file, 1 << 22), start=1):
+    for number, line in enumerate(buffered(file), start=1):
         if not line.strip():
             continue
         try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tokenizers import AddedToken, processors
 
 from boom_ray.errors import BoomError
+from boom_ray.model.spec import EncoderSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,3 +56,13 @@ def save(tokenizer: "PreTrainedTokenizerBase", directory: str) -> None:
     path = next(file for file in files if file.endswith("tokenizer.json"))
     with open(path, encoding="utf-8") as file:
         assert json.load(file)["post_processor"] == expected
+
+
+def load(directory: str, spec: EncoderSpec) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a local model directory, which ends every text the way the model's pooling expects."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    if spec.pooling == "lasttoken":
+        end_with_eos(tokenizer)
+    return tokenizer

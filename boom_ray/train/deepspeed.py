@@ -3,11 +3,14 @@
 DeepSpeed is imported inside the functions that run on workers: a CPU-only driver must not import it.
 """
 
+import datetime
 import os
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import distributed_c10d
 
 from boom_ray.recipe import Train, TrainExecution
 
@@ -73,7 +76,19 @@ def initialize(model: nn.Module, train: Train, num_steps: int, num_ranks: int) -
     engine, _, _, _ = deepspeed.initialize(
         model=model, optimizer=optimizer, lr_scheduler=schedule, config=engine_config(train, num_ranks)
     )
+    _limit_collectives(train.execution.collective_timeout_s)
     return engine
+
+
+def _limit_collectives(seconds: int) -> None:
+    """Let a silent rank end every collective of this process after so long.
+
+    DeepSpeed's own process groups are made with torch's default of half an hour, whatever that of the
+    process is, and take no other.
+    """
+    for group in distributed_c10d._world.pg_map:
+        if group is not None and dist.get_rank(group) >= 0:
+            distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=seconds), group)
 
 
 def optimizer_step(engine: "DeepSpeedEngine") -> float:

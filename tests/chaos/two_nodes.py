@@ -35,6 +35,8 @@ def main() -> None:
     threading.Thread(target=take_away, args=(cluster, loaded.root), daemon=True).start()
     for uri in pipeline.train(loaded):
         print("MODEL", uri, flush=True)
+    ray.shutdown()
+    cluster.shutdown()
 
 
 if __name__ == "__main__":
