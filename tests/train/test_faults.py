@@ -158,7 +158,7 @@ def test_an_incomplete_checkpoint_is_never_resumed_from(one_bag):
 
 @pytest.mark.slow
 def test_loss_and_pace_are_in_prometheus_form_while_a_bag_is_trained(one_bag):
-    recipe = one_bag("watched", epochs=60)
+    recipe = one_bag("watched", epochs=15)
     port = ray.nodes()[0]["MetricsExportPort"]
     found: list[str] = []
 

@@ -1,0 +1,82 @@
+"""A TCP proxy in front of a server that can refuse, delay or cut requests of one kind."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+REPLIES = {
+    "500": b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+    "403": b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+}
+
+
+class FaultyProxy:
+    """Forwards bytes; while `times` lasts, a request that begins with `verb` meets `fault` instead.
+
+    Attributes:
+        fault: `500` or `403` (answered by the proxy), `reset` (cut in the middle), `slow` (two seconds late).
+        met: Requests that met the fault so far.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.upstream, self.verb, self.fault, self.times, self.met = port, b"PUT", "", 0, 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def fail(self, fault: str, times: int, verb: str = "PUT") -> None:
+        """Let the next requests of a kind fail."""
+        self.fault, self.times, self.verb, self.met = fault, times, verb.encode(), 0
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        server = socket.create_connection(("127.0.0.1", self.upstream))
+        threading.Thread(target=_pump, args=(server, client), daemon=True).start()
+        try:
+            while data := client.recv(1 << 16):
+                if self.times > 0 and data.startswith(self.verb) and self._meet(client):
+                    break
+                server.sendall(data)
+        except OSError:
+            pass
+        client.close()
+        server.close()
+
+    def _meet(self, client: socket.socket) -> bool:
+        """Do to a request what is to be done; returns whether its connection ends."""
+        self.times, self.met = self.times - 1, self.met + 1
+        if self.fault == "slow":
+            time.sleep(2)
+            return False
+        if self.fault in REPLIES:
+            client.sendall(REPLIES[self.fault])
+        else:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        return True
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    try:
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+    except OSError:
+        return
+
+
+@contextmanager
+def faulty_proxy(port: int) -> Iterator[FaultyProxy]:
+    """A proxy before the server at a port of this machine, until the block ends."""
+    proxy = FaultyProxy(port)
+    try:
+        yield proxy
+    finally:
+        proxy.listener.close()
