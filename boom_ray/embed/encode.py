@@ -101,7 +101,7 @@ class Pool:
 
 
 def encoded(plan: Plan, pool: Pool, done: set[str]) -> Dataset:
-    """The stream of partitions that are not done, as rows `file, rows, tokens, padded, size, xxh3_128`."""
+    """The stream of partitions that are not done, each a row: its file, its counts, and the seconds spent."""
     items = [{"unit": number} for number, rows in enumerate(plan.rows) if rows]
     reading: Any = {"num_cpus": 0.25, "batch_size": 1, "batch_format": "pyarrow"}
     return (
@@ -122,9 +122,11 @@ def encoded(plan: Plan, pool: Pool, done: set[str]) -> Dataset:
 
 
 def _read(batch: pa.Table, plan: Plan, done: set[str]) -> Iterator[pa.Table]:
+    since = time.perf_counter()
     for name, table in plan.wanted(batch["unit"][0].as_py()):
         if name not in done:
-            yield _as_row(table, file=name)
+            yield _as_row(table, file=name, texts=len(table), read=time.perf_counter() - since)
+        since = time.perf_counter()
 
 
 def _tokenize(batch: pa.Table, plan: Plan) -> pa.Table:
@@ -132,10 +134,18 @@ def _tokenize(batch: pa.Table, plan: Plan) -> pa.Table:
 
     options, texts = plan.source.options, batch["text"][0].as_py()
     tokenizer = _tokenizer(storage.local_directory(plan.model))
+    since = time.perf_counter()
     pieces = cut(tokenizer, texts, plan.prompt, plan.spec.max_length, options.chunk, options.overlap)
+    columns = {
+        "token_ids": pa.array([pieces.token_ids], pa.list_(pa.list_(pa.int32()))),
+        "piece_of": pa.array([pieces.text.tolist()]),
+        "tokens": pa.array([sum(map(len, pieces.token_ids))]),
+        "tokenize": pa.array([time.perf_counter() - since]),
+    }
     table = batch.drop_columns(["text"])
-    ids = pa.array([pieces.token_ids], pa.list_(pa.list_(pa.int32())))
-    return table.append_column("token_ids", ids).append_column("piece_of", pa.array([pieces.text.tolist()]))
+    for name, column in columns.items():
+        table = table.append_column(name, column)
+    return table
 
 
 @cache
@@ -165,11 +175,15 @@ class PartitionEncoder:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         from boom_ray.embed.pieces import Pieces, mean_of_pieces
+        from boom_ray.model.encoder import chunk_by_tokens
 
         options, text = self.plan.source.options, np.array(batch["piece_of"][0].as_py(), dtype=np.int64)
         pieces = Pieces(batch["token_ids"][0].as_py(), text)
-        vectors = self.encoder.encode_tokens(pieces.token_ids, options.chunk_tokens)
-        rows = _rows(batch.drop_columns(["token_ids", "piece_of", "file"]))
+        encoder, began, since = self.encoder, time.time(), time.perf_counter()
+        vectors = encoder.encode_tokens(pieces.token_ids, options.chunk_tokens)
+        spent = time.perf_counter() - since
+        rows, lengths = _rows(batch), np.array([len(ids) for ids in pieces.token_ids])
+        chunks = chunk_by_tokens(lengths, options.chunk_tokens)
         if options.chunk and options.chunk_output == "mean":
             vectors = mean_of_pieces(vectors, pieces, len(rows))
         elif options.chunk:
@@ -177,22 +191,26 @@ class PartitionEncoder:
             first = np.searchsorted(text, text)
             rows = rows.add_column(1, "chunk", pa.array(np.arange(len(text)) - first, pa.int32()))
         rows = rows.append_column("embedding", self.plan.reduction(vectors))
-        tokens = sum(map(len, pieces.token_ids))
-        return _as_row(rows, file=batch["file"][0].as_py(), tokens=tokens, texts=len(batch["id"][0]))
+        padded = sum(len(chunk) * int(lengths[chunk].max()) for chunk in chunks)
+        return _as_row(rows, **_values(batch), encode=spent, padded=padded, began=began)
 
 
 def _write(batch: pa.Table, plan: Plan) -> pa.Table:
     """Store one partition under its name in one step; a repeated attempt replaces it by the same."""
-    name = batch["file"][0].as_py()
-    counted = {key: batch[key][0].as_py() for key in ("tokens", "texts")}
-    rows = _rows(batch.drop_columns(["file", *counted]))
-    rows = rows.replace_schema_metadata({key: str(value) for key, value in counted.items()})
+    since, values, rows = time.perf_counter(), _values(batch), _rows(batch)
+    kept = {name.encode(): str(values[name]).encode() for name in ("tokens", "texts")}
     sink = pa.BufferOutputStream()
-    pq.write_table(rows, sink, compression="zstd", use_dictionary=False)
+    pq.write_table(rows.replace_schema_metadata(kept), sink, compression="zstd", use_dictionary=False)
     content = sink.getvalue().to_pybytes()
-    _store(storage.join(plan.target, name), content)
-    entry = {"file": name, "rows": len(rows), "size": len(content), **counted}
-    return pa.Table.from_pylist([{**entry, "xxh3_128": xxhash.xxh3_128_hexdigest(content)}])
+    _store(storage.join(plan.target, values["file"]), content)
+    hashed = xxhash.xxh3_128_hexdigest(content)
+    stored = {
+        "size": len(content),
+        "xxh3_128": hashed,
+        "write": time.perf_counter() - since,
+        "ended": time.time(),
+    }
+    return pa.Table.from_pylist([{**values, **stored}])
 
 
 def _store(uri: str, content: bytes) -> None:
@@ -220,4 +238,11 @@ def _as_row(table: pa.Table, **values: Any) -> pa.Table:
 
 def _rows(row: pa.Table) -> pa.Table:
     """The table that `_as_row` made a row of."""
-    return pa.table({name: row[name].chunk(0)[0].values for name in row.column_names})
+    lists = [field.name for field in row.schema if pa.types.is_large_list(field.type)]
+    return pa.table({name: row[name].chunk(0)[0].values for name in lists})
+
+
+def _values(row: pa.Table) -> dict[str, Any]:
+    """The single values beside it."""
+    names = [field.name for field in row.schema if not pa.types.is_nested(field.type)]
+    return {name: row[name][0].as_py() for name in names}

@@ -76,7 +76,7 @@ def embed(model: str, source: str, target: str, options: Options | None = None) 
     identity = artifact.fingerprint([parent.digest, asked, seen.content, options.columns, options.since])
     plan = Plan(opened, model, spec, asked["prompt"], seen.rows, ray.put(known.keys), target, reduction)
     with artifact.resumable(target, identity) as stage:
-        counts = _encode(replace(plan, target=stage.uri), stage, seen)
+        counts, spent = _encode(replace(plan, target=stage.uri), stage, seen)
         record = Record(
             kind="embeddings",
             name=storage.name_of(target),
@@ -97,6 +97,7 @@ def embed(model: str, source: str, target: str, options: Options | None = None) 
                 "id_column": options.id_column,
             },
             parents=[parent],
+            metrics=spent,
         )
         return stage.commit(record)
 
@@ -122,10 +123,10 @@ def _asked(model: str, prompts: dict[str, str], options: Options) -> dict[str, A
     return {"prompt_name": name, "prompt": prompt, **(cutting if options.chunk else {"chunk": None})}
 
 
-def _encode(plan: Plan, stage: Stage, seen: Survey) -> dict[str, int]:
-    """Write what is missing; returns tokens and rows of the whole output."""
+def _encode(plan: Plan, stage: Stage, seen: Survey) -> tuple[dict[str, int], dict[str, float]]:
+    """Write what is missing; returns the counts of the whole output, and where this run's time went."""
     stored = {name for name in storage.list_files(stage.uri) if name.startswith("part-")}
-    total = sum(seen.rows)
+    total, written = sum(seen.rows), list[dict[str, Any]]()
     with _explained(f"{plan.source.uri}: cannot be embedded into {stage.target}"):
         done = {name: _entry(stage, name) for name in sorted(stored)}
         texts = sum(entry["texts"] for entry in done.values())
@@ -136,6 +137,7 @@ def _encode(plan: Plan, stage: Stage, seen: Survey) -> dict[str, int]:
             plan = replace(plan, reduction=_calibrated(plan, pool, stage))
             for entry in _reported(iter(encoded(plan, pool, stored).iter_rows()), texts, total):
                 done[entry["file"]] = entry
+                written.append(entry)
     if seen.gone:
         storage.write_bytes(storage.join(stage.local, GONE), json.dumps(seen.gone).encode())
     stage.entries |= {
@@ -147,7 +149,17 @@ def _encode(plan: Plan, stage: Stage, seen: Survey) -> dict[str, int]:
             f"{stage.target}: {texts} rows were written, {total} read before. Did the source change?"
             " Run the command again"
         )
-    return {"tokens": sum(entry["tokens"] for entry in done.values()), "rows": texts}
+    return {"tokens": sum(entry["tokens"] for entry in done.values()), "rows": texts}, _spent(written)
+
+
+def _spent(entries: list[dict[str, Any]]) -> dict[str, float]:
+    """Seconds in each stage, summed over processes; from the first text encoded to the last stored; padding."""
+    if not entries:
+        return {}
+    total = {key: sum(entry[key] for entry in entries) for key in ("read", "tokenize", "encode", "write")}
+    span = max(entry["ended"] for entry in entries) - min(entry["began"] for entry in entries)
+    padding = 1 - sum(entry["tokens"] for entry in entries) / sum(entry["padded"] for entry in entries)
+    return {key: round(value, 4) for key, value in {**total, "span": span, "padding": padding}.items()}
 
 
 def _entry(stage: Stage, name: str) -> dict[str, Any]:
