@@ -23,6 +23,7 @@ from boom_ray import __version__, storage
 from boom_ray.errors import BoomError
 
 RECORD = "artifact.json"
+TELLING = ("README.md", "metrics.jsonl")  # the card and the journal: they name moments and paces
 MARKER = ".stage"  # on an object store: this prefix is being filled, by the process named in it
 Kind = Literal["corpus", "bags", "model", "embeddings"]
 READ_BYTES = 8 << 20
@@ -71,9 +72,8 @@ class Record(BaseModel):
 
     @property
     def digest(self) -> str:
-        """Identity of the content: a hash over the hashes of all files but the model card."""
-        content = {name: entry.xxh3_128 for name, entry in sorted(self.files.items()) if name != "README.md"}
-        return fingerprint(content)
+        """Identity of the content: a hash over the hashes of all files but those that tell of the making."""
+        return fingerprint({n: e.xxh3_128 for n, e in sorted(self.files.items()) if n not in TELLING})
 
     def as_parent(self) -> Parent:
         """This artifact as a child's record names it."""

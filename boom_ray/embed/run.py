@@ -153,7 +153,7 @@ def _encode(plan: Plan, stage: Stage, seen: Survey) -> tuple[dict[str, int], dic
 
 
 def _spent(entries: list[dict[str, Any]]) -> dict[str, float]:
-    """Seconds in each stage, summed over processes; from the first text encoded to the last stored; padding."""
+    """Seconds in each stage, summed over processes, and from the first text to the last stored; padding."""
     if not entries:
         return {}
     total = {key: sum(entry[key] for entry in entries) for key in ("read", "tokenize", "encode", "write")}

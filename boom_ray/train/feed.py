@@ -61,15 +61,20 @@ class Feed:
 
     def tokenized(self, batch: Batch, rows: np.ndarray) -> Fed:
         """A batch with the token ids of its texts, each cut at the limit of its side."""
-        limits = self.train.passage_max_length, self.train.query_max_length
         token_ids: list[list[int]] = [[] for _ in batch.texts]
-        for is_query, limit in enumerate(limits):
-            side = np.flatnonzero(batch.is_query == bool(is_query))
-            if len(side):
-                encoded = self.encoder.tokenize([batch.texts[text] for text in side], limit)
-                for text, ids in zip(side, encoded, strict=True):
-                    token_ids[text] = ids
+        limits = self.limits(batch)
+        for limit in np.unique(limits).tolist():
+            side = np.flatnonzero(limits == limit)
+            encoded = self.encoder.tokenize([batch.texts[text] for text in side], limit)
+            for text, ids in zip(side, encoded, strict=True):
+                token_ids[text] = ids
         return Fed(batch, rows, token_ids, np.array([len(ids) for ids in token_ids]))
+
+    def limits(self, batch: Batch) -> np.ndarray:
+        """[n] int64, tokens after which each text of a batch is cut."""
+        own = self.encoder.spec.max_length
+        sides = [min(own, self.train.passage_max_length), min(own, self.train.query_max_length)]
+        return np.array(sides)[batch.is_query.astype(int)]
 
     def from_step(self, first: int) -> Iterator[tuple[int, Fed]]:
         """Steps and their batches from `first` on; the next one is prepared while the model works."""

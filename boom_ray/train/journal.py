@@ -21,6 +21,7 @@ GAUGES = {
     "learning_rate": "Learning rate of the last step",
     "tokens_per_second": "Tokens of distinct texts a second, over all ranks of the bag",
     "padding_fraction": "Share of the tokens a rank computes that are padding",
+    "truncated_fraction": "Share of the texts of a global batch that fill their maximum length",
     "distinct_fraction": "Distinct texts among all texts of a global batch",
     "similarity": "Mean cosine of the distinct texts of a global batch",
     "mfu": "Floating point operations of the model over the measured rate of the device's matrix product",
@@ -39,6 +40,7 @@ class StepMetrics:
     learning_rate: float
     tokens_per_second: float
     padding_fraction: float
+    truncated_fraction: float
     distinct_fraction: float
     similarity: float
     mfu: float | None = None

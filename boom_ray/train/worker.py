@@ -146,6 +146,7 @@ class BagTraining:
             learning_rate=learning_rate,
             tokens_per_second=pace,
             padding_fraction=0.0 if self.encoder.packed else padding_fraction(fed.lengths, self._chunks(fed)),
+            truncated_fraction=float(np.mean(fed.lengths >= self.feed.limits(fed.batch))),
             distinct_fraction=len(fed.token_ids) / named,
             similarity=mean_similarity(embeddings),
             mfu=self.device_flops and pace * self.flops_per_token / (self.num_ranks * self.device_flops),

@@ -81,7 +81,7 @@ def test_the_matrix_of_ranks_stages_and_grad_cache(make_recipe, qwen3, capsys):
     expected = found[1][(0, False, 4096)]
     with capsys.disabled():
         print(
-            f"\n{base}, {steps} steps: relative difference of all weights to one rank, ZeRO 0, no GradCache"
+            f"\n{STEPS} steps: relative difference of all weights to one rank, ZeRO 0, no GradCache"
         )
         print("ranks  GradCache  " + "  ".join(f"ZeRO {stage} " for stage in range(4)))
         for ranks, cached in itertools.product((1, 2, 4), (False, True)):
