@@ -70,6 +70,95 @@ def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
         click.echo(f"model: {uri}")
 
 
+@main.command()
+@click.argument("recipe")
+@click.option(
+    "--parent", default="v0001", show_default=True, metavar="VERSION", help="What the update adds to."
+)
+@click.option(
+    "--new-data", required=True, multiple=True, metavar="URI", help="Rows, or a YAML list of tasks."
+)
+@click.option("--new-evaluation", metavar="DIR", help="BEIR directories for the new data.")
+@click.option(
+    "--core", default=40.0, show_default=True, metavar="PERCENT", help="Of earlier rows, trained again."
+)
+@click.option("--weights", type=click.Choice(["equal", "mass"]), default="equal", show_default=True)
+@click.option(
+    "--flat", is_flag=True, help="Merge all models that contribute, not the parent with the update."
+)
+@click.option(
+    "--require", default="", metavar="CONDITIONS", help="Such as 'old_mean >= -0.5%, new_mean >= +1%'."
+)
+@storage_option
+def update(recipe: str, storage_uri: str | None, **given: Any) -> None:
+    """Bring new data into a published version: train a small model on it, and merge."""
+    from boom_ray.recipe import load
+
+    loaded = load(recipe, storage_uri)
+    from boom_ray import update as stage
+
+    tasks = [task for uri in given["new_data"] for task in stage.read_tasks(storage.absolute(uri))]
+    request = stage.Request(
+        parent=given["parent"],
+        tasks=tasks,
+        core_percent=given["core"],
+        weights=given["weights"],
+        flat=given["flat"],
+        new_evaluation=given["new_evaluation"] and storage.absolute(given["new_evaluation"]),
+        requirements=stage.parse_requirements(given["require"]),
+    )
+    stage.update(loaded, request)
+
+
+@main.command()
+@click.argument("words", nargs=-1, required=True, metavar="RUN | diff MODEL MODEL | rollback RUN VERSION")
+def models(words: tuple[str, ...]) -> None:
+    """List the versions of a run (STORAGE/NAME), compare two models, or make an older version current."""
+    from boom_ray import lineage
+    from boom_ray.progress import console
+
+    match words:
+        case ("diff", one, other):
+            for line in lineage.diff(storage.absolute(one), storage.absolute(other)):
+                click.echo(line)
+        case ("rollback", root, version):
+            lineage.roll_back(storage.absolute(root), version)
+            click.echo(f"current: {version}")
+        case (root,):
+            console.print(lineage.table(storage.absolute(root)))
+        case _:
+            raise BoomError("models: expected RUN, or diff MODEL MODEL, or rollback RUN VERSION")
+
+
+@main.command()
+@click.argument("model")
+def lineage(model: str) -> None:
+    """Draw what a model was made from, down to corpus and base."""
+    from boom_ray.lineage import tree
+    from boom_ray.progress import console
+
+    console.print(tree(storage.absolute(model)))
+
+
+@main.command()
+@click.argument("model")
+@click.option("--scratch", metavar="DIR", help="Where it is made again; by default a temporary directory.")
+def reproduce(model: str, scratch: str | None) -> None:
+    """Train and merge a version again from its record, and compare the digests."""
+    import tempfile
+
+    from boom_ray.reproduce import reproduce as make_again
+
+    with tempfile.TemporaryDirectory(prefix="boom-ray-reproduce-") as temporary:
+        original, copy = make_again(storage.absolute(model), storage.absolute(scratch or temporary))
+    if original.digest != copy.digest:
+        different = [name for name in original.files if copy.files.get(name) != original.files[name]]
+        raise BoomError(
+            f"{model}: digest {original.digest}, made again {copy.digest}; {', '.join(different)} differ"
+        )
+    click.echo(f"{model}: made again with the same digest, {copy.digest}")
+
+
 def _weights(context: click.Context, parameter: click.Parameter, value: str) -> str | list[float]:
     if value in ("equal", "size"):
         return value

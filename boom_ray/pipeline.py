@@ -18,7 +18,7 @@ from boom_ray.merge.methods import Options
 from boom_ray.merge.run import merge_into
 from boom_ray.model import card, directory
 from boom_ray.progress import console
-from boom_ray.recipe import Recipe, identity
+from boom_ray.recipe import Merge, Recipe, identity
 from boom_ray.train.bagging import model_uri, train_bags
 from boom_ray.train.schedule import best, longest_first, render
 
@@ -117,6 +117,9 @@ def _claim(recipe: Recipe) -> Parent:
     }
     place = storage.join(recipe.root, "run.json")
     if not storage.is_file(place):
+        storage.write_bytes(
+            storage.join(recipe.root, "recipe.json"), recipe.model_dump_json(indent=1).encode()
+        )
         storage.write_bytes(place, json.dumps(mine, indent=1).encode())
         return base
     theirs = json.loads(storage.read_bytes(place))
@@ -133,9 +136,9 @@ def _claim(recipe: Recipe) -> Parent:
     return base
 
 
-def _merge_and_publish(recipe: Recipe, models: list[str], stage: Stage) -> Record:
-    merge = recipe.merge
-    spec = MergeSpec(
+def merge_spec(merge: Merge) -> MergeSpec:
+    """How a recipe's section asks for a merge."""
+    return MergeSpec(
         method=merge.method,
         space=merge.space,
         weights=merge.weights,
@@ -145,9 +148,12 @@ def _merge_and_publish(recipe: Recipe, models: list[str], stage: Stage) -> Recor
         memory_bytes=merge.execution.memory_bytes,
         options=Options(merge.scale, merge.iterations, merge.density, merge.seed),
     )
+
+
+def _merge_and_publish(recipe: Recipe, models: list[str], stage: Stage) -> Record:
     base = recipe.base_model.path
     parents = [record.as_parent() for uri in models if (record := artifact.read_record(uri))]
-    config, _ = merge_into(stage, models, base, spec)
+    config, _ = merge_into(stage, models, base, merge_spec(recipe.merge))
     results = _evaluate(recipe, models, stage.uri) if recipe.evaluate.data else {}
     metrics: dict[str, Any] = {
         "evaluation": results,
@@ -157,8 +163,8 @@ def _merge_and_publish(recipe: Recipe, models: list[str], stage: Stage) -> Recor
         kind="model",
         name=recipe.name,
         version=VERSION,
-        fingerprint=artifact.fingerprint([[parent.digest for parent in parents], identity(merge)]),
-        config={**config, "rows": sum(_rows(uri) for uri in models)},
+        fingerprint=artifact.fingerprint([[parent.digest for parent in parents], identity(recipe.merge)]),
+        config={**config, "rows": sum(rows_behind(uri) for uri in models)},
         seed=recipe.train.seed,
         parents=parents,
         metrics=metrics if results else {},
@@ -168,7 +174,8 @@ def _merge_and_publish(recipe: Recipe, models: list[str], stage: Stage) -> Recor
     return stage.commit(record)
 
 
-def _rows(uri: str) -> int:
+def rows_behind(uri: str) -> int:
+    """Rows a model was trained on."""
     record = artifact.read_record(uri)
     assert record is not None
     return record.config["rows"]

@@ -80,9 +80,7 @@ def test_the_matrix_of_ranks_stages_and_grad_cache(make_recipe, qwen3, capsys):
     found = {ranks: train(recipe, ranks, variants) for ranks in (1, 2, 4)}
     expected = found[1][(0, False, 4096)]
     with capsys.disabled():
-        print(
-            f"\n{STEPS} steps: relative difference of all weights to one rank, ZeRO 0, no GradCache"
-        )
+        print(f"\n{STEPS} steps: relative difference of all weights to one rank, ZeRO 0, no GradCache")
         print("ranks  GradCache  " + "  ".join(f"ZeRO {stage} " for stage in range(4)))
         for ranks, cached in itertools.product((1, 2, 4), (False, True)):
             row = [difference(found[ranks][v], expected) for v in variants if v[1] == cached]

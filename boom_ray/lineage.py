@@ -1,0 +1,136 @@
+"""What versions there are, what they were made from, and which one is current."""
+
+import json
+import re
+from typing import Any
+
+from rich.table import Table
+from rich.tree import Tree
+
+from boom_ray import artifact, report, storage
+from boom_ray.artifact import Record
+from boom_ray.errors import BoomError
+
+CURRENT = "current.json"
+VERSION = re.compile(r"v\d{4}")
+
+
+def versions(root: str) -> dict[str, Record]:
+    """All published versions of a run, oldest first.
+
+    Raises:
+        BoomError: if there is none.
+    """
+    places = {
+        name: storage.join(root, "models", name) for name in storage.list_names(storage.join(root, "models"))
+    }
+    found = {name: artifact.read_record(uri) for name, uri in places.items() if VERSION.fullmatch(name)}
+    records = {name: record for name, record in found.items() if record is not None}
+    if not records:
+        raise BoomError(f"{root}: no versions there. Give <storage>/<name> of a run")
+    return records
+
+
+def current(root: str) -> str:
+    """The version that is to be served: the newest, unless an older one was chosen since."""
+    records = versions(root)
+    place = storage.join(root, CURRENT)
+    chosen = json.loads(storage.read_bytes(place)) if storage.is_file(place) else {}
+    newest = max(records)
+    return chosen["version"] if chosen.get("newest") == newest and chosen["version"] in records else newest
+
+
+def roll_back(root: str, version: str) -> None:
+    """Make an older version the current one, until a new one is published.
+
+    Raises:
+        BoomError: if there is no such version.
+    """
+    records = versions(root)
+    if version not in records:
+        raise BoomError(f"{root}: no version {version}; there are {', '.join(records)}")
+    content = {"version": version, "newest": max(records)}
+    storage.write_bytes(storage.join(root, CURRENT), json.dumps(content).encode())
+
+
+def table(root: str) -> Table:
+    """A line for each version: parents, rows, means, size, and which is current."""
+    records, chosen = versions(root), current(root)
+    lines = Table("version", "created", "made from", "rows", "mean ndcg@10", "size", box=None)
+    for name, record in records.items():
+        parents = ", ".join(parent.version for parent in record.parents)
+        size = sum(entry.size for entry in record.files.values())
+        rows = f"{record.config.get('rows', 0):,}"
+        shown = name + ("  (current)" if name == chosen else "")
+        lines.add_row(shown, record.created, parents, rows, _means(record),
+                      f"{size / 2**20:,.0f} MiB")  # fmt: skip
+    return lines
+
+
+def _means(record: Record) -> str:
+    metrics = record.metrics
+    results = {"": metrics["evaluation"]["merged"]} if "evaluation" in metrics else {}
+    results |= {f"{name} ": metrics[name]["child"] for name in ("old", "new") if name in metrics}
+    means = {name: report.means(scores)["all"][report.MAIN_METRIC] for name, scores in results.items()}
+    return ", ".join(f"{name}{mean:.3f}" for name, mean in means.items()) or "-"
+
+
+def diff(one: str, other: str) -> list[str]:
+    """What differs between two models: configuration, parents, metrics, tensors."""
+    records = [artifact.read_record(uri) for uri in (one, other)]
+    for uri, record in zip((one, other), records, strict=True):
+        if record is None:
+            raise BoomError(f"{uri}: not an artifact")
+    left, right = (_facts(record) for record in records if record is not None)
+    lines = [
+        f"{key}: {left.get(key, '-')} -> {right.get(key, '-')}"
+        for key in dict.fromkeys([*left, *right])
+        if left.get(key) != right.get(key)
+    ]
+    return lines or ["no difference"]
+
+
+def _facts(record: Record) -> dict[str, Any]:
+    means = {"means": _means(record), "digest": record.digest, "code": record.code_version}
+    facts = {f"config.{key}": value for key, value in record.config.items()} | means
+    facts["parents"] = ", ".join(f"{parent.version} {parent.digest[:8]}" for parent in record.parents)
+    tensors = {name: (entry.dtype, tuple(entry.shape)) for name, entry in record.tensors.items()}
+    return facts | {"tensors": f"{len(tensors)} of {artifact.fingerprint(sorted(tensors.items()))[:8]}"}
+
+
+def tree(uri: str) -> Tree:
+    """A model, what it was made from, and so on down to corpus and base.
+
+    Raises:
+        BoomError: if `uri` is no artifact.
+    """
+    record = artifact.read_record(uri)
+    if record is None:
+        raise BoomError(f"{uri}: not an artifact: it has no {artifact.RECORD}")
+    root = storage.parent_of(storage.parent_of(uri))
+    known = _artifacts_below(root)
+    return _branch(record, known, Tree(_title(record)))
+
+
+def _branch(record: Record, known: dict[str, Record], branch: Tree) -> Tree:
+    for parent in record.parents:
+        found = known.get(parent.digest)
+        if found is None:
+            branch.add(f"{parent.name} {parent.version} [dim]{parent.digest}[/dim]")
+        else:
+            _branch(found, known, branch.add(_title(found)))
+    return branch
+
+
+def _title(record: Record) -> str:
+    seed = "" if record.seed is None else f", seed {record.seed}"
+    rows = f", {record.config['rows']:,} rows" if isinstance(record.config.get("rows"), int) else ""
+    made = f"boom-ray {record.code_version}, {record.created}"
+    return f"{record.kind} {record.name} {record.version}{rows}{seed} [dim]{record.digest}, {made}[/dim]"
+
+
+def _artifacts_below(root: str) -> dict[str, Record]:
+    """Every artifact of a run, by digest."""
+    names = [name for name in storage.list_files(root) if name.endswith("/" + artifact.RECORD)]
+    places = [storage.join(root, name.removesuffix("/" + artifact.RECORD)) for name in names]
+    return {record.digest: record for uri in places if (record := artifact.read_record(uri))}

@@ -1,0 +1,142 @@
+"""Updates: new data enters by one small model, the parent stays, and everything can be told and made again."""
+
+import json
+import os
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from boom_ray import artifact, lineage, pipeline, storage, update
+from boom_ray import recipe as recipes
+from boom_ray.cli import main
+from boom_ray.errors import BoomError
+from boom_ray.recipe import Recipe
+from boom_ray.reproduce import reproduce
+from boom_ray.update import Request, parse_requirements, read_tasks
+from tests import texts
+from tests.conftest import recipe_values
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def new_rows(path: Any, package: str) -> str:
+    """A task of a package that the corpus has not."""
+    pairs = list(texts.functions(package))[:24]
+    return texts.write_jsonl(str(path), [{"query": text, "pos": [code]} for text, code in pairs])
+
+
+@pytest.fixture(scope="module")
+def run(qwen3, corpus_files, beir, tmp_path_factory) -> tuple[Recipe, str, str]:
+    """A published v0001 of one bag, new rows, and an evaluation of them."""
+    root = tmp_path_factory.mktemp("updated")
+    values = recipe_values(qwen3, corpus_files, beir, str(root / "runs")) | {"bags": {"ratios": [60]}}
+    (root / "recipe.yaml").write_text(yaml.safe_dump(values))
+    loaded = recipes.load(str(root / "recipe.yaml"))
+    pipeline.run(loaded)
+    evaluation = texts.write_beir(str(root / "new" / "http"), list(texts.functions("http"))[24:44])
+    return loaded, new_rows(root / "http.jsonl", "http"), evaluation
+
+
+@pytest.fixture(scope="module")
+def child(run) -> str:
+    """Its child v0002."""
+    recipe, rows, evaluation = run
+    return update.update(recipe, Request("v0001", read_tasks(rows), new_evaluation=evaluation))
+
+
+def test_requirements_are_read_or_refused():
+    assert parse_requirements("old_mean >= -0.5%, new_mean >= +1%") == (("old_mean", -0.5), ("new_mean", 1.0))
+    for text in ("old_mean > 1%", "mean >= 1%", "new_mean >= 1"):
+        with pytest.raises(BoomError, match="expected old_mean"):
+            parse_requirements(text)
+
+
+def test_new_data_is_a_file_of_rows_or_a_list_of_tasks(tmp_path):
+    (task,) = read_tasks(f"{tmp_path}/week 12.jsonl")
+    assert (task.name, task.type) == ("week-12", "retrieval")
+    (tmp_path / "new.yaml").write_text("- {name: a, path: a.jsonl, type: sts}\n")
+    (task,) = read_tasks(f"{tmp_path}/new.yaml")
+    assert (task.name, task.type, task.path) == ("a", "sts", f"{tmp_path}/a.jsonl")
+    (tmp_path / "bad.yaml").write_text("- {name: a, file: a.jsonl}\n")
+    with pytest.raises(BoomError, match="not a list of tasks"):
+        read_tasks(f"{tmp_path}/bad.yaml")
+
+
+def test_an_update_makes_a_child_that_names_its_parent_and_can_be_made_again(run, child, tmp_path):
+    recipe, rows, evaluation = run
+    child_uri = child
+    parent, child = (artifact.verify(f"{recipe.root}/models/{version}") for version in ("v0001", "v0002"))
+    assert child_uri.endswith("v0002") and child.parents[0].digest == parent.digest != child.digest
+    small = artifact.verify(f"{recipe.root}/updates/v0002/models/bag-1")
+    assert child.config["rows"] == parent.config["rows"] + small.config["rows"]
+    sizes = artifact.read_record(f"{recipe.root}/corpus").config["tasks"]
+    core = artifact.read_record(f"{recipe.root}/core/v0001-40").config
+    assert core == {name: round(0.4 * counts["rows"]) for name, counts in sizes.items()}
+    assert small.config["rows"] == sum(core.values()) + 24
+    assert set(child.metrics["change"]) == {"old_mean", "new_mean"}
+
+    request = Request("v0001", read_tasks(rows), new_evaluation=evaluation)
+    assert update.update(recipe, request) == child_uri, "the same request is the same child"
+    assert lineage.current(recipe.root) == "v0002"
+    original, again = reproduce(child_uri, str(tmp_path / "again"))
+    assert original.digest == again.digest
+
+
+def test_a_child_that_is_worse_than_required_is_not_published(run, tmp_path):
+    recipe, _, evaluation = run
+    rows = new_rows(tmp_path / "dom.jsonl", "xml/dom")
+    request = Request(
+        "v0001", read_tasks(rows), new_evaluation=evaluation, requirements=parse_requirements("new_mean >= 500%")
+    )
+    with pytest.raises(BoomError, match=r"worse than required and is not published:\n.*new_mean: .* required \+500 %"):
+        update.update(recipe, request)
+    assert not os.path.exists(f"{recipe.root}/models/v0003")
+    with pytest.raises(BoomError, match="no such version"):
+        update.update(recipe, Request("v0007", read_tasks(rows)))
+
+
+def test_versions_are_listed_compared_drawn_and_rolled_back(run, child):
+    recipe, _, _ = run
+
+    def boom_ray(*arguments: str) -> str:
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    from boom_ray.progress import console
+
+    with console.capture() as capture:
+        boom_ray("models", recipe.root)
+        boom_ray("lineage", child)
+    shown = capture.get()
+    assert "v0001" in shown and "v0002  (current)" in shown and "bag-1" in shown
+    corpus = artifact.read_record(f"{recipe.root}/corpus")
+    assert corpus.digest in shown and f"seed {recipe.train.seed}" in shown
+    different = boom_ray("models", "diff", f"{recipe.root}/models/v0001", child)
+    assert "config.rows: " in different and "parents: " in different
+    boom_ray("models", "rollback", recipe.root, "v0001")
+    assert lineage.current(recipe.root) == "v0001"
+    assert json.loads(storage.read_bytes(f"{recipe.root}/current.json"))["version"] == "v0001"
+    refused = CliRunner().invoke(main, ["models", "rollback", recipe.root, "v0009"])
+    assert refused.exit_code == 1 and "no version v0009; there are v0001, v0002" in refused.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [{"flat": True}, {"weights": "mass"}, {}])
+def test_updates_in_a_chain_flat_or_by_mass(run, tmp_path, how):
+    recipe, rows, _ = run
+    recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"data": None})})
+    first = update.update(recipe, Request("v0001", read_tasks(rows), core_percent=50, **how))
+    later = Request(storage.name_of(first), read_tasks(new_rows(tmp_path / "xml.jsonl", "xml/dom")), **how)
+    record = artifact.verify(update.update(recipe, later))
+    core = artifact.read_record(f"{recipe.root}/core/{later.parent}-40").config
+    assert set(core) == {"docstring-to-code", "docstring-to-package", "http"}
+    assert record.config["leaves"] == [
+        "models/bag-1",
+        *(f"updates/{version}/models/bag-1" for version in (later.parent, record.version)),
+    ]
+    assert len(record.parents) == (3 if how.get("flat") else 2)
+    if how.get("weights") == "mass":
+        assert record.config["weights"][0] > record.config["weights"][1]
