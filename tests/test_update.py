@@ -29,9 +29,9 @@ def new_rows(path: Any, package: str) -> str:
 
 @pytest.fixture(scope="module")
 def run(qwen3, corpus_files, beir, tmp_path_factory) -> tuple[Recipe, str, str]:
-    """A published v0001 of one bag, new rows, and an evaluation of them."""
+    """A published v0001, new rows, and an evaluation of them."""
     root = tmp_path_factory.mktemp("updated")
-    values = recipe_values(qwen3, corpus_files, beir, str(root / "runs")) | {"bags": {"ratios": [60]}}
+    values = recipe_values(qwen3, corpus_files, beir, str(root / "runs")) | {"bags": {"ratios": [40, 60]}}
     (root / "recipe.yaml").write_text(yaml.safe_dump(values))
     loaded = recipes.load(str(root / "recipe.yaml"))
     pipeline.run(loaded)
@@ -135,8 +135,9 @@ def test_updates_in_a_chain_flat_or_by_mass(run, tmp_path, how):
     assert set(core) == {"docstring-to-code", "docstring-to-package", "http"}
     assert record.config["leaves"] == [
         "models/bag-1",
+        "models/bag-2",
         *(f"updates/{version}/models/bag-1" for version in (later.parent, record.version)),
     ]
-    assert len(record.parents) == (3 if how.get("flat") else 2)
+    assert len(record.parents) == (4 if how.get("flat") else 2)
     if how.get("weights") == "mass":
         assert record.config["weights"][0] > record.config["weights"][1]
