@@ -95,7 +95,9 @@ def run(recipe: Recipe) -> str:
         BoomError: as the stages do.
     """
     if len(recipe.bags.ratios) < 2:
-        raise BoomError("a run merges two bags or more; the recipe has one. Add bags, or use `boom-ray train`")
+        raise BoomError(
+            "a run merges two bags or more; the recipe has one. Add bags, or use `boom-ray train`"
+        )
     models = train(recipe)
     target = model_uri(recipe, VERSION)
     existing = artifact.read_record(target)

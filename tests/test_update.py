@@ -88,9 +88,14 @@ def test_a_child_that_is_worse_than_required_is_not_published(run, tmp_path):
     recipe, _, evaluation = run
     rows = new_rows(tmp_path / "dom.jsonl", "xml/dom")
     request = Request(
-        "v0001", read_tasks(rows), new_evaluation=evaluation, requirements=parse_requirements("new_mean >= 500%")
+        "v0001",
+        read_tasks(rows),
+        new_evaluation=evaluation,
+        requirements=parse_requirements("new_mean >= 500%"),
     )
-    with pytest.raises(BoomError, match=r"worse than required and is not published:\n.*new_mean: .* required \+500 %"):
+    with pytest.raises(
+        BoomError, match=r"worse than required and is not published:\n.*new_mean: .* required \+500 %"
+    ):
         update.update(recipe, request)
     assert not os.path.exists(f"{recipe.root}/models/v0003")
     with pytest.raises(BoomError, match="no such version"):
