@@ -1,4 +1,4 @@
-"""Updates: new data enters by one small model, the parent stays, and everything can be told and made again."""
+"""Updates: new data enters by one small model, the parent stays, and all can be told and made again."""
 
 import json
 import os
