@@ -62,11 +62,13 @@ def initialize(model: nn.Module, train: Train, num_steps: int, num_ranks: int) -
     import deepspeed
 
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices, vectors = ([p for p in parameters if (p.ndim > 1) == several] for several in (True, False))
+    groups = [
+        {"params": matrices, "weight_decay": train.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": train.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ],
+        [group for group in groups if group["params"]],  # DeepSpeed drops an empty one, the schedule does not
         lr=train.learning_rate,
         fused=train.execution.use_gpu and train.execution.offload == "none",
     )

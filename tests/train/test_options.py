@@ -1,0 +1,61 @@
+"""A run with all a recipe can ask of training: adapters, a teacher, Matryoshka lengths, sharded weights."""
+
+import json
+import os
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from boom_ray import artifact, pipeline
+from tests import texts
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def scored_rows(path: Any) -> str:
+    """Rows with a teacher's scores; every third row has none."""
+    pairs = list(texts.functions("email"))[:24]
+    rows: list[dict[str, Any]] = []
+    for index, (text, code) in enumerate(pairs):
+        row: dict[str, Any] = {"query": text, "pos": [code], "neg": [pairs[index - k][1] for k in (1, 2)]}
+        if index % 3:
+            row |= {"pos_scores": [2.0], "neg_scores": [1.0, -1.0]}
+        rows.append(row)
+    return texts.write_jsonl(str(path), rows)
+
+
+def test_adapters_are_folded_into_weights_that_plain_transformers_loads(make_recipe, qwen3, tmp_path):
+    train = {
+        "batch_size": 8, "group_size": 3, "learning_rate": 1e-3, "precision": "fp32", "epochs": 2,
+        "query_max_length": 32, "passage_max_length": 32, "distillation": "m3_kd", "matryoshka": [8, 16],
+        "lora": {"rank": 3, "alpha": 6, "targets": ["q_proj", "down_proj"]},
+        "execution": {"num_workers": 2, "resources_per_worker": {"CPU": 0.5}, "zero_stage": 3,
+                      "gradient_checkpointing": True, "grad_cache": True, "save_every_steps": 2},
+    }  # fmt: skip
+    data = {"tasks": [{"name": "scored", "path": scored_rows(tmp_path / "scored.jsonl")}]}
+    recipe = make_recipe(qwen3, train=train, data=data, bags={"ratios": [100]}, evaluate={})
+    (uri,) = pipeline.train(recipe)
+
+    record = artifact.verify(uri)
+    with open(os.path.join(uri, "config.json"), encoding="utf-8") as file:
+        assert json.load(file)["matryoshka_dimensions"] == [8, 16]
+    with open(os.path.join(uri, "metrics.jsonl"), encoding="utf-8") as file:
+        steps = [json.loads(line) for line in file]
+    assert len(steps) == record.metrics["step"] == 6 and all(step["grad_norm"] > 0 for step in steps)
+    assert all(0 < step["truncated_fraction"] <= 1 for step in steps)
+    assert set(record.metrics["check"]) == {"before", "after"}
+
+    base = AutoModel.from_pretrained(qwen3).state_dict()
+    trained = load_file(os.path.join(uri, "model.safetensors"))
+    assert not any("lora" in name for name in trained)
+    for name, weight in trained.items():
+        change = weight - base[name.removeprefix("model.")]
+        if "q_proj" in name or "down_proj" in name:
+            values = torch.linalg.svdvals(change.double())
+            assert values[0] > 1e-5 and values[3:].max() < 1e-4 * values[0], "a change of the adapter's rank"
+        else:
+            assert not change.any(), name
+    assert AutoModel.from_pretrained(uri).state_dict().keys() == base.keys()
