@@ -186,7 +186,7 @@ class BagTraining:
     def _check_trained(self, state: dict[str, Any]) -> None:
         before, after = state["check"]["before"], self._check()
         state["check"]["after"] = after
-        if self.rank == 0 and before is not None and after is not None and after < before:
+        if self.rank == 0 and before is not None and after is not None and after < 0.99 * before:
             self.job.board.warn.remote(
                 self.job.name,
                 f"it finds right answers worse than its base: mean reciprocal rank {before:.3f} before, "
