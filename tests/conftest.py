@@ -154,6 +154,17 @@ def make_recipe(corpus_files: dict[str, str], beir: str, tmp_path: Any) -> Any:
     return make
 
 
+LONGEST = [
+    "test_jobs",
+    "test_pipeline",
+    "test_update",
+    "test_faults",
+    "test_embed",
+    "test_serve",
+    "test_options",
+]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The test with a Ray of its own comes first, before that of the session takes its share."""
-    items.sort(key=lambda item: item.path.name != "test_jobs.py")
+    """The files that take longest come first, so that two processes end together."""
+    items.sort(key=lambda item: (*LONGEST, item.path.stem).index(item.path.stem))

@@ -36,4 +36,4 @@ ruff check .
 ruff format --check .
 mypy
 # Files side by side: most tests wait for processes to start.
-python -m pytest -n 2 --dist loadfile "${selection[@]}" "$@"
+python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "${selection[@]}" "$@"
