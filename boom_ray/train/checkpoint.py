@@ -6,7 +6,7 @@ there; any other is never resumed from: DeepSpeed alone would take such a direct
 """
 
 import json
-import os
+import re
 import shutil
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +15,7 @@ from typing import Any
 from boom_ray import storage
 from boom_ray.errors import BoomError
 
+FIRST = re.compile(r"rank-0-of-(\d+)\.json")  # not the name it has while it is written
 KEPT = 2  # the older serves if the newer is damaged
 
 
@@ -95,11 +96,11 @@ def _said_by(rank: int, num_ranks: int) -> str:
 def _complete(uri: str) -> dict[str, Any] | None:
     """The state of a checkpoint all of whose files are there, else None."""
     present = storage.list_files(uri)
-    said = [name for name in present if os.path.basename(name).startswith("rank-0-of-")]
-    if not said:
+    said = next(filter(None, (FIRST.fullmatch(name) for name in present)), None)
+    if said is None:
         return None
     state: dict[str, Any] = {}
-    num_ranks = int(said[0].removesuffix(".json").rpartition("-")[2])
+    num_ranks = int(said[1])
     for rank in reversed(range(num_ranks)):
         place = _said_by(rank, num_ranks)
         if place not in present:

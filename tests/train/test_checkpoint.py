@@ -47,6 +47,13 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, harm):
     assert newest_step(root) == 2
 
 
+def test_what_a_rank_is_just_saying_is_not_read(tmp_path):
+    root = str(tmp_path)
+    save(root, 2, rank=0, num_ranks=1)
+    os.rename(f"{root}/step-00000002-a/rank-0-of-1.json", f"{root}/step-00000002-a/rank-0-of-1.json.7.tmp")
+    assert newest_step(root) is None
+
+
 def test_files_of_two_attempts_never_make_one_checkpoint(tmp_path):
     root = str(tmp_path)
     save(root, 2, rank=0, attempt="a")
