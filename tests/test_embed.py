@@ -285,6 +285,7 @@ def test_csv_and_text_files_are_read(published_qwen3, tmp_path):
     assert read(str(tmp_path / "of-txt"))["id"].to_pylist() == ["b.txt:1", "b.txt:3"]
 
 
+@pytest.mark.slow
 def test_shorter_and_smaller_vectors(corpus, published_qwen3, whole, tmp_path):
     full = vectors(read(whole))
     cut = full[:, :16] / np.linalg.norm(full[:, :16], axis=1, keepdims=True)
@@ -370,6 +371,7 @@ def test_a_killed_run_is_finished_by_the_next_and_nothing_done_twice(
     assert os.listdir(tmp_path) == ["out"]
 
 
+@pytest.mark.slow
 def test_a_killed_actor_costs_its_partition(corpus, published_qwen3, whole, tmp_path):
     target = str(tmp_path / "out")
     errors: list[BaseException] = []

@@ -64,6 +64,7 @@ def ids_in(target: str) -> list[int]:
     return sorted(pa.concat_tables(tables)["id"].to_pylist())
 
 
+@pytest.mark.slow
 def test_uploads_that_are_cut_or_refused_are_repeated(store, published_qwen3):
     bucket, proxy = store
     proxy.fail("reset", times=6)

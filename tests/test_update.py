@@ -84,6 +84,7 @@ def test_an_update_makes_a_child_that_names_its_parent_and_can_be_made_again(run
     assert original.digest == again.digest
 
 
+@pytest.mark.slow
 def test_a_child_that_is_worse_than_required_is_not_published(run, tmp_path):
     recipe, _, evaluation = run
     rows = new_rows(tmp_path / "dom.jsonl", "xml/dom")

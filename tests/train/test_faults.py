@@ -94,6 +94,7 @@ def relative_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Ten
     return (square / sum(tensor.double().square().sum() for tensor in other.values())).sqrt().item()
 
 
+@pytest.mark.slow
 def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint_and_no_weight(one_bag, capsys):
     clean, harmed = one_bag("clean"), one_bag("harmed")
     pipeline.train(clean)

@@ -27,6 +27,7 @@ def scored_rows(path: Any) -> str:
     return texts.write_jsonl(str(path), rows)
 
 
+@pytest.mark.slow
 def test_adapters_are_folded_into_weights_that_plain_transformers_loads(make_recipe, qwen3, tmp_path):
     train = {
         "batch_size": 8, "group_size": 3, "learning_rate": 1e-3, "precision": "fp32", "epochs": 2,
