@@ -77,7 +77,7 @@ def _score(subject: Subject, protocol: Protocol, task: str) -> dict[str, float]:
         RetrievalEvaluator,  # brings sentence-transformers: seconds, for workers only
     )
 
-    encoder = directory.load_encoder(storage.local_directory(subject.uri), subject.source)
+    encoder = directory.load_encoder(storage.local_directory(subject.uri), subject.source).for_inference()
     prompt = protocol.query_prompt
     prompt = encoder.spec.prompts.get("query", "") if prompt is None else prompt
     evaluator = RetrievalEvaluator(task, protocol.max_length, protocol.chunk_tokens, query_prompt=prompt)

@@ -18,6 +18,7 @@ import pytest
 import ray
 
 from boom_ray import artifact
+from boom_ray.embed import probe
 from boom_ray.embed.drift import drift
 from boom_ray.embed.options import Options
 from boom_ray.embed.pieces import cut
@@ -398,6 +399,21 @@ def test_a_killed_actor_costs_its_partition(corpus, published_qwen3, whole, tmp_
     table = read(target)
     assert table["id"].to_pylist() == read(whole)["id"].to_pylist()
     assert cosines(vectors(table), vectors(read(whole))).min() >= 0.99999
+
+
+def test_a_long_run_measures_first_and_remembers(corpus, published_minilm, tmp_path):
+    rows = [{"id": i, "text": f"number {i} of many"} for i in range(1100)]
+    source = write_jsonl(tmp_path / "in.jsonl", rows)
+    found = probe.measure(published_minilm, [row["text"] for row in rows], 2)
+    assert found.threads in (1, 2) and found.precision in ("float32", "bfloat16")
+    record = embed(published_minilm, source, str(tmp_path / "out"), Options(chunk_tokens=512))
+    table = read(str(tmp_path / "out"))
+    whole = directory.load_encoder(published_minilm).encode([row["text"] for row in rows])
+    assert record.config["precision"] in ("float32", "bfloat16")
+    assert table["id"].to_pylist() == list(range(1100)) and cosines(vectors(table), whole).min() >= 0.9999
+    short = embed(published_minilm, source, str(tmp_path / "bf16"), Options(limit=64, precision="bfloat16"))
+    assert short.config["precision"] == "bfloat16"
+    assert 0.998 < cosines(vectors(read(str(tmp_path / "bf16"))), whole[:64]).min() < 1
 
 
 def test_drift_tells_whether_an_index_can_stay(corpus, published_qwen3, published_minilm):

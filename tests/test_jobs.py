@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import psutil
+import pyarrow as pa
 import pyarrow.fs
+import pyarrow.parquet as pq
 import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -21,6 +24,7 @@ from tests.object_store import SECRET_KEY, s3_server
 ROOT = str(Path(__file__).parents[1])
 SWIFT = os.environ.get("BOOM_RAY_SWIFT_ENV")
 ENTRYPOINT = "python jobs/run.py jobs/recipes/tiny.yaml --storage s3://bucket/runs"
+ADDRESS = "http://127.0.0.1:28265"
 MODELS = "s3://bucket/runs/tiny/models"
 T = TypeVar("T")
 
@@ -57,7 +61,7 @@ def cluster(object_store, tmp_path_factory) -> Iterator[tuple[JobSubmissionClien
     command = [f"{bin_directory}/ray", "start", "--head", *options, temporary]
     head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        yield patiently(lambda: JobSubmissionClient("http://127.0.0.1:28265")), home
+        yield patiently(lambda: JobSubmissionClient(ADDRESS)), home
     finally:
         processes = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
         for process in processes:
@@ -78,13 +82,13 @@ def patiently(attempt: Callable[[], T]) -> T:
             time.sleep(1)
 
 
-def submit(client: JobSubmissionClient, home: str) -> str:
+def submit(client: JobSubmissionClient, home: str, entrypoint: str = ENTRYPOINT) -> str:
     runtime = {
         "working_dir": ROOT,
         "env_vars": {"BOOM_RAY_HOME": home},
         "excludes": [".venv", ".git", ".quickstart"],
     }
-    return patiently(lambda: client.submit_job(entrypoint=ENTRYPOINT, runtime_env=runtime))
+    return patiently(lambda: client.submit_job(entrypoint=entrypoint, runtime_env=runtime))
 
 
 def await_end(client: JobSubmissionClient, job: str) -> JobStatus:
@@ -133,3 +137,22 @@ def test_a_killed_job_is_finished_by_the_next_and_nothing_is_trained_twice(clust
         second
     )
     assert SECRET_KEY not in everything
+
+
+def test_a_job_embeds_a_store_and_the_dashboard_shows_it(cluster, published_qwen3):
+    client, home = cluster
+    storage.copy_tree(published_qwen3, "s3://bucket/model")
+    with storage.open_output("s3://bucket/texts/0.parquet") as file:
+        pq.write_table(pa.table({"id": list(range(300)), "text": [f"text {i}" for i in range(300)]}), file)
+    entrypoint = "python jobs/embed.py s3://bucket/model s3://bucket/texts s3://bucket/vectors"
+    job = submit(client, home, entrypoint)
+    assert await_end(client, job) == JobStatus.SUCCEEDED, client.get_job_logs(job)
+    logs = client.get_job_logs(job)
+    assert "300/300" in logs and "rows/s" in logs and "s3://bucket/vectors" in logs
+    assert artifact.verify("s3://bucket/vectors").config["rows"] == 300
+    number = client.get_job_info(job).job_id
+    with urllib.request.urlopen(f"{ADDRESS}/api/data/datasets/{number}") as answer:
+        datasets = json.load(answer)["datasets"]
+    operators = [one["operator"] for dataset in datasets for one in dataset["operators"]]
+    assert {dataset["state"] for dataset in datasets} == {"FINISHED"}
+    assert any("PartitionEncoder" in operator for operator in operators)

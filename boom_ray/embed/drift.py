@@ -85,7 +85,7 @@ def _sample(data: str, options: Options, rows: int) -> list[str]:
 
 @ray.remote(num_cpus=1)
 def _vectors(model: str, texts: list[str]) -> np.ndarray:
-    return directory.load_encoder(storage.local_directory(model)).encode(texts)
+    return directory.load_encoder(storage.local_directory(model)).for_inference().encode(texts)
 
 
 def nearest(queries: np.ndarray, index: np.ndarray) -> np.ndarray:

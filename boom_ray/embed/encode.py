@@ -19,6 +19,7 @@ import xxhash
 from ray.data import ActorPoolStrategy, Dataset
 
 from boom_ray import storage
+from boom_ray.embed.probe import Compute
 from boom_ray.embed.source import Source, partitions
 from boom_ray.embed.vectors import Reduction
 from boom_ray.errors import BoomError
@@ -78,25 +79,25 @@ class Pool:
         size: Encoders at most, each an actor.
         num_cpus: CPUs an actor reserves: at most one, and all leave one for reading and writing.
         num_gpus: GPUs an actor reserves.
-        threads: Threads it computes with: its share of all CPUs, for reading and writing take little.
+        compute: Its precision and threads; reading and writing take little beside them.
     """
 
     size: int
     num_cpus: float
     num_gpus: float
-    threads: int
+    compute: Compute
 
     @classmethod
-    def of(cls, num_workers: int | None, num_partitions: int) -> "Pool":
-        """`num_workers` encoders, by default one per GPU or one per two CPUs; no more than partitions."""
+    def of(cls, num_workers: int | None, num_partitions: int, compute: Compute) -> "Pool":
+        """`num_workers` encoders, by default one per GPU or per so many threads; no more than partitions."""
         cpus, gpus = (ray.cluster_resources().get(kind, 0) for kind in ("CPU", "GPU"))
-        wanted = num_workers or max(1, int(gpus) or int(cpus) // 2)
+        wanted = num_workers or int(gpus) or int(cpus) // (compute.threads or int(cpus) or 1)
         size = max(1, min(wanted, num_partitions))
         return cls(
             size=size,
             num_cpus=min(1, max(0, cpus - 1) / size),
             num_gpus=min(1, gpus / size),
-            threads=max(1, int(cpus) // size),
+            compute=replace(compute, threads=max(1, int(cpus) // size)),
         )
 
 
@@ -168,10 +169,10 @@ class PartitionEncoder:
 
         from boom_ray.model import directory
 
-        torch.set_num_threads(self.pool.threads)
-        device, dtype = ("cuda", torch.bfloat16) if self.pool.num_gpus else ("cpu", torch.float32)
-        local = storage.local_directory(self.plan.model)
-        return directory.load_encoder(local, device=device, dtype=dtype)
+        torch.set_num_threads(self.pool.compute.threads or 1)
+        local, dtype = storage.local_directory(self.plan.model), getattr(torch, self.pool.compute.precision)
+        device = "cuda" if self.pool.num_gpus else "cpu"
+        return directory.load_encoder(local, device=device, dtype=dtype).for_inference()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         from boom_ray.embed.pieces import Pieces, mean_of_pieces

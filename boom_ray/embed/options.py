@@ -5,6 +5,7 @@ from typing import Literal
 
 from boom_ray.errors import BoomError
 
+Precision = Literal["float32", "bfloat16"]
 VectorType = Literal["float32", "float16", "int8", "binary"]
 
 
@@ -27,7 +28,10 @@ class Options:
         overlap: Tokens two pieces share.
         chunk_output: One mean vector per text, or one vector per piece.
         since: Earlier outputs of the same model; only rows that none of them has are embedded.
-        num_workers: Encoders side by side at most; by default one per GPU, or one per two CPUs.
+        num_workers: Encoders side by side at most; by default one per GPU, or as many as a short probe of the
+            CPUs finds best.
+        precision: Of weights and activations; by default bfloat16 on GPUs, and on CPUs the faster of those
+            that give the same vectors.
         chunk_tokens: Padded tokens in one forward pass.
     """
 
@@ -46,6 +50,7 @@ class Options:
     chunk_output: Literal["mean", "each"] = "mean"
     since: tuple[str, ...] = ()
     num_workers: int | None = None
+    precision: Precision | None = None
     chunk_tokens: int = 8192
 
     def __post_init__(self) -> None:

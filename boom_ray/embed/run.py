@@ -24,8 +24,10 @@ from ray.exceptions import RayError, RayTaskError
 
 from boom_ray import artifact, storage
 from boom_ray.artifact import FileEntry, Record, Stage
+from boom_ray.embed import probe
 from boom_ray.embed.encode import PartitionEncoder, Plan, Pool, encoded
 from boom_ray.embed.options import Options
+from boom_ray.embed.probe import Compute
 from boom_ray.embed.source import open_source
 from boom_ray.embed.survey import Survey, read_known, survey
 from boom_ray.embed.vectors import Reduction
@@ -36,6 +38,7 @@ from boom_ray.session import result_of
 
 GONE, CALIBRATION = "gone.json", "calibration.json"
 CALIBRATION_ROWS = 512
+PROBED_ROWS = 1024  # below, a run is over before a probe is
 BLOCK_BYTES = 1 << 16  # a partition is a row and larger than that, so it is a block of its own
 
 
@@ -73,10 +76,11 @@ def embed(model: str, source: str, target: str, options: Options | None = None) 
     known = read_known(options.since, parent.digest, asked)
     with _explained(f"{source}: cannot be read"):
         seen = survey(opened, known)
-    identity = artifact.fingerprint([parent.digest, asked, seen.content, options.columns, options.since])
+    identity = artifact.fingerprint([parent.digest, asked, seen.content, options.columns, options.since,
+                                     options.precision])  # fmt: skip
     plan = Plan(opened, model, spec, asked["prompt"], seen.rows, ray.put(known.keys), target, reduction)
     with artifact.resumable(target, identity) as stage:
-        counts, spent = _encode(replace(plan, target=stage.uri), stage, seen)
+        made, spent = _encode(replace(plan, target=stage.uri), stage, seen)
         record = Record(
             kind="embeddings",
             name=storage.name_of(target),
@@ -86,8 +90,7 @@ def embed(model: str, source: str, target: str, options: Options | None = None) 
                 "model": parent.digest,
                 **asked,
                 **_scales(stage),
-                "rows": sum(seen.rows),
-                "tokens": counts["tokens"],
+                **made,
                 "seconds": round(time.monotonic() - started, 1),
                 "unchanged": seen.unchanged,
                 "gone": len(seen.gone),
@@ -123,8 +126,8 @@ def _asked(model: str, prompts: dict[str, str], options: Options) -> dict[str, A
     return {"prompt_name": name, "prompt": prompt, **(cutting if options.chunk else {"chunk": None})}
 
 
-def _encode(plan: Plan, stage: Stage, seen: Survey) -> tuple[dict[str, int], dict[str, float]]:
-    """Write what is missing; returns the counts of the whole output, and where this run's time went."""
+def _encode(plan: Plan, stage: Stage, seen: Survey) -> tuple[dict[str, Any], dict[str, float]]:
+    """Write what is missing; returns facts of the whole output, and where this run's time went."""
     stored = {name for name in storage.list_files(stage.uri) if name.startswith("part-")}
     total, written = sum(seen.rows), list[dict[str, Any]]()
     with _explained(f"{plan.source.uri}: cannot be embedded into {stage.target}"):
@@ -132,8 +135,9 @@ def _encode(plan: Plan, stage: Stage, seen: Survey) -> tuple[dict[str, int], dic
         texts = sum(entry["texts"] for entry in done.values())
         if texts:
             console.print(f"embed: {texts} of {total} rows are there already")
+        compute = _compute(plan, stage, total)
         if texts < total:
-            pool = Pool.of(plan.source.options.num_workers, -(-total // plan.partition_rows))
+            pool = Pool.of(plan.source.options.num_workers, -(-total // plan.partition_rows), compute)
             plan = replace(plan, reduction=_calibrated(plan, pool, stage))
             for entry in _reported(iter(encoded(plan, pool, stored).iter_rows()), texts, total):
                 done[entry["file"]] = entry
@@ -149,7 +153,8 @@ def _encode(plan: Plan, stage: Stage, seen: Survey) -> tuple[dict[str, int], dic
             f"{stage.target}: {texts} rows were written, {total} read before. Did the source change?"
             " Run the command again"
         )
-    return {"tokens": sum(entry["tokens"] for entry in done.values()), "rows": texts}, _spent(written)
+    tokens = sum(entry["tokens"] for entry in done.values())
+    return {"rows": texts, "tokens": tokens, "precision": compute.precision}, _spent(written)
 
 
 def _spent(entries: list[dict[str, Any]]) -> dict[str, float]:
@@ -205,16 +210,43 @@ def _calibrated(plan: Plan, pool: Pool, stage: Stage) -> Reduction:
 
 def measure_scales(plan: Plan, pool: Pool) -> dict[str, list[float]]:
     """The range of each number in the embeddings of the first texts."""
+    texts = first_texts(plan, CALIBRATION_ROWS)
+    vectors = PartitionEncoder(plan, pool).encoder.encode(texts, plan.prompt)
+    fitted = plan.reduction.calibrated(vectors)
+    assert fitted.low is not None and fitted.high is not None
+    return {"low": fitted.low.tolist(), "high": fitted.high.tolist()}
+
+
+def first_texts(plan: Plan, count: int) -> list[str]:
+    """Texts of the first rows that are embedded."""
     texts: list[str] = []
     for number in range(len(plan.rows)):
         for _, table in plan.wanted(number):
             texts += table["text"].to_pylist()
-        if len(texts) >= CALIBRATION_ROWS:
-            break
-    vectors = PartitionEncoder(plan, pool).encoder.encode(texts[:CALIBRATION_ROWS], plan.prompt)
-    fitted = plan.reduction.calibrated(vectors)
-    assert fitted.low is not None and fitted.high is not None
-    return {"low": fitted.low.tolist(), "high": fitted.high.tolist()}
+            if len(texts) >= count:
+                return texts[:count]
+    return texts
+
+
+def _compute(plan: Plan, stage: Stage, total: int) -> Compute:
+    """Precision and threads: as asked, as a killed run had them, or as a probe finds them for a long run."""
+    asked, resources = plan.source.options, ray.cluster_resources()
+    if resources.get("GPU"):
+        return Compute(asked.precision or "bfloat16")
+    if (asked.precision and asked.num_workers) or total < PROBED_ROWS:
+        return Compute(asked.precision or "float32")
+    compute = probe.stored(stage.uri)
+    if compute is None:
+        cpus = max(1, int(resources.get("CPU", 1)))
+        task = ray.remote(num_cpus=min(1, cpus))(_probed)
+        compute = result_of(task.remote(plan, cpus))
+        probe.store(stage.uri, compute)
+    return replace(compute, precision=asked.precision or compute.precision)
+
+
+def _probed(plan: Plan, cpus: int) -> Compute:
+    texts = [plan.prompt + text for text in first_texts(plan, probe.NUM_TEXTS)]
+    return probe.measure(plan.model, texts, cpus)
 
 
 def _scales(stage: Stage) -> dict[str, list[float]]:

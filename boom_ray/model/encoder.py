@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from boom_ray.model.packed import pack
 from boom_ray.model.spec import EncoderSpec
 from boom_ray.model.tokenizer import end_with_eos
 from boom_ray.recipe import Attention, Pooling
@@ -24,6 +25,7 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+ENOUGH_TOKENS = 512  # what keeps a processor busy
 
 
 def pool(states: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
@@ -90,6 +92,12 @@ class Encoder(nn.Module):
         encoder = cls(transformer, tokenizer, spec).to(device).eval()
         encoder.packed = encoder.causal and attention == "flash_attention_2"
         return encoder
+
+    def for_inference(self) -> "Encoder":
+        """The same encoder, faster where it computes on a CPU; it can no longer be trained or saved."""
+        if self.device.type == "cpu":
+            pack(self.transformer)
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -176,6 +184,8 @@ class Encoder(nn.Module):
 def chunk_by_tokens(lengths: np.ndarray, chunk_tokens: int) -> list[np.ndarray]:
     """Cut texts, longest first, into chunks of at most `chunk_tokens` padded tokens (at least one text each).
 
+    A chunk ends early where it holds enough tokens and the next text would be padded by more than an eighth.
+
     Args:
         lengths: [n] tokens of each text.
 
@@ -183,9 +193,13 @@ def chunk_by_tokens(lengths: np.ndarray, chunk_tokens: int) -> list[np.ndarray]:
         Index arrays that together hold each of 0..n-1 once.
     """
     order = np.argsort(-lengths, kind="stable")
+    ordered = np.maximum(lengths[order], 1)
     chunks, start = [], 0
     while start < len(order):
-        rows = max(1, chunk_tokens // max(1, int(lengths[order[start]])))
+        longest = int(ordered[start])
+        fitting = max(1, chunk_tokens // longest)
+        similar = int(np.count_nonzero(ordered[start : start + fitting] * 8 >= longest * 7))
+        rows = min(fitting, max(similar, -(-ENOUGH_TOKENS // longest)))
         chunks.append(order[start : start + rows])
         start += rows
     return chunks

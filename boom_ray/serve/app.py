@@ -82,7 +82,7 @@ class EmbeddingServer:
         torch.set_num_threads(served.threads)
         self.served, self.started = served, int(time.time())
         local = storage.local_directory(served.uri)
-        self.encoder = directory.load_encoder(local, device=served.device)
+        self.encoder = directory.load_encoder(local, device=served.device).for_inference()
         # The tokenizer keeps truncation as state, so it belongs to one thread.
         self.tokenizing, self.encoding = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
 

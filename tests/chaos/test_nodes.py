@@ -1,4 +1,4 @@
-"""Nodes that go: the bags they carried resume on others, and the other bags never notice."""
+"""Nodes that go: what they carried resumes on others, and what others carry never notices."""
 
 import itertools
 import json
@@ -7,16 +7,31 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from boom_ray import artifact
+from boom_ray.model import directory
+from tests import texts
 from tests.conftest import recipe_values
 
 
 def moments(root: str, bag: str) -> list[float]:
     with open(f"{root}/models/{bag}/metrics.jsonl", encoding="utf-8") as file:
         return [json.loads(line)["time"] for line in file]
+
+
+def run(*module: str) -> str:
+    """What a script with a cluster of its own prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", *module],
+        capture_output=True, text=True, timeout=550, env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
 
 
 @pytest.mark.slow
@@ -29,15 +44,32 @@ def test_two_bags_on_two_nodes_end_published_although_one_node_goes(minilm, corp
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(values))
     root = f"{tmp_path}/tiny"
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.chaos.two_nodes", str(path)],
-        capture_output=True, text=True, timeout=550, env={**os.environ, "RAY_AUTH_MODE": "disabled"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "REMOVED a node" in done.stdout and done.stdout.count("MODEL") == 2
+    output = run("tests.chaos.two_nodes", str(path))
+    assert "REMOVED a node" in output and output.count("MODEL") == 2
     for bag in ("bag-1", "bag-2"):
         artifact.verify(f"{root}/models/{bag}")
     one, other = moments(root, "bag-1"), moments(root, "bag-2")
     assert max(one[0], other[0]) < min(one[-1], other[-1]), "the bags overlapped in time"
     gaps = sorted(max(b - a for a, b in itertools.pairwise(times)) for times in (one, other))
     print(f"longest pause of the bag that stayed {gaps[0]:.1f} s, of the one that moved {gaps[1]:.1f} s")
+
+
+@pytest.mark.slow
+def test_a_node_that_goes_costs_an_embedding_run_no_row(published_qwen3, tmp_path):
+    pieces = [text for pair in texts.functions("email") for text in pair]
+    rows = [f"{index} {pieces[index % len(pieces)]}" for index in range(12_000)]
+    source = tmp_path / "in"
+    source.mkdir()
+    for part in range(4):
+        ids = list(range(part, len(rows), 4))
+        table = pa.table({"id": ids, "text": [rows[index] for index in ids]})
+        pq.write_table(table, source / f"{part}.parquet")
+    target = str(tmp_path / "out")
+    output = run("tests.chaos.embed_nodes", published_qwen3, str(source), target)
+    print(output.strip())
+    assert "REMOVED a node" in output and "ROWS 12000" in output
+    files = [name for name in artifact.verify(target).files if name.endswith(".parquet")]
+    table = pa.concat_tables(pq.read_table(os.path.join(target, name)) for name in files).sort_by("id")
+    assert table["id"].to_pylist() == list(range(len(rows)))
+    clean = directory.load_encoder(published_qwen3).encode(rows[:500])
+    assert (np.stack(table["embedding"].to_numpy()[:500]) * clean).sum(1).min() >= 0.99999

@@ -97,6 +97,24 @@ def test_padding_and_batch_composition_do_not_change_a_vector(published_qwen3, m
     assert np.abs(encoder.encode(mixed)[:10] - alone).max() < 1e-5
 
 
+@pytest.mark.parametrize("model", ["published_minilm", "published_qwen3"])
+def test_packed_weights_give_the_same_vectors(model, mixed, request):
+    path = request.getfixturevalue(model)
+    packed = directory.load_encoder(path).for_inference()
+    assert np.abs(packed.encode(mixed) - directory.load_encoder(path).encode(mixed)).max() < 1e-5
+    if torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        assert not any(type(module) is torch.nn.Linear for module in packed.modules())
+
+
+def test_chunks_pad_no_text_by_more_than_an_eighth_once_they_are_long_enough():
+    lengths = np.random.default_rng(0).integers(1, 512, 1000)
+    chunks = chunk_by_tokens(lengths, 10**6)
+    for chunk in chunks:
+        longest, shortest = lengths[chunk].max(), lengths[chunk].min()
+        assert shortest * 8 >= longest * 7 or (len(chunk) - 1) * longest < 512
+    assert sum(len(chunk) * lengths[chunk].max() for chunk in chunks) < 1.1 * lengths.sum()
+
+
 @pytest.mark.parametrize("budget", [1, 64, 10**6])
 def test_chunks_hold_every_text_once_within_the_budget(budget):
     lengths = np.random.default_rng(0).integers(1, 60, 100)
