@@ -350,16 +350,28 @@ def drift(model_a: str, model_b: str, data: str, **given: Any) -> None:
 
 
 @main.command()
-@click.argument("model")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL [MODEL ...]")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8000, show_default=True)
-def serve(model: str, host: str, port: int) -> None:
-    """Serve a model: POST /v1/embeddings as OpenAI's clients speak it, GET /health."""
-    from boom_ray import session
-    from boom_ray.serve.app import serve_model
+@click.option("--pass-tokens", type=click.IntRange(min=1), metavar="N", help="Tokens in one forward pass.")
+@click.option("--min-replicas", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--max-replicas", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--config-out", metavar="FILE.yaml", help="Only write what `serve deploy` takes.")
+def serve(models: tuple[str, ...], host: str, port: int, config_out: str | None, **given: Any) -> None:
+    """Serve models, or new versions of them where they are served already.
 
+    POST /v1/embeddings as OpenAI's clients speak it, POST /embed as text-embeddings-inference's, GET /docs.
+    """
+    from boom_ray import session
+    from boom_ray.serve import app, build
+
+    uris, settings = [storage.absolute(model) for model in models], build.Settings(**given)
+    if config_out:
+        build.write_config(uris, settings, config_out)
+        click.echo(f"config: {config_out}  (serve deploy {config_out})")
+        return
     session.connect()
-    serve_model(storage.absolute(model), host, port)
+    app.serve_models(uris, host, port, settings)
 
 
 @main.command()

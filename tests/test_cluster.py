@@ -1,5 +1,6 @@
 """The cluster files without a cluster: Ray's validator, the shape of the RayJob, the sources of the image."""
 
+import json
 import os
 import re
 import shlex
@@ -130,3 +131,20 @@ def test_no_secret_stands_in_a_file(path: str) -> None:
     text = (ROOT / path).read_text()
     assert re.findall(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\b[0-9a-f]{32,}\b|-----BEGIN", text) == []
     assert re.findall(r"(?i)(?:secret\w*|token|password)\"?[=:] *\"?[\w/+]{16,}", text) == []
+
+
+@pytest.mark.parametrize("name", ["training", "serving"])
+def test_dashboards_ask_for_metrics_that_exist(name):
+    board = json.loads((ROOT / f"cluster/grafana/{name}.json").read_text())
+    asked = {
+        metric
+        for panel in board["panels"]
+        for target in panel["targets"]
+        for metric in re.findall(r"ray_boom_ray_\w+", target["expr"])
+    }
+    code = "".join(path.read_text() for path in (ROOT / "boom_ray").rglob("*.py"))
+    stems = {re.sub(r"^ray_boom_ray_(train|serve)_|_(bucket|total)$", "", metric) for metric in asked}
+    assert (
+        stems and [stem for stem in stems if f'"{stem}"' not in code and f"PREFIX}}{stem}" not in code] == []
+    )
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])

@@ -1,85 +1,146 @@
-"""One request: its body checked and turned into token ids, its vectors into the body of the answer."""
+"""One request: its inputs checked and turned into token ids, its vectors into the body of the answer."""
 
 import base64
-from typing import Any
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from boom_ray.model.encoder import Encoder
-from boom_ray.serve.schema import Embedding, EmbeddingRequest, EmbeddingResponse, RequestError, Usage
+from boom_ray import storage
+from boom_ray.model import directory, tokenizer
+from boom_ray.model.spec import EncoderSpec
+from boom_ray.serve.limits import MAX_INPUTS
+from boom_ray.serve.schema import EmbeddingRequest, RequestError, Token, TokenizeRequest
 
-MAX_INPUTS = 2048
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
-def read_inputs(encoder: Encoder, request: EmbeddingRequest) -> list[list[int]]:
-    """The token ids of every input of a request.
+@dataclass(frozen=True)
+class Reader:
+    """What turns inputs into token ids of one model, in one thread: a tokenizer keeps truncation as state.
+
+    Attributes:
+        spec: The model's maximum length and prompts.
+        dimensions: Length of its embeddings.
+        vocabulary: Number of its token ids.
+    """
+
+    tokenizer: "PreTrainedTokenizerBase"
+    spec: EncoderSpec
+    dimensions: int
+    vocabulary: int
+
+    @classmethod
+    def load(cls, uri: str) -> "Reader":
+        """Of a model directory; its weights are not read."""
+        local = storage.local_directory(uri)
+        spec = directory.read_spec(local)
+        with open(f"{local}/config.json", encoding="utf-8") as file:
+            vocabulary = json.load(file)["vocab_size"]
+        return cls(tokenizer.load(local, spec), spec, directory.dimension_of(local), vocabulary)
+
+    def prompt_name(self, request: EmbeddingRequest) -> str | None:
+        """The prompt a request asks for.
+
+        Raises:
+            RequestError: if the model has none of that name.
+        """
+        name, prompts = request.prompt_name or request.input_type, self.spec.prompts
+        if request.prompt_name and request.input_type not in (None, request.prompt_name):
+            message = "give prompt_name or input_type, not two that differ"
+            raise RequestError(422, message, "input_type", "two_prompts")
+        if name is not None and name not in prompts:
+            message = f"no prompt {name!r}; the model has: {', '.join(sorted(prompts)) or 'none'}"
+            raise RequestError(422, message, "prompt_name", "unknown_prompt")
+        return name
+
+    def read(self, request: EmbeddingRequest) -> list[list[int]]:
+        """The token ids of every input of a request.
+
+        Raises:
+            RequestError: if an input is empty, too long or unknown, or a setting does not fit the model.
+        """
+        prompt = self.prompt_name(request)
+        if request.dimensions is not None and request.dimensions > self.dimensions:
+            message = f"dimensions is {request.dimensions}; the model has {self.dimensions}"
+            raise RequestError(422, message, "dimensions", "too_many_dimensions")
+        inputs: Any = request.input
+        if isinstance(inputs, str) or (inputs and isinstance(inputs[0], int)):
+            inputs = [inputs]
+        if not inputs or not all(inputs):
+            raise RequestError(422, "input is empty, or holds an empty text or list", "input", "empty_input")
+        if len(inputs) > MAX_INPUTS:
+            message = f"input holds {len(inputs)} texts; allowed: {MAX_INPUTS} in one request"
+            raise RequestError(422, message, "input", "too_many_inputs")
+        if isinstance(inputs[0], str):
+            check_unicode(inputs)
+            before = self.spec.prompts[prompt] if prompt else ""
+            return self._tokenize([before + text for text in inputs], request.truncate)
+        if prompt is not None:
+            raise RequestError(422, "a prompt goes before texts, not before token ids", "prompt_name")
+        return self._check_tokens(inputs, request.truncate)
+
+    def tokens(self, request: TokenizeRequest) -> list[list[Token]]:
+        """What `/tokenize` answers: the tokens of each text, with their places in it."""
+        texts = [request.inputs] if isinstance(request.inputs, str) else request.inputs
+        check_unicode(texts)
+        name = self.prompt_name(EmbeddingRequest(input="-", prompt_name=request.prompt_name))
+        before = self.spec.prompts[name] if name else ""
+        self.tokenizer.backend_tokenizer.no_truncation()
+        found = self.tokenizer.backend_tokenizer.encode_batch(
+            [before + text for text in texts], add_special_tokens=request.add_special_tokens
+        )
+        return [
+            [
+                Token(id=id, text=text, special=bool(special), start=start, stop=stop)
+                for id, text, special, (start, stop) in zip(
+                    one.ids, one.tokens, one.special_tokens_mask, one.offsets, strict=True
+                )
+            ]
+            for one in found
+        ]
+
+    def _tokenize(self, texts: list[str], truncate: bool) -> list[list[int]]:
+        cutting: dict[str, Any] = (
+            {"truncation": True, "max_length": self.spec.max_length} if truncate else {"verbose": False}
+        )
+        token_ids = self.tokenizer(texts, return_attention_mask=False, **cutting)["input_ids"]
+        self._check_lengths(token_ids)
+        return token_ids
+
+    def _check_tokens(self, token_ids: list[list[int]], truncate: bool) -> list[list[int]]:
+        limit = self.spec.max_length
+        if not all(0 <= token < self.vocabulary for ids in token_ids for token in ids):
+            message = f"input holds a token id that is not in the model's vocabulary of {self.vocabulary}"
+            raise RequestError(422, message, "input", "unknown_token")
+        if truncate:
+            return [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in token_ids]
+        self._check_lengths(token_ids)
+        return token_ids
+
+    def _check_lengths(self, token_ids: list[list[int]]) -> None:
+        longest = max(range(len(token_ids)), key=lambda index: len(token_ids[index]))
+        if len(token_ids[longest]) > self.spec.max_length:
+            message = (
+                f"input {longest} has {len(token_ids[longest])} tokens; the model takes "
+                f'{self.spec.max_length}. Shorten it, or send "truncate": true'
+            )
+            raise RequestError(422, message, "input", "context_length_exceeded")
+
+
+def check_unicode(texts: list[str]) -> None:
+    """Refuse what cannot be encoded.
 
     Raises:
-        RequestError: if an input is empty, too long or unknown to the model, or a setting does not fit it.
+        RequestError: if a text holds half of a surrogate pair.
     """
-    _check_settings(encoder, request)
-    inputs: Any = request.input
-    if isinstance(inputs, str) or (inputs and isinstance(inputs[0], int)):
-        inputs = [inputs]
-    if not inputs or not all(inputs):
-        raise RequestError(422, "input is empty, or holds an empty text or list", "input", "empty_input")
-    if len(inputs) > MAX_INPUTS:
-        message = f"input holds {len(inputs)} texts; allowed: {MAX_INPUTS} in one request"
-        raise RequestError(422, message, "input", "too_many_inputs")
-    if isinstance(inputs[0], str):
-        _check_unicode(inputs)
-        prompt = encoder.spec.prompts[request.prompt_name] if request.prompt_name else ""
-        return _tokenize(encoder, [prompt + text for text in inputs], request.truncate)
-    return _check_tokens(encoder, inputs, request)
-
-
-def _check_settings(encoder: Encoder, request: EmbeddingRequest) -> None:
-    dimension, prompts = encoder.transformer.config.hidden_size, encoder.spec.prompts
-    if request.dimensions is not None and request.dimensions > dimension:
-        message = f"dimensions is {request.dimensions}; the model has {dimension}"
-        raise RequestError(422, message, "dimensions", "too_many_dimensions")
-    if request.prompt_name is not None and request.prompt_name not in prompts:
-        message = f"no prompt {request.prompt_name!r}; the model has: {', '.join(sorted(prompts)) or 'none'}"
-        raise RequestError(422, message, "prompt_name", "unknown_prompt")
-
-
-def _check_unicode(texts: list[str]) -> None:
     try:
         "".join(texts).encode()
     except UnicodeEncodeError as error:
         message = "input holds half of a surrogate pair, which is no valid Unicode"
         raise RequestError(422, message, "input", "invalid_unicode") from error
-
-
-def _tokenize(encoder: Encoder, texts: list[str], truncate: bool) -> list[list[int]]:
-    if truncate:
-        return encoder.tokenize(texts)
-    token_ids = encoder.tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
-    _check_lengths(token_ids, encoder.spec.max_length)
-    return token_ids
-
-
-def _check_tokens(encoder: Encoder, token_ids: list[list[int]], request: EmbeddingRequest) -> list[list[int]]:
-    limit, vocabulary = encoder.spec.max_length, encoder.transformer.config.vocab_size
-    if request.prompt_name is not None:
-        raise RequestError(422, "a prompt goes before texts, not before token ids", "prompt_name")
-    if not all(0 <= token < vocabulary for ids in token_ids for token in ids):
-        message = f"input holds a token id that is not in the model's vocabulary of {vocabulary}"
-        raise RequestError(422, message, "input", "unknown_token")
-    if request.truncate:
-        return [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in token_ids]
-    _check_lengths(token_ids, limit)
-    return token_ids
-
-
-def _check_lengths(token_ids: list[list[int]], limit: int) -> None:
-    longest = max(range(len(token_ids)), key=lambda index: len(token_ids[index]))
-    if len(token_ids[longest]) > limit:
-        message = (
-            f"input {longest} has {len(token_ids[longest])} tokens; the model takes {limit}. "
-            'Shorten it, or send "truncate": true'
-        )
-        raise RequestError(422, message, "input", "context_length_exceeded")
 
 
 def shorten(vectors: np.ndarray, dimensions: int | None) -> np.ndarray:
@@ -92,14 +153,20 @@ def shorten(vectors: np.ndarray, dimensions: int | None) -> np.ndarray:
 
 def respond(
     vectors: np.ndarray, token_ids: list[list[int]], request: EmbeddingRequest, model: str
-) -> EmbeddingResponse:
-    """The body of a successful answer."""
-    encoded: list[Any] = vectors.tolist()
+) -> dict[str, Any]:
+    """The body of a successful answer, an `EmbeddingResponse`; numbers are left to the JSON encoder."""
+    encoded: list[Any] = list(vectors)
     if request.encoding_format == "base64":
         encoded = [base64.b64encode(vector.astype("<f4").tobytes()).decode() for vector in vectors]
     tokens = sum(map(len, token_ids))
-    return EmbeddingResponse(
-        data=[Embedding(index=index, embedding=vector) for index, vector in enumerate(encoded)],
-        model=model,
-        usage=Usage(prompt_tokens=tokens, total_tokens=tokens),
-    )
+    answer = {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": index, "embedding": vector}
+            for index, vector in enumerate(encoded)
+        ],
+        "model": model,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+    prompt = request.prompt_name or request.input_type
+    return answer | ({"prompt_name": prompt} if prompt else {})

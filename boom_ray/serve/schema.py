@@ -1,4 +1,5 @@
-"""The HTTP bodies of OpenAI's embeddings API, with two extensions: `prompt_name` and `truncate`."""
+"""The HTTP bodies of OpenAI's embeddings API, with three extensions: `prompt_name`, `input_type`, `truncate`;
+and those of text-embeddings-inference."""
 
 from typing import Literal
 
@@ -15,6 +16,7 @@ class EmbeddingRequest(BaseModel):
         dimensions: Leading dimensions to keep, normalized again (Matryoshka); all by default.
         user: Accepted and not used.
         prompt_name: The model's prompt that goes before every text.
+        input_type: The same for the prompts that every model of ours has.
         truncate: Cut longer inputs at the model's maximum length instead of refusing them.
     """
 
@@ -29,6 +31,7 @@ class EmbeddingRequest(BaseModel):
     dimensions: StrictInt | None = Field(None, ge=1)
     user: StrictStr | None = None
     prompt_name: StrictStr | None = None
+    input_type: Literal["query", "document"] | None = None
     truncate: StrictBool = False
 
 
@@ -48,12 +51,13 @@ class Usage(BaseModel):
 
 
 class EmbeddingResponse(BaseModel):
-    """The vectors, in the order of the inputs."""
+    """The vectors, in the order of the inputs; `prompt_name` is the prompt that went before them."""
 
     object: Literal["list"] = "list"
     data: list[Embedding]
     model: str
     usage: Usage
+    prompt_name: str | None = None
 
 
 class Model(BaseModel):
@@ -70,6 +74,63 @@ class ModelList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[Model]
+
+
+class EmbedRequest(BaseModel):
+    """text-embeddings-inference's `/embed`: what it does not know of OpenAI's is left out."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"inputs": ["a text"]}]})
+
+    inputs: StrictStr | list[StrictStr] | list[list[StrictInt]]
+    truncate: StrictBool = False
+    truncation_direction: Literal["Right", "right"] = "Right"
+    normalize: Literal[True] = True
+    prompt_name: StrictStr | None = None
+    dimensions: StrictInt | None = Field(None, ge=1)
+
+    def as_openai(self) -> EmbeddingRequest:
+        """The same request in OpenAI's words."""
+        return EmbeddingRequest(
+            input=self.inputs,
+            truncate=self.truncate,
+            prompt_name=self.prompt_name,
+            dimensions=self.dimensions,
+        )
+
+
+class TokenizeRequest(BaseModel):
+    """text-embeddings-inference's `/tokenize`."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"inputs": ["a text"]}]})
+
+    inputs: StrictStr | list[StrictStr]
+    add_special_tokens: StrictBool = True
+    prompt_name: StrictStr | None = None
+
+
+class Token(BaseModel):
+    """One token; `start` and `stop` are characters of the text."""
+
+    id: int
+    text: str
+    special: bool
+    start: int
+    stop: int
+
+
+class Info(BaseModel):
+    """text-embeddings-inference's `/info`, of the default model."""
+
+    model_id: str
+    model_sha: str
+    model_dtype: str
+    model_type: dict[str, dict[str, str]]
+    max_input_length: int
+    max_batch_tokens: int
+    max_client_batch_size: int
+    max_concurrent_requests: int
+    tokenization_workers: int
+    version: str
 
 
 class ErrorDetail(BaseModel):
@@ -95,10 +156,19 @@ class RequestError(Exception):
         message: What is wrong, what is allowed; never the text of the input.
         param: The key of the body that is at fault.
         code: A short name for programs.
+        retry_after: Seconds after which it may be sent again.
     """
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
         super().__init__(message)
+        self.retry_after = retry_after
         kind = "invalid_request_error" if status < 500 else "server_error"
         self.status = status
         self.body = ErrorResponse(error=ErrorDetail(message=message, type=kind, param=param, code=code))

@@ -94,9 +94,9 @@ def _functions(texts: Any, package: str) -> list[tuple[str, str]]:
         return []
 
 
-def ours(model: str, source: str, target: str) -> dict[str, float]:
+def ours(model: str, source: str, target: str, *options: str) -> dict[str, float]:
     """`boom-ray embed`, from the first text encoded to the last stored."""
-    command = [sys.executable, "-m", "boom_ray.cli", "embed", model, source, target]
+    command = [sys.executable, "-m", "boom_ray.cli", "embed", model, source, target, *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
     peak, ended = [0], threading.Event()
     sampler = threading.Thread(target=_watch, args=(process.pid, peak, ended))
@@ -180,7 +180,11 @@ def main(rows: int, repeats: int, memory: bool) -> None:
         write_rows("s3://bench/in", rows)
         if memory:
             write_rows("s3://bench/few", rows // 10)
-            peaks = [ours(model, f"s3://bench/{n}", f"s3://bench/out-{n}")["peak_mib"] for n in ("few", "in")]
+            alike = ("--num-workers", "1", "--precision", "float32")
+            peaks = [
+                ours(model, f"s3://bench/{n}", f"s3://bench/out-{n}", *alike)["peak_mib"]
+                for n in ("few", "in")
+            ]
             print(json.dumps({"rows": [rows // 10, rows], "peak_mib": peaks}))
             return
         rounds = []

@@ -21,7 +21,7 @@ from tests.object_store import s3_server
 SWIFT = os.environ.get("BOOM_RAY_SWIFT_ENV")
 
 GIB = 1 << 30
-ROWS, COLUMNS, NUM_TENSORS, NUM_MODELS = 1 << 15, 1 << 11, 64, 6  # bfloat16: 4 GiB for each of 6 models
+ROWS, COLUMNS, NUM_TENSORS, NUM_MODELS = 1 << 15, 1 << 11, 32, 6  # bfloat16: 4 GiB for each of 6 models
 MARK = 64  # elements at the front of every tensor that are not zero; the rest is a hole in the file
 
 

@@ -1,0 +1,97 @@
+"""The deployment that computes: one version of one model, checked before it takes a request."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ray import serve
+
+from boom_ray import artifact, storage
+from boom_ray.errors import BoomError
+from boom_ray.serve.limits import Limits
+
+DEPLOYMENT = "encoder"
+SELF_TEST = "A sentence that every version of a model must be able to embed."
+
+
+@dataclass(frozen=True)
+class Served:
+    """One version of a model as it is served.
+
+    Attributes:
+        uri: Its directory.
+        name: What clients call it.
+        version: Sent with every answer in the header `x-model-version`.
+        digest: Of its content.
+        max_length: Longest input in tokens.
+    """
+
+    uri: str
+    name: str
+    version: str
+    digest: str
+    max_length: int
+
+    @property
+    def application(self) -> str:
+        """Name of its Ray Serve application."""
+        return f"boom-ray-{self.name}-{self.version}-{self.digest[:8]}"
+
+
+# A model that cannot be loaded is not mended by trying again, so one failure ends the start.
+@serve.deployment(name=DEPLOYMENT, max_constructor_retry_count=1)
+class Encoder:
+    """One replica: the loaded model behind its queue."""
+
+    def __init__(self, served: Served, limits: Limits, threads: int, device: str) -> None:
+        import torch
+
+        from boom_ray.model import directory
+        from boom_ray.serve.batcher import TokenBatcher
+        from boom_ray.serve.metrics import EncoderMetrics
+
+        torch.set_num_threads(threads)
+        if artifact.read_record(served.uri) is not None:
+            artifact.verify(served.uri)
+        local = storage.local_directory(served.uri)
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        encoder = directory.load_encoder(local, device=device, dtype=dtype).for_inference()
+        norms = np.linalg.norm(encoder.encode([SELF_TEST]), axis=1)
+        if not np.allclose(norms, 1, atol=1e-2):
+            raise BoomError(f"{served.uri}: embeds a plain sentence as a vector of norm {norms[0]}, not 1")
+        self.batcher = TokenBatcher(
+            lambda token_ids: encoder.encode_tokens(token_ids, limits.pass_tokens),
+            ThreadPoolExecutor(1),
+            limits.pass_tokens,
+            EncoderMetrics(served.version),
+        )
+
+    async def encode(self, token_ids: list[list[int]]) -> np.ndarray:
+        """[n, d] float32 vectors of one request, computed together with those that wait beside it."""
+        return await self.batcher(token_ids)
+
+
+def encoder_application(
+    served: Served, limits: Limits, device: str, threads: int, replicas: tuple[int, int] = (1, 1)
+) -> Any:
+    """The Ray Serve application of one version.
+
+    Args:
+        replicas: Encoders at least and at most; between them Ray Serve follows the load.
+    """
+    least, most = replicas
+    scaling: dict[str, Any] = {"num_replicas": least}
+    if most > least:
+        target = max(1, limits.ongoing_requests // 4)
+        scaling = {
+            "autoscaling_config": {
+                "min_replicas": least, "max_replicas": most, "target_ongoing_requests": target,
+            }
+        }  # fmt: skip
+    deployment: Any = Encoder.options(  # type: ignore[attr-defined]
+        max_ongoing_requests=limits.ongoing_requests,
+        ray_actor_options={"num_cpus": 0.5 if device == "cpu" else 1, "num_gpus": int(device == "cuda")},
+        **scaling,
+    )
+    return deployment.bind(served, limits, threads, device)

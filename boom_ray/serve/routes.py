@@ -1,0 +1,154 @@
+"""The routes: OpenAI's embeddings API, text-embeddings-inference's, and what an operator asks."""
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from boom_ray import __version__
+from boom_ray.serve.guard import Guard
+from boom_ray.serve.limits import MAX_INPUTS
+from boom_ray.serve.request import respond, shorten
+from boom_ray.serve.schema import (
+    EmbeddingRequest,
+    EmbeddingResponse,
+    EmbedRequest,
+    ErrorResponse,
+    Info,
+    Model,
+    ModelList,
+    RequestError,
+    Token,
+    TokenizeRequest,
+)
+
+if TYPE_CHECKING:
+    from boom_ray.serve.ingress import Ingress
+
+INPUT_KINDS = "a text, a list of texts, a list of token ids, or a list of lists of token ids"
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse} for status in (400, 401, 404, 413, 422, 429, 500, 503)
+}
+
+
+def build_app(ingress: "Ingress") -> FastAPI:
+    """The routes of one replica: every answer names the model's version, errors have OpenAI's shape."""
+    app = FastAPI(title="boom-ray", version=__version__, description="Text embeddings", redoc_url=None)
+    _add_openai(app, ingress)
+    _add_tei(app, ingress)
+    _add_health(app, ingress)
+    _answer_errors(app)
+    app.add_middleware(
+        Guard,
+        key_digests=ingress.key_digests,
+        body_bytes=ingress.limits.body_bytes,
+        refuse=_answer,
+        version=lambda: ingress.model(None).served.version if ingress.models else "none",
+        answered=ingress.metrics.answered,
+    )
+    return app
+
+
+def _json(content: Any) -> Response:
+    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
+
+
+def _add_openai(app: FastAPI, ingress: "Ingress") -> None:
+    @app.post(
+        "/v1/embeddings", responses={**ERRORS, 200: {"model": EmbeddingResponse}}, response_class=Response
+    )
+    async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
+        model, token_ids, vectors = await ingress.embed(body)
+        request.scope["model_version"] = model.served.version
+        request.scope["num_tokens"] = sum(map(len, token_ids))
+        return _json(respond(shorten(vectors, body.dimensions), token_ids, body, model.served.name))
+
+    @app.get("/v1/models", responses=ERRORS)
+    async def models() -> ModelList:
+        return ModelList(data=[Model(id=name, created=model.since) for name, model in ingress.models.items()])
+
+
+def _add_tei(app: FastAPI, ingress: "Ingress") -> None:
+    @app.post("/embed", responses={**ERRORS, 200: {"model": list[list[float]]}}, response_class=Response)
+    async def embed(body: EmbedRequest, request: Request) -> Response:
+        model, token_ids, vectors = await ingress.embed(body.as_openai())
+        request.scope["model_version"] = model.served.version
+        request.scope["num_tokens"] = sum(map(len, token_ids))
+        return _json(list(shorten(vectors, body.dimensions)))
+
+    @app.post("/tokenize", responses=ERRORS)
+    async def tokenize(body: TokenizeRequest) -> list[list[Token]]:
+        model, loop = ingress.model(None), asyncio.get_running_loop()
+        return await loop.run_in_executor(ingress.tokenizing, partial(model.reader.tokens, body))
+
+    @app.get("/info", responses=ERRORS)
+    async def info() -> Info:
+        served, limits = ingress.model(None).served, ingress.limits
+        return Info(
+            model_id=served.name,
+            model_sha=served.digest,
+            model_dtype="float32",
+            model_type={"embedding": {"pooling": ingress.model(None).reader.spec.pooling}},
+            max_input_length=served.max_length,
+            max_batch_tokens=limits.pass_tokens,
+            max_client_batch_size=MAX_INPUTS,
+            max_concurrent_requests=limits.ongoing_requests,
+            tokenization_workers=1,
+            version=__version__,
+        )
+
+
+def _add_health(app: FastAPI, ingress: "Ingress") -> None:
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Whether this process answers."""
+        served = ingress.model(None).served
+        return {"status": "ok", "model": served.name, "version": served.version}
+
+    @app.get("/ready", responses=ERRORS)
+    async def ready() -> dict[str, str]:
+        """Whether the encoders answer too."""
+        await ingress.embed(EmbeddingRequest(input="ready?"))
+        return {"status": "ready"}
+
+
+# ── Errors ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _answer(error: RequestError) -> JSONResponse:
+    headers = {"Retry-After": str(error.retry_after)} if error.retry_after else None
+    return JSONResponse(error.body.model_dump(), error.status, headers)
+
+
+def _answer_errors(app: FastAPI) -> None:
+    @app.exception_handler(RequestError)
+    async def refused(_: Request, error: RequestError) -> JSONResponse:
+        return _answer(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
+        return _answer(explain(error))
+
+    @app.exception_handler(HTTPException)
+    async def unroutable(_: Request, error: HTTPException) -> JSONResponse:
+        code = "body_too_large" if error.status_code == 413 else None
+        return _answer(RequestError(error.status_code, str(error.detail), code=code))
+
+
+def explain(error: RequestValidationError) -> RequestError:
+    """The first thing that is wrong with a body, in one sentence that does not repeat the input."""
+    first = error.errors()[0]
+    key = str(first["loc"][1]) if len(first["loc"]) > 1 else None
+    if first["type"] == "json_invalid":
+        return RequestError(400, "the body is not valid JSON", code="invalid_json")
+    if key in ("input", "inputs"):
+        return RequestError(422, f"{key} must be {INPUT_KINDS}", key, first["type"])
+    if first["type"] == "extra_forbidden":
+        allowed = ", ".join(EmbeddingRequest.model_fields)
+        return RequestError(422, f"unknown key {key!r}; allowed: {allowed}", key, first["type"])
+    return RequestError(422, f"{key or 'the body'}: {first['msg']}", key, first["type"])

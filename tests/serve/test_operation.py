@@ -1,0 +1,272 @@
+"""The endpoint in operation: other clients, limits, keys, lost encoders, new versions, and what is seen."""
+
+import asyncio
+import http.client
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import aiohttp
+import numpy as np
+import psutil
+import pytest
+import ray
+import yaml
+from ray import serve
+from ray.serve.schema import ServeDeploySchema
+
+from boom_ray.errors import BoomError
+from boom_ray.model import directory
+from boom_ray.serve import build
+from boom_ray.serve.app import serve_models
+from boom_ray.serve.build import Settings
+from tests.conftest import publish
+from tests.serve.test_serve import call, cosines, free_port
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+KEYS = ["one of the keys", "another key"]
+
+
+@pytest.fixture(scope="module")
+def versions(qwen3, tmp_path_factory) -> dict[str, str]:
+    """Two versions of a model with the same name."""
+    root = tmp_path_factory.mktemp("versions")
+    return {name: publish(qwen3, str(root / name), version=name) for name in ("v0001", "v0002")}
+
+
+@pytest.fixture(scope="module")
+def url(versions, tmp_path_factory) -> Iterator[str]:
+    """An endpoint with two encoders and two keys."""
+    keys, port = tmp_path_factory.mktemp("keys") / "keys.txt", free_port()
+    keys.write_text("\n".join(KEYS) + "\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BOOM_RAY_API_KEYS_FILE", str(keys))
+        settings = Settings(pass_tokens=512, min_replicas=2, max_replicas=2)
+        serve_models([versions["v0001"]], port=port, settings=settings, blocking=False)
+        yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+
+
+def post(url: str, body: dict, key: str = KEYS[1]):
+    return call(url, json.dumps(body).encode(), key)
+
+
+def load(url: str, until: threading.Event, clients: int = 4) -> Counter:
+    """How many requests had which status and version, from clients that never pause."""
+    seen: Counter = Counter()
+
+    def client(number: int) -> None:
+        while not until.is_set():
+            status, headers, body = post(f"{url}/v1/embeddings", {"input": [f"client {number}", "text"]})
+            seen[status, headers["x-model-version"]] += 1
+            assert status != 200 or len(body["data"]) == 2
+
+    with ThreadPoolExecutor(clients) as threads:
+        for done in [threads.submit(client, number) for number in range(clients)]:
+            done.result()
+    return seen
+
+
+def under_load(url: str, act) -> Counter:
+    """The same while something happens, and for a second before and after."""
+    until = threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+        seen = threads.submit(load, url, until)
+        time.sleep(1)
+        try:
+            act()
+        finally:
+            time.sleep(1)
+            until.set()
+        return seen.result()
+
+
+def test_the_words_of_text_embeddings_inference(url, versions):
+    encoder = directory.load_encoder(versions["v0001"])
+    status, headers, vectors = post(f"{url}/embed", {"inputs": ["a text", "another"]})
+    assert status == 200 and headers["x-model-version"] == "v0001"
+    assert cosines(np.array(vectors), encoder.encode(["a text", "another"])).min() >= 0.99999
+    status, _, tokens = post(f"{url}/tokenize", {"inputs": "a text"})
+    assert [token["id"] for token in tokens[0]] == encoder.tokenize(["a text"])[0]
+    assert "a text"[tokens[0][0]["start"] : tokens[0][0]["stop"]] == "a"
+    status, _, info = call(f"{url}/info", key=KEYS[0])
+    assert (status, info["model_id"], info["max_input_length"]) == (200, "test", 128)
+    assert post(f"{url}/embed", {"inputs": ""})[0] == 422
+
+
+def test_curl_speaks_to_it(url):
+    command = ["curl", "-s", f"{url}/v1/embeddings", "-H", "Content-Type: application/json",
+               "-H", f"Authorization: Bearer {KEYS[0]}", "-d", '{"input": "a text"}']  # fmt: skip
+    answer = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert len(answer["data"][0]["embedding"]) == 32
+
+
+def test_the_type_of_an_input_chooses_its_prompt_and_is_echoed(url, versions):
+    encoder = directory.load_encoder(versions["v0001"])
+    _, _, body = post(f"{url}/v1/embeddings", {"input": "sort", "input_type": "query"})
+    assert body["prompt_name"] == "query"
+    expected = encoder.encode([encoder.spec.prompts["query"] + "sort"])
+    assert cosines(np.array([body["data"][0]["embedding"]]), expected).min() >= 0.99999
+    status, _, body = post(
+        f"{url}/v1/embeddings", {"input": "a", "input_type": "query", "prompt_name": "document"}
+    )
+    assert (status, body["error"]["code"]) == (422, "two_prompts")
+
+
+def test_every_route_but_health_needs_one_of_the_keys(url):
+    assert call(f"{url}/health", key=None)[0] == call(f"{url}/ready", key=None)[0] == 200
+    for path, body in (("/v1/models", None), ("/embed", b"{}"), ("/info", None), ("/tokenize", b"{}")):
+        assert call(url + path, body, "wrong")[0] == 401
+    assert [call(f"{url}/v1/models", key=key)[0] for key in KEYS] == [200, 200]
+
+
+def test_answers_carry_the_identity_of_the_request(url):
+    request = urllib.request.Request(f"{url}/health", headers={"x-request-id": "mine"})
+    with urllib.request.urlopen(request) as answer:
+        assert answer.headers["x-request-id"] == "mine"
+    ids = {call(f"{url}/v1/models", key=None)[1]["x-request-id"] for _ in range(3)}
+    assert len(ids) == 3
+
+
+def test_a_body_that_is_too_long_is_refused_while_it_arrives(url):
+    limit = build.Limits(512, 128, 2).body_bytes
+    host = url.removeprefix("http://")
+    declared = http.client.HTTPConnection(host)
+    declared.request("POST", "/v1/embeddings", headers={
+        "Content-Length": str(limit + 1), "Authorization": f"Bearer {KEYS[0]}"
+    })  # fmt: skip
+    answer = declared.getresponse()
+    assert (answer.status, json.load(answer)["error"]["code"]) == (413, "body_too_large")
+
+    sent = 0
+
+    def pieces():
+        nonlocal sent
+        while sent < 50 * limit:
+            sent += 1 << 16
+            yield b" " * (1 << 16)
+
+    chunked = http.client.HTTPConnection(host)
+    try:
+        chunked.request("POST", "/v1/embeddings", pieces(), {"Authorization": f"Bearer {KEYS[0]}"})
+        answer = chunked.getresponse()
+        assert (answer.status, json.load(answer)["error"]["code"]) == (413, "body_too_large")
+    except (BrokenPipeError, ConnectionResetError):
+        assert sent < 50 * limit
+
+
+def test_more_than_it_can_do_is_refused_at_once_and_the_rest_is_answered(url):
+    body = {"input": ["many words " * 40] * 20, "truncate": True}
+
+    async def ask(session: aiohttp.ClientSession) -> tuple[int, str | None]:
+        headers = {"Authorization": f"Bearer {KEYS[0]}"}
+        async with session.post(f"{url}/v1/embeddings", json=body, headers=headers) as answer:
+            await answer.read()
+            return answer.status, answer.headers.get("Retry-After")
+
+    async def crowd() -> list[tuple[int, str | None]]:
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            return await asyncio.gather(*(ask(session) for _ in range(40)))
+
+    answers = asyncio.run(crowd())
+    assert {status for status, _ in answers} == {200, 429}
+    assert all(int(after) >= 1 for status, after in answers if status == 429)
+    assert post(f"{url}/v1/embeddings", {"input": "afterwards"})[0] == 200
+
+
+def test_a_client_that_goes_away_frees_its_place(url):
+    host = url.removeprefix("http://")
+    body = json.dumps({"input": ["many words " * 40] * 200, "truncate": True})
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEYS[0]}"}
+    for _ in range(5):
+        gone = http.client.HTTPConnection(host)
+        gone.request("POST", "/v1/embeddings", body, headers)
+        time.sleep(0.05)
+        gone.close()
+    deadline = time.monotonic() + 30
+    while post(f"{url}/v1/embeddings", {"input": ["many words " * 40] * 3, "truncate": True})[0] != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_metrics_are_named_alike_and_hold_no_text(url):
+    assert post(f"{url}/v1/embeddings", {"input": "unmistakable"})[0] == 200
+    addresses = [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes()]
+    deadline = time.monotonic() + 30
+    wanted = {"requests_total", "request_seconds_bucket", "pass_fill_bucket", "queue_seconds_bucket"}
+    while True:
+        text = "".join(urllib.request.urlopen(one).read().decode() for one in addresses)
+        if all(f"boom_ray_serve_{name}" in text for name in wanted) or time.monotonic() > deadline:
+            break
+        time.sleep(1)
+    assert [name for name in wanted if f"boom_ray_serve_{name}" not in text] == []
+    assert "unmistakable" not in text and KEYS[0] not in text
+
+
+def test_a_killed_encoder_fails_no_request(url):
+    def kill() -> None:
+        found = [p for p in psutil.Process().children(recursive=True) if "Encoder" in " ".join(p.cmdline())]
+        assert len(found) == 2
+        os.kill(found[0].pid, signal.SIGKILL)
+        time.sleep(3)
+
+    seen = under_load(url, kill)
+    assert set(seen) == {(200, "v0001")}
+
+
+def test_a_corrupt_version_never_takes_over(url, versions, tmp_path):
+    bad = str(tmp_path / "bad")
+    shutil.copytree(versions["v0002"], bad)
+    weights = next(name for name in os.listdir(bad) if name.endswith(".safetensors"))
+    with open(os.path.join(bad, weights), "r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b"\0\1\2\3")
+    reasons = []
+
+    def deploy() -> None:
+        with pytest.raises(BoomError) as refusal:
+            serve_models([bad], settings=Settings(512, 2, 2), blocking=False)
+        reasons.append(str(refusal.value))
+
+    seen = under_load(url, deploy)
+    assert weights in reasons[0]
+    assert set(seen) == {(200, "v0001")}
+    assert len(serve.status().applications) == 2
+
+
+def test_a_new_version_takes_over_under_load(url, versions):
+    seen = under_load(url, lambda: serve_models(
+        [versions["v0002"]], settings=Settings(512, 2, 2), blocking=False
+    ))  # fmt: skip
+    assert set(seen) == {(200, "v0001"), (200, "v0002")}
+    assert call(f"{url}/health", key=None)[2]["version"] == "v0002"
+    assert len(serve.status().applications) == 2
+
+
+def test_two_models_by_their_names(url, versions, published_minilm, tmp_path):
+    other = str(tmp_path / "other")
+    shutil.copytree(published_minilm, other, ignore=shutil.ignore_patterns("artifact.json"))
+    serve_models([versions["v0002"], other], settings=Settings(512, 1, 1), blocking=False)
+    sizes = {
+        name: len(post(f"{url}/v1/embeddings", {"input": "a", "model": name})[2]["data"][0]["embedding"])
+        for name in ("test", "other")
+    }
+    assert sizes == {"test": 32, "other": 384}
+    assert [one["id"] for one in call(f"{url}/v1/models", key=KEYS[0])[2]["data"]] == ["test", "other"]
+
+
+def test_the_configuration_is_what_serve_deploy_takes(versions, tmp_path):
+    path = str(tmp_path / "serve.yaml")
+    build.write_config([versions["v0001"]], Settings(), path)
+    with open(path, encoding="utf-8") as file:
+        schema = ServeDeploySchema.model_validate(yaml.safe_load(file))
+    assert [one.name for one in schema.applications][-1] == "boom-ray"
