@@ -328,8 +328,8 @@ def _through_mteb(models: dict[str, str], found: list[Any], given: dict[str, Any
         if error.name != "mteb":
             raise
         raise BoomError("mteb is not installed. Run: pip install 'boom-ray[mteb]'") from None
-    if given["name"] and len(models) > 1:
-        raise BoomError("--name names one model; give the models one by one")
+    if given["name"] and (len(models) > 1 or given["name"].count("/") != 1):
+        raise BoomError("--name ORG/NAME names one model, with its organization; give the models one by one")
     results = storage.absolute(given["results"])
     chosen = {task.name: tasks.local(task) for task in found}
     chosen |= {f"{task.metadata.type}/{task.metadata.name}": task for task in tasks.named(given["names"])}

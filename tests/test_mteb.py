@@ -182,6 +182,8 @@ def test_names_are_those_of_benchmarks_and_tasks():
     assert len(tasks.named(("MTEB(eng, v2)", "STSBenchmark", "STS12"))) == 41, "each task once"
     with pytest.raises(BoomError, match=r"no benchmark and no task .*Did you mean: 'STSBenchmark'"):
         tasks.named(("STSBenchmrk",))
+    with pytest.raises(BoomError, match=r"STS17 is asked for twice, with 1 and with 11"):
+        tasks.named(("MTEB(eng, v2)", "STS17"))
 
 
 def test_one_table_for_all_and_an_error_for_what_the_hub_keeps(data, measured, published_minilm, tmp_path):
@@ -190,7 +192,7 @@ def test_one_table_for_all_and_an_error_for_what_the_hub_keeps(data, measured, p
     arguments += ["--results", results, "--json", str(tmp_path / "all.json")]
     outcome = CliRunner().invoke(main, arguments)
     assert (
-        outcome.exit_code == 1 and "minilm, STS/STSBenchmark: its data, mteb/stsbenchmark" in outcome.output
+        outcome.exit_code == 1 and "minilm on STS/STSBenchmark: its data, mteb/stsbenchmark" in outcome.output
     )
     assert "HF_TOKEN" in outcome.output
     with open(tmp_path / "all.json") as file:

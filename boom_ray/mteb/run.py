@@ -91,7 +91,7 @@ def measure(
         label -> task -> main score, for tasks that all models were measured on; and why the others were not.
     """
     scores: dict[str, dict[str, float]] = {model.label: {} for model in models}
-    problems = []
+    problems: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory() as scratch, Progress() as progress:
         kept, pending = Results(results, scratch), {}
         for model in models:
@@ -109,13 +109,15 @@ def measure(
             try:
                 result, meta = result_of(reference)
             except BoomError as error:
-                problems.append(f"{label}, {name}: {error}")
+                problems.setdefault(str(error), []).append(f"{label} on {name}")
             else:
                 kept.keep(result, meta, {"batch_size": protocol.batch_size})
                 scores[label][name] = _score(result, tasks[name])
             progress.update("mteb", len(pending) - len(waiting), len(pending), f"{label}, {name}")
     complete = [name for name in tasks if all(name in found for found in scores.values())]
-    return {label: {name: found[name] for name in complete} for label, found in scores.items()}, problems
+    return {label: {name: found[name] for name in complete} for label, found in scores.items()}, [
+        f"{', '.join(where)}: {why}" for why, where in problems.items()
+    ]
 
 
 def _named_only(model: Model, protocol: Protocol) -> ModelMeta:

@@ -24,12 +24,17 @@ def named(names: tuple[str, ...]) -> list[mteb.AbsTask]:
     """The tasks of benchmarks such as `MTEB(eng, v2)`, and single tasks, each once.
 
     Raises:
-        BoomError: if mteb has neither a benchmark nor a task of a name.
+        BoomError: if mteb has neither a benchmark nor a task of a name, or two benchmarks want different
+            languages of one task.
     """
     found: dict[str, mteb.AbsTask] = {}
-    for name in names:
-        for task in _tasks_of(name):
-            found.setdefault(f"{task.metadata.name} {sorted(task.hf_subsets)}", task)
+    for task in (task for name in names for task in _tasks_of(name)):
+        known = found.setdefault(task.metadata.name, task)
+        if set(known.hf_subsets) != set(task.hf_subsets):
+            raise BoomError(
+                f"--mteb: {task.metadata.name} is asked for twice, with {len(known.hf_subsets)} and with "
+                f"{len(task.hf_subsets)} languages or parts. Measure on one benchmark after the other"
+            )
     return list(found.values())
 
 
