@@ -19,7 +19,7 @@ from boom_ray.mteb import formats, run, tasks
 from tests import texts
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-PACKAGES = ("email", "json", "argparse", "ipaddress")
+PACKAGES = ("email", "json", "http", "ipaddress")
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,8 @@ def data(tmp_path_factory) -> dict[str, Any]:
     pairs = [pair for found in by_package.values() for pair in found[:12]]
     labelled = [{"text": t, "label": p} for p, found in by_package.items() for t, _ in found[:12]]
     ranking = [
-        {"query": text, "positive": [code], "negative": [other for _, other in pairs if other != code][:5]}
-        for text, code in pairs[:16]
+        {"query": text, "positive": [code], "negative": [c for _, c in pairs[:18] if c != code]}
+        for text, code in pairs[:18:2]
     ]
     likeness = [
         {"sentence1": text, "sentence2": pairs[number - number % 2][1], "score": 5.0 - 4 * (number % 2)}
