@@ -6,15 +6,18 @@ compared with training the bags again on everything. What was made before is not
 """
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from rich.table import Table
 
 from boom_ray import artifact, evaluate, pipeline, report, storage, update
+from boom_ray.data import bags
 from boom_ray.evaluate import Protocol, Subject
 from boom_ray.model import directory
 from boom_ray.progress import console
-from boom_ray.recipe import Recipe, load
+from boom_ray.recipe import Evaluate, Recipe, load
+from boom_ray.train.bagging import model_uri
 from boom_ray.update import Request
 
 HOME = os.path.join(os.environ["BOOM_RAY_HOME"], "update")
@@ -30,43 +33,43 @@ class Line:
     trained: list[str]
 
 
-def updates(recipe: Recipe) -> list[Line]:
-    """v0001 and everything made from it by updates."""
+def lines_of(recipe: Recipe) -> Iterator[Line]:
+    """v0001, what updates make of it, and what training everything again gives, each made when it is due."""
     weeks = [update.read_tasks(f"{HOME}/later/week-{week}.yaml") for week in range(1, NUM_WEEKS + 1)]
-    first = pipeline.run(recipe)
-    lines = [Line("v0001", first, [f"{recipe.root}/models/bag-{bag}" for bag in (1, 2, 3)])]
-    request = Request("v0001", [task for week in weeks for task in week], new_evaluation=f"{HOME}/eval/later")
-    ways = {
-        "update": request,
-        "update --weights mass": replace(request, weights="mass"),
-        "update --flat": replace(request, flat=True),
-    }
-    for label, asked in ways.items():
-        child = update.update(recipe, asked)
-        lines.append(Line(label, child, [trained_for(recipe, child)]))
-    lines.insert(1, Line("the update's own model", lines[1].trained[0], lines[1].trained))
+    new = [task for week in weeks for task in week]
+    first = pipeline.run(unmeasured(recipe))
+    yield Line("v0001", first, bags_of(recipe))
+    asked = Request("v0001", new, new_evaluation=f"{HOME}/eval/later")
+    child = update.update(recipe, asked)
+    yield Line("the update's own model", trained_for(recipe, child), [trained_for(recipe, child)])
+    yield Line("update", child, [trained_for(recipe, child)])
+    data = recipe.data.model_copy(update={"tasks": [*recipe.data.tasks, *new]})
+    full = recipe.model_copy(update={"name": f"{recipe.name}-full", "data": data})
+    yield Line("all bags again", pipeline.run(unmeasured(full)), bags_of(full))
+    child = update.update(recipe, replace(asked, weights="mass"))
+    yield Line("update --weights mass", child, [trained_for(recipe, child)])
+    child = update.update(recipe, replace(asked, flat=True))
+    yield Line("update --flat", child, [trained_for(recipe, child)])
     trained, parent = [], first
     for number, week in enumerate(weeks, 1):
-        parent = update.update(recipe, replace(request, parent=storage.name_of(parent), tasks=week))
+        parent = update.update(recipe, replace(asked, parent=storage.name_of(parent), tasks=week))
         trained.append(trained_for(recipe, parent))
-        lines.append(Line(f"chain, week {number}", parent, list(trained)))
-    return lines
+        yield Line(f"chain, week {number}", parent, list(trained))
+
+
+def unmeasured(recipe: Recipe) -> Recipe:
+    """The same run without measurements: the table's are enough."""
+    return recipe.model_copy(update={"evaluate": Evaluate()})
+
+
+def bags_of(recipe: Recipe) -> list[str]:
+    """The models of a run's bags."""
+    return [model_uri(recipe, bags.name_of(index)) for index in range(len(recipe.bags.ratios))]
 
 
 def trained_for(recipe: Recipe, child: str) -> str:
     """The model an update trained."""
-    return f"{recipe.root}/updates/{storage.name_of(child)}/models/bag-1"
-
-
-def everything_again(recipe: Recipe) -> Line:
-    """The bags trained on all data, as if there were no updates."""
-    later = [update.read_tasks(f"{HOME}/later/week-{week}.yaml") for week in range(1, NUM_WEEKS + 1)]
-    tasks = [*recipe.data.tasks, *(task for week in later for task in week)]
-    full = recipe.model_copy(
-        update={"name": "update-full", "data": recipe.data.model_copy(update={"tasks": tasks})}
-    )
-    model = pipeline.run(full)
-    return Line("all bags again", model, [f"{full.root}/models/bag-{bag}" for bag in (1, 2, 3)])
+    return storage.join(recipe.root, "updates", storage.name_of(child), "models", "bag-1")
 
 
 def table(recipe: Recipe, lines: list[Line]) -> Table:
@@ -92,8 +95,7 @@ def table(recipe: Recipe, lines: list[Line]) -> Table:
 def main() -> None:
     """Make everything, and print one table."""
     recipe = load(os.path.join(os.path.dirname(__file__), "recipes", "quickstart-update.yaml"))
-    lines = [*updates(recipe), everything_again(recipe)]
-    console.print(table(recipe, lines))
+    console.print(table(recipe, list(lines_of(recipe))))
 
 
 if __name__ == "__main__":
