@@ -264,7 +264,9 @@ def _template(context: click.Context, parameter: click.Parameter, value: str | N
 @click.argument("models", nargs=-1, required=True, metavar="MODEL [MODEL ...]")
 @click.option("--data", metavar="DIR", help="Local tasks: a directory with one, or with directories of them.")
 @click.option("--mteb", "names", multiple=True, metavar="NAME", help="A benchmark or a task of mteb's.")
-@click.option("--results", default="~/boom-ray/mteb", show_default=True, metavar="URI", help="Of mteb.")
+@click.option(
+    "--results", default="~/boom-ray/mteb", show_default=True, metavar="URI", help="Where mteb writes."
+)
 @click.option("--name", metavar="ORG/NAME", help="What mteb's results call the model.")
 @click.option(
     "--query-template",
