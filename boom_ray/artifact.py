@@ -111,6 +111,13 @@ def hash_file(uri: str) -> FileEntry:
     return FileEntry(size=size, xxh3_128=hasher.hexdigest())
 
 
+def hash_tree(uri: str) -> str:
+    """Identity of all files below a directory."""
+    return fingerprint(
+        {name: hash_file(storage.join(uri, name)).xxh3_128 for name in storage.list_files(uri)}
+    )
+
+
 def hash_tensors(uri: str, name: str) -> dict[str, TensorEntry]:
     """The entries of all tensors of one safetensors file."""
     entries = {}

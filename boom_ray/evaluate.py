@@ -98,7 +98,7 @@ def evaluate(subjects: list[Subject], protocol: Protocol, cache: str | None = No
         BoomError: if a model or a task cannot be read.
     """
     tasks = find_tasks(protocol.data)
-    contents = {task: _task_digest(uri) for task, uri in tasks.items()} if cache else {}
+    contents = {task: artifact.hash_tree(uri) for task, uri in tasks.items()} if cache else {}
     results: dict[str, Scores] = {subject.label: {} for subject in subjects}
     pending = {}
     for subject in subjects:
@@ -127,10 +127,3 @@ def _finished(pending: dict[Any, Any]) -> Any:
             done, waiting = ray.wait(waiting)
             progress.update("evaluate", len(pending) - len(waiting), len(pending))
             yield from ((reference, pending[reference]) for reference in done)
-
-
-def _task_digest(uri: str) -> str:
-    files = storage.list_files(uri)
-    return artifact.fingerprint(
-        {name: artifact.hash_file(storage.join(uri, name)).xxh3_128 for name in files}
-    )

@@ -67,6 +67,7 @@ def _query_template(template: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_identifier)]
+QueryTemplate = Annotated[str, AfterValidator(_query_template)]
 
 
 class Section(BaseModel):
@@ -117,7 +118,7 @@ class Data(Section):
 
     tasks: list[Task] = Field(min_length=1)
     instruction: str = "Given a query, retrieve relevant passages that answer the query"
-    query_template: Annotated[str, AfterValidator(_query_template)] = "Instruct: {instruction}\nQuery:{query}"
+    query_template: QueryTemplate = "Instruct: {instruction}\nQuery:{query}"
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
 
     @model_validator(mode="after")

