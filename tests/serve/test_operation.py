@@ -214,7 +214,8 @@ def test_metrics_are_named_alike_and_hold_no_text(url):
 
 def test_a_killed_encoder_fails_no_request(url):
     def kill() -> None:
-        found = [p for p in psutil.Process().children(recursive=True) if "Encoder" in " ".join(p.cmdline())]
+        below = psutil.Process().children(recursive=True)
+        found = [process for process in below if ":encoder" in " ".join(process.cmdline())]
         assert len(found) == 2
         os.kill(found[0].pid, signal.SIGKILL)
         time.sleep(3)

