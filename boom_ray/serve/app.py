@@ -43,14 +43,13 @@ def serve_models(
         BoomError: if there is no such model, it cannot be loaded, the host needs a key, the port is taken,
             or the cluster serves something else.
     """
-    settings = settings or Settings()
+    settings, keys = settings or Settings(), build.read_keys()
+    listen.check_host(host, keys)
     running = serve.status()
     if running.proxies and APPLICATION not in running.applications:
         raise BoomError("this Ray cluster runs Ray Serve already; end that first with `serve shutdown`")
     if running.proxies:
         return switch(build.describe(models), settings)
-    keys = build.read_keys()
-    listen.check_host(host, keys)
     listen.check_port(host, port)
     wanted = build.describe(models)
     try:
@@ -72,9 +71,15 @@ def switch(wanted: list[Served], settings: Settings) -> None:
     """Start what is not yet served, let the ingress change over, and end what is served no more.
 
     Raises:
-        BoomError: if a new version does not start; then everything is as it was.
+        BoomError: if that would end a model, or a new version does not start; then everything is as it was.
     """
     before = {name for name in serve.status().applications if name != APPLICATION}
+    lost = {Served.name_in(name) for name in before} - {served.name for served in wanted}
+    if lost:
+        raise BoomError(
+            f"this cluster serves {', '.join(sorted(lost))}, which is not among the models given. Give it too, "
+            "or end everything with `serve shutdown`"
+        )
     new = [served for served in wanted if served.application not in before]
     try:
         for served in new:

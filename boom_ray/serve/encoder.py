@@ -38,6 +38,11 @@ class Served:
         """Name of its Ray Serve application."""
         return f"boom-ray-{self.name}-{self.version}-{self.digest[:8]}"
 
+    @staticmethod
+    def name_in(application: str) -> str:
+        """The model an application serves."""
+        return application.removeprefix("boom-ray-").rsplit("-", 2)[0]
+
 
 # A model that cannot be loaded is not mended by trying again, so one failure ends the start.
 @serve.deployment(name=DEPLOYMENT, max_constructor_retry_count=1)

@@ -253,6 +253,14 @@ def test_a_new_version_takes_over_under_load(url, versions):
     assert len(serve.status().applications) == 2
 
 
+def test_a_model_that_is_served_is_not_ended_by_serving_another(url, published_minilm, tmp_path):
+    other = str(tmp_path / "other")
+    shutil.copytree(published_minilm, other, ignore=shutil.ignore_patterns("artifact.json"))
+    with pytest.raises(BoomError, match="serves test, which is not among"):
+        serve_models([other], blocking=False)
+    assert call(f"{url}/health", key=None)[2]["model"] == "test"
+
+
 def test_two_models_by_their_names(url, versions, published_minilm, tmp_path):
     other = str(tmp_path / "other")
     shutil.copytree(published_minilm, other, ignore=shutil.ignore_patterns("artifact.json"))

@@ -95,6 +95,25 @@ def test_a_model_that_cannot_be_loaded_is_one_clear_error(published_qwen3, tmp_p
     assert not serve.status().proxies
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "somewhere.example"])
+def test_other_machines_are_let_in_only_with_a_key(host, published_qwen3, monkeypatch):
+    monkeypatch.delenv("BOOM_RAY_API_KEY", raising=False)
+    with pytest.raises(BoomError, match="BOOM_RAY_API_KEY"):
+        serve_models([published_qwen3], host, free_port(), blocking=False)
+
+
+def test_a_port_in_use_is_named(published_qwen3):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(BoomError, match=f"port {port}"):
+            serve_models([published_qwen3], port=port, blocking=False)
+
+
+def test_no_model_is_named(tmp_path):
+    with pytest.raises(BoomError, match="nothing-here"):
+        serve_models([str(tmp_path / "nothing-here")], port=free_port(), blocking=False)
+
+
 @pytest.fixture(scope="module", params=["published_minilm", "published_qwen3"])
 def server(request) -> Iterator[Server]:
     model, port = request.getfixturevalue(request.param), free_port()
@@ -260,22 +279,3 @@ def test_bad_requests_are_refused_in_the_shape_of_openai(server, name):
     assert answer["error"].keys() == {"message", "type", "param", "code"}
     assert answer["error"]["type"] == "invalid_request_error"
     assert words in answer["error"]["message"]
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "somewhere.example"])
-def test_other_machines_are_let_in_only_with_a_key(host, published_qwen3, monkeypatch):
-    monkeypatch.delenv("BOOM_RAY_API_KEY", raising=False)
-    with pytest.raises(BoomError, match="BOOM_RAY_API_KEY"):
-        serve_models([published_qwen3], host, free_port(), blocking=False)
-
-
-def test_a_port_in_use_is_named(published_qwen3):
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        with pytest.raises(BoomError, match=f"port {port}"):
-            serve_models([published_qwen3], port=port, blocking=False)
-
-
-def test_no_model_is_named(tmp_path):
-    with pytest.raises(BoomError, match="nothing-here"):
-        serve_models([str(tmp_path / "nothing-here")], port=free_port(), blocking=False)
