@@ -77,8 +77,8 @@ def switch(wanted: list[Served], settings: Settings) -> None:
     lost = {Served.name_in(name) for name in before} - {served.name for served in wanted}
     if lost:
         raise BoomError(
-            f"this cluster serves {', '.join(sorted(lost))}, which is not among the models given. Give it too, "
-            "or end everything with `serve shutdown`"
+            f"this cluster serves {', '.join(sorted(lost))}, which is not among the models given. "
+            "Give it too, or end everything with `serve shutdown`"
         )
     new = [served for served in wanted if served.application not in before]
     try:
