@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import threading
 
 import pytest
@@ -189,6 +190,24 @@ def test_a_full_disk_is_one_clear_error():
     with pytest.raises(BoomError, match=r"/dev/full: storage failed: .*No space left"):
         writer.write("w", torch.zeros(1 << 20).split(1 << 18))
         writer.close()
+
+
+def test_a_merge_that_fills_its_disk_leaves_nothing_and_finishes_with_more_room(models, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", disk], capture_output=True
+    ).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        with pytest.raises(BoomError, match="No space left"):
+            merge_models(models, f"{disk}/out", None, MergeSpec(space="weights"))
+        assert os.listdir(disk) == []
+        subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
+        merge_models(models, f"{disk}/out", None, MergeSpec(space="weights"))
+        artifact.verify(f"{disk}/out")
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_of_two_merges_to_one_output_one_wins(models, tmp_path):
