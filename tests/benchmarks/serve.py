@@ -56,7 +56,8 @@ def command(tool: str, model: str, port: int) -> list[str]:
     """How a server is started."""
     if tool == "infinity":
         options = ["--device", "cpu", "--engine", "torch", "--port", str(port), "--no-bettertransformer"]
-        return [os.environ["BOOM_RAY_INFINITY"], "v2", "--model-id", model, "--url-prefix", "/v1", *options]
+        return [os.environ["BOOM_RAY_INFINITY"], "v2", "--model-id", model, "--url-prefix", "/v1", *options,
+                "--served-model-name", "test"]  # fmt: skip
     if tool == "plain":
         return [sys.executable, "-c", PLAIN, model, str(port)]
     return [sys.executable, "-m", "boom_ray.cli", "serve", model, "--port", str(port)]
@@ -94,7 +95,7 @@ async def answers(url: str) -> bool:
 
 
 def body(texts: list[str]) -> dict[str, Any]:
-    return {"input": texts, "model": "minilm"}
+    return {"input": texts, "model": "test"}
 
 
 async def crowd(url: str, texts: list[str], clients: int, inputs: int, seconds: float) -> dict[str, float]:
