@@ -6,6 +6,7 @@ object store, which has no rename, the files are written under the target and th
 """
 
 import datetime
+import errno
 import json
 import os
 import shutil
@@ -325,16 +326,29 @@ def _runs(pid: int) -> bool:
 
 
 @contextmanager
+def _disk_that_fills(target: str) -> Iterator[None]:
+    """Turn a full disk, wherever the writing of an artifact met it, into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        with storage.explained(target):
+            raise
+
+
+@contextmanager
 def staged(target: str) -> Iterator[Stage]:
     """A stage for `target` that leaves nothing behind, however the block ends.
 
     Raises:
-        BoomError: at once, if `target` is taken.
+        BoomError: at once, if `target` is taken; or if its disk is full.
     """
     refuse_existing(target)
     stage = Stage(target)
     try:
-        yield stage
+        with _disk_that_fills(target):
+            yield stage
     finally:
         stage.discard()
 
@@ -347,11 +361,13 @@ def resumable(target: str, identity: str) -> Iterator[Stage]:
         identity: Of what is made; its files must be functions of it.
 
     Raises:
-        BoomError: at once, if `target` is taken, or holds the unfinished output of something else.
+        BoomError: at once, if `target` is taken, or holds the unfinished output of something else; or if its
+            disk is full.
     """
     refuse_existing(target)
     stage = Stage(target, identity)
     try:
-        yield stage
+        with _disk_that_fills(target):
+            yield stage
     finally:
         stage.discard()
