@@ -24,7 +24,7 @@ from boom_ray import __version__, storage
 from boom_ray.errors import BoomError
 
 RECORD = "artifact.json"
-TELLING = ("README.md", "metrics.jsonl")  # the card and the journal: they name moments and paces
+TELLING = ("README.md", "metrics.jsonl", "distances.json")  # the card, the journal, and the merge's account
 MARKER = ".stage"  # on an object store: this prefix is being filled, by the process named in it
 Kind = Literal["corpus", "bags", "model", "embeddings"]
 READ_BYTES = 8 << 20
@@ -54,7 +54,7 @@ class Parent(BaseModel):
 
 
 class Record(BaseModel):
-    """The content of `artifact.json`."""
+    """The content of `artifact.json`; `times` are start and end of what made it, in seconds since 1970."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -66,6 +66,7 @@ class Record(BaseModel):
     seed: int | None = None
     parents: list[Parent] = []
     metrics: dict[str, Any] = {}
+    times: dict[str, tuple[float, float]] = {}
     created: str = ""
     code_version: str = __version__
     files: dict[str, FileEntry] = {}
@@ -74,11 +75,15 @@ class Record(BaseModel):
     @property
     def digest(self) -> str:
         """Identity of the content: a hash over the hashes of all files but those that tell of the making."""
-        return fingerprint({n: e.xxh3_128 for n, e in sorted(self.files.items()) if n not in TELLING})
+        return _digest(self.files)
 
     def as_parent(self) -> Parent:
         """This artifact as a child's record names it."""
         return Parent(name=self.name, version=self.version, digest=self.digest)
+
+
+def _digest(files: dict[str, FileEntry]) -> str:
+    return fingerprint({name: e.xxh3_128 for name, e in sorted(files.items()) if name not in TELLING})
 
 
 def fingerprint(content: Any) -> str:
@@ -209,11 +214,7 @@ class Stage:
         Raises:
             BoomError: if another artifact took the target in the meantime; that one stays.
         """
-        names = [name for name in storage.list_files(self.local) if name not in self.entries]
-        for name in names:
-            self.entries[name] = hash_file(storage.join(self.local, name))
-            if name.endswith(".safetensors"):
-                self.tensors.update(hash_tensors(self.local, name))
+        self._hash()
         created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         record = record.model_copy(
             update={
@@ -234,6 +235,24 @@ class Stage:
             storage.write_bytes(storage.join(self.target, RECORD), content)
             storage.delete_file(storage.join(self.target, MARKER))
         return record
+
+    def settle(self) -> str:
+        """Put everything staged so far where `uri` says, for others to read before it is published.
+
+        Returns:
+            The digest of the artifact, if all that is still to come are files that tell of the making.
+        """
+        self._hash()
+        if self.local != self.uri:
+            storage.copy_tree(self.local, self.uri)
+        return _digest(self.entries)
+
+    def _hash(self) -> None:
+        names = [name for name in storage.list_files(self.local) if name not in self.entries]
+        for name in names:
+            self.entries[name] = hash_file(storage.join(self.local, name))
+            if name.endswith(".safetensors"):
+                self.tensors.update(hash_tensors(self.local, name))
 
     def _rename(self) -> None:
         for name in self.entries:

@@ -36,9 +36,10 @@ workers_option = click.option("--num-workers", type=click.IntRange(min=1), metav
 @main.command()
 @click.argument("recipe")
 @storage_option
+@click.option("--baseline", is_flag=True, help="Also train one model on the full corpus, and compare.")
 @click.option("--dry-run", is_flag=True, help="Only print bags, rows, steps, the schedule and the cost.")
 @click.option("--ranks", type=click.IntRange(min=1), metavar="N", help="Ranks a dry run plans for.")
-def run(recipe: str, storage_uri: str | None, dry_run: bool, ranks: int | None) -> None:
+def run(recipe: str, storage_uri: str | None, baseline: bool, dry_run: bool, ranks: int | None) -> None:
     """Sample bags, train a model on each, merge them, and measure the result."""
     from boom_ray.recipe import load
 
@@ -48,9 +49,9 @@ def run(recipe: str, storage_uri: str | None, dry_run: bool, ranks: int | None) 
     from boom_ray import pipeline
 
     if dry_run:
-        pipeline.plan(loaded, ranks)
+        pipeline.plan(loaded, ranks, baseline)
     else:
-        pipeline.run(loaded)
+        pipeline.run(loaded, baseline)
 
 
 @main.command()

@@ -6,7 +6,7 @@ lies in are its group, and every group has a mean: `in_domain/numpy` and `out_of
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import ray
@@ -56,6 +56,19 @@ class Protocol:
     chunk_tokens: int = 4096
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """One model on one task.
+
+    Attributes:
+        scores: Mean over the queries of each of `METRICS`.
+        queries: nDCG@10 of each query, by its id.
+    """
+
+    scores: dict[str, float]
+    queries: dict[str, float]
+
+
 def find_tasks(data: str) -> dict[str, str]:
     """Every BEIR directory at or below `data`, by its path relative to it.
 
@@ -72,7 +85,7 @@ def find_tasks(data: str) -> dict[str, str]:
 
 
 @ray.remote(num_cpus=1)
-def _score(subject: Subject, protocol: Protocol, task: str) -> dict[str, float]:
+def _score(subject: Subject, protocol: Protocol, task: str) -> Measurement:
     from boom_ray.retrieval import (
         RetrievalEvaluator,  # brings sentence-transformers: seconds, for workers only
     )
@@ -82,41 +95,52 @@ def _score(subject: Subject, protocol: Protocol, task: str) -> dict[str, float]:
     prompt = encoder.spec.prompts.get("query", "") if prompt is None else prompt
     evaluator = RetrievalEvaluator(task, protocol.max_length, protocol.chunk_tokens, query_prompt=prompt)
     scores: Any = evaluator.compute_all_metrics(cast(Any, encoder))["cosine"]
-    return {name: float(scores[f"{kind}@k"][int(k)]) for name in METRICS for kind, k in [name.split("@")]}
+    means = {name: float(scores[f"{kind}@k"][int(k)]) for name in METRICS for kind, k in [name.split("@")]}
+    return Measurement(means, evaluator.ndcg_of_queries)
 
 
 def evaluate(subjects: list[Subject], protocol: Protocol, cache: str | None = None) -> dict[str, Scores]:
+    """The means of `measure`: label -> task -> metric -> value."""
+    return {
+        label: {task: measurement.scores for task, measurement in tasks.items()}
+        for label, tasks in measure(subjects, protocol, cache).items()
+    }
+
+
+def measure(
+    subjects: list[Subject], protocol: Protocol, cache: str | None = None
+) -> dict[str, dict[str, Measurement]]:
     """Measure models on every task, spread over the cluster.
 
     Args:
         cache: Directory for results; what was measured before, by content of model and task, is not again.
 
     Returns:
-        label -> task -> metric -> value.
+        label -> task -> measurement.
 
     Raises:
         BoomError: if a model or a task cannot be read.
     """
     tasks = find_tasks(protocol.data)
     contents = {task: artifact.hash_tree(uri) for task, uri in tasks.items()} if cache else {}
-    results: dict[str, Scores] = {subject.label: {} for subject in subjects}
+    results: dict[str, dict[str, Measurement]] = {subject.label: {} for subject in subjects}
     pending = {}
     for subject in subjects:
         digest = subject.digest or directory.identify(subject.uri).digest
         for task, uri in tasks.items():
             key = artifact.fingerprint(
-                [digest, contents.get(task), protocol.query_prompt, protocol.max_length]
+                [digest, contents.get(task), protocol.query_prompt, protocol.max_length, "of each query"]
             )
             place = storage.join(cache, f"{key}.json") if cache else None
             if place and storage.is_file(place):
-                results[subject.label][task] = json.loads(storage.read_bytes(place))
+                results[subject.label][task] = Measurement(**json.loads(storage.read_bytes(place)))
             else:
                 pending[_score.remote(subject, protocol, uri)] = subject.label, task, place
     for reference, (label, task, place) in _finished(pending):
         results[label][task] = result_of(reference)
         if place:
-            storage.write_bytes(place, json.dumps(results[label][task]).encode())
-    return {label: dict(sorted(scores.items())) for label, scores in results.items()}
+            storage.write_bytes(place, json.dumps(asdict(results[label][task])).encode())
+    return {label: dict(sorted(tasks.items())) for label, tasks in results.items()}
 
 
 def _finished(pending: dict[Any, Any]) -> Any:

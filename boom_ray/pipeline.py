@@ -4,10 +4,13 @@ Every stage leaves an artifact under `<storage>/<name>/` and is passed over when
 was made from the same input, so the same command finishes a run that was interrupted anywhere.
 """
 
+import itertools
 import json
+import time
+from dataclasses import asdict
 from typing import Any
 
-from boom_ray import artifact, evaluate, report, session, storage
+from boom_ray import artifact, compare, evaluate, report, session, storage
 from boom_ray.artifact import Parent, Record, Stage
 from boom_ray.data import bags, corpus
 from boom_ray.data.batches import num_steps
@@ -18,21 +21,22 @@ from boom_ray.merge.methods import Options
 from boom_ray.merge.run import merge_into
 from boom_ray.model import card, directory
 from boom_ray.progress import console
-from boom_ray.recipe import Merge, Recipe, identity
-from boom_ray.train.bagging import model_uri, train_bags
+from boom_ray.recipe import Bags, Merge, Recipe, identity
+from boom_ray.train.bagging import BASELINE, model_uri, train_bags
 from boom_ray.train.schedule import best, longest_first, render
 
 VERSION = "v0001"
 
 
-def train(recipe: Recipe, only: int | None = None) -> list[str]:
+def train(recipe: Recipe, only: int | None = None, baseline: bool = False) -> list[str]:
     """Prepare corpus and bags, and train what is missing.
 
     Args:
         only: Index of the single bag to train.
+        baseline: Also train a model on the full corpus, unless one of the bags is the full corpus.
 
     Returns:
-        URIs of the bags' models.
+        URIs of the bags' models; last that of the baseline, if one was trained.
 
     Raises:
         BoomError: as the stages do.
@@ -43,15 +47,23 @@ def train(recipe: Recipe, only: int | None = None) -> list[str]:
     drawn = bags.publish(prepared, recipe.bags, storage.join(recipe.root, "bags"))
     sizes = ", ".join(f"{bags.name_of(i)} {rows} rows" for i, rows in enumerate(drawn.config["rows"]))
     console.print(f"bags: {sizes}")
+    full = None
+    if baseline and bags.whole(recipe.bags) is None:
+        full = bags.publish(prepared, _full(recipe), storage.join(recipe.root, BASELINE))
     session.connect()
-    return train_bags(recipe, prepared, drawn, base, only)
+    return train_bags(recipe, prepared, drawn, base, only, full)
 
 
-def plan(recipe: Recipe, room: int | None = None) -> None:
+def _full(recipe: Recipe) -> Bags:
+    return Bags(ratios=[100], seed=recipe.bags.seed)
+
+
+def plan(recipe: Recipe, room: int | None = None, baseline: bool = False) -> None:
     """Print what a run would do, without Ray: bags, rows, steps, who runs when, and what it costs.
 
     Args:
         room: Ranks to plan for; by default as many as all bags need at once.
+        baseline: Whether the run trains a model on the full corpus as well.
 
     Raises:
         BoomError: if rows cannot be counted, or a bag needs more ranks than that.
@@ -60,8 +72,15 @@ def plan(recipe: Recipe, room: int | None = None) -> None:
     sizes = corpus.expected_rows(recipe.data, storage.join(recipe.root, "corpus"))
     for task in recipe.data.tasks:
         console.print(f"corpus: {task.name} ({task.type}): {sizes[task.name]:,} rows")
-    counts = [[len(rows) for rows in bag.values()] for bag in bags.sample(sizes, recipe.bags)]
-    names = [bags.name_of(index) for index in range(len(counts))]
+    drawn = bags.sample(sizes, recipe.bags)
+    names, ratios = [bags.name_of(index) for index in range(len(drawn))], list(recipe.bags.ratios)
+    if baseline and bags.whole(recipe.bags) is None:
+        drawn, names, ratios = (
+            [*drawn, *bags.sample(sizes, _full(recipe))],
+            [*names, BASELINE],
+            [*ratios, 100],
+        )
+    counts = [[len(rows) for rows in bag.values()] for bag in drawn]
     steps = [num_steps(tasks, train) for tasks in counts]
     each = 1 if wanted == "auto" else wanted
     room = room or each * len(names)
@@ -73,7 +92,7 @@ def plan(recipe: Recipe, room: int | None = None) -> None:
         else longest_first(steps, [each] * len(names), room)
     )
     total, rows = sum(sizes.values()), [sum(tasks) for tasks in counts]
-    for name, ratio, count in zip(names, recipe.bags.ratios, rows, strict=True):
+    for name, ratio, count in zip(names, ratios, rows, strict=True):
         console.print(f"{name}: {ratio:g} % of every task, {count:,} rows")
     console.print(f"schedule: room for {room} ranks, longest first")
     for line in render(schedule, names, steps):
@@ -85,8 +104,11 @@ def plan(recipe: Recipe, room: int | None = None) -> None:
     )
 
 
-def run(recipe: Recipe) -> str:
+def run(recipe: Recipe, baseline: bool = False) -> str:
     """The whole pipeline.
+
+    Args:
+        baseline: Also train one model on the full corpus, and compare the merged model with it.
 
     Returns:
         URI of the merged model.
@@ -98,7 +120,9 @@ def run(recipe: Recipe) -> str:
         raise BoomError(
             "a run merges two bags or more; the recipe has one. Add bags, or use `boom-ray train`"
         )
-    models = train(recipe)
+    if baseline and not recipe.evaluate.data:
+        raise BoomError("--baseline compares two models: give the recipe evaluate.data to measure them on")
+    models = train(recipe, baseline=baseline)[: len(recipe.bags.ratios)]
     target = model_uri(recipe, VERSION)
     existing = artifact.read_record(target)
     if existing is None:
@@ -106,6 +130,8 @@ def run(recipe: Recipe) -> str:
             existing = _merge_and_publish(recipe, models, stage)
     else:
         console.print(f"{target}: published already")
+    if baseline:
+        _compare(recipe, target)
     _say_results(recipe, existing, target)
     return target
 
@@ -157,8 +183,11 @@ def merge_spec(merge: Merge) -> MergeSpec:
 def _merge_and_publish(recipe: Recipe, models: list[str], stage: Stage) -> Record:
     base = recipe.base_model.path
     parents = [record.as_parent() for uri in models if (record := artifact.read_record(uri))]
+    moments = [time.time()]
     config, _ = merge_into(stage, models, base, merge_spec(recipe.merge))
-    results = _evaluate(recipe, models, stage.uri) if recipe.evaluate.data else {}
+    moments.append(time.time())
+    results = _evaluate(recipe, models, stage) if recipe.evaluate.data else {}
+    moments.append(time.time())
     metrics: dict[str, Any] = {
         "evaluation": results,
         "means": {k: report.means(v) for k, v in results.items()},
@@ -172,6 +201,7 @@ def _merge_and_publish(recipe: Recipe, models: list[str], stage: Stage) -> Recor
         seed=recipe.train.seed,
         parents=parents,
         metrics=metrics if results else {},
+        times=dict(zip(("merge", "evaluate"), itertools.pairwise(moments), strict=True)),
     )
     table = report.markdown_table(results) if results else ""
     card.write(stage.local, record, directory.license_of(storage.local_directory(base)), table)
@@ -185,17 +215,33 @@ def rows_behind(uri: str) -> int:
     return record.config["rows"]
 
 
-def _evaluate(recipe: Recipe, models: list[str], merged: str) -> dict[str, evaluate.Scores]:
+def _evaluate(recipe: Recipe, models: list[str], stage: Stage) -> dict[str, evaluate.Scores]:
+    subjects = [Subject("base", recipe.base_model.path, recipe.base_model)]
+    subjects += [Subject(storage.name_of(uri), uri) for uri in models]
+    subjects += [Subject("merged", stage.uri, digest=stage.settle())]
+    return evaluate.evaluate(subjects, _protocol(recipe), storage.join(recipe.root, "evaluation"))
+
+
+def _protocol(recipe: Recipe) -> Protocol:
     assert recipe.evaluate.data is not None
-    protocol = Protocol(
+    return Protocol(
         data=recipe.evaluate.data,
         query_prompt=directory.prompts_of(recipe.data)["query"],
         max_length=recipe.evaluate.max_length,
     )
-    subjects = [Subject("base", recipe.base_model.path, recipe.base_model)]
-    subjects += [Subject(storage.name_of(uri), uri) for uri in models]
-    subjects += [Subject("merged", merged)]
-    return evaluate.evaluate(subjects, protocol, storage.join(recipe.root, "evaluation"))
+
+
+def _compare(recipe: Recipe, merged: str) -> None:
+    """Measure the merged model against the one trained on the full corpus."""
+    whole = bags.whole(recipe.bags)
+    full = BASELINE if whole is None else bags.name_of(whole)
+    subjects = [Subject("merged", merged), Subject(full, model_uri(recipe, full))]
+    results = evaluate.measure(subjects, _protocol(recipe), storage.join(recipe.root, "evaluation"))
+    comparison = compare.compare(results)
+    console.print(compare.table(comparison))
+    place = storage.join(recipe.root, compare.FILE)
+    storage.write_bytes(place, json.dumps(asdict(comparison), indent=1).encode())
+    console.print(f"comparison: {place}")
 
 
 def _say_corpus(prepared: Record) -> None:

@@ -8,20 +8,23 @@ Scores = dict[str, dict[str, float]]
 MAIN_METRIC = "ndcg@10"
 
 
+def groups(tasks: list[str]) -> dict[str, list[str]]:
+    """Tasks by group, which is a task's path without the last part; and all of them as `all`."""
+    found: dict[str, list[str]] = {}
+    for task in tasks:
+        found.setdefault(task.rpartition("/")[0], []).append(task)
+    return {group: found[group] for group in sorted(found) if group} | {"all": tasks}
+
+
 def means(scores: Scores) -> dict[str, dict[str, float]]:
     """Mean of every metric per group of tasks, and over all tasks as `all`.
 
     Args:
-        scores: task -> metric -> value; a task's group is its path without the last part.
+        scores: task -> metric -> value.
     """
-    groups: dict[str, list[dict[str, float]]] = {}
-    for task, values in scores.items():
-        groups.setdefault(task.rpartition("/")[0], []).append(values)
-    named = {group: values for group, values in sorted(groups.items()) if group}
-    everything = {"all": list(scores.values())}
     return {
-        group: {metric: fmean(task[metric] for task in tasks) for metric in tasks[0]}
-        for group, tasks in (named | everything).items()
+        group: {metric: fmean(scores[task][metric] for task in tasks) for metric in scores[tasks[0]]}
+        for group, tasks in groups(list(scores)).items()
     }
 
 

@@ -24,11 +24,22 @@ class RetrievalEvaluator(InformationRetrievalEvaluator):
             **options,
         )
         self.max_length, self.chunk_tokens = max_length, chunk_tokens
+        self.ndcg_of_queries: dict[str, float] = {}
 
     def embed_inputs(self, model: Any, sentences: Any, prompt: str | None = None, **_: Any) -> Any:  # type: ignore[override]
         """Embed texts; see the base class."""
         token_ids = model.tokenize([(prompt or "") + text for text in sentences], self.max_length)
         return torch.from_numpy(model.encode_tokens(token_ids, self.chunk_tokens))
+
+    def compute_metrics(self, queries_result_list: Any) -> Any:
+        """The means over all queries, see the base class; nDCG@10 of each query is kept beside them."""
+        for query, hits in zip(self.queries_ids, queries_result_list, strict=True):
+            first = sorted(hits, key=lambda hit: (-hit["score"], hit["corpus_id"]))[:10]
+            gains = [float(hit["corpus_id"] in self.relevant_docs[query]) for hit in first]
+            most = [1.0] * len(self.relevant_docs[query])
+            ideal = self.compute_dcg_at_k(most, 10)
+            self.ndcg_of_queries[query] = float(self.compute_dcg_at_k(gains, 10) / ideal)
+        return super().compute_metrics(queries_result_list)
 
 
 def read_beir(task: str) -> dict[str, Any]:

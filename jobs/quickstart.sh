@@ -2,6 +2,7 @@
 # From nothing to a merged embedding model on a machine with Python and pip: no GPU, no model hub.
 #   bash jobs/quickstart.sh            all-MiniLM-L6-v2 as the base
 #   bash jobs/quickstart.sh --qwen3    a tiny Qwen3 built on the spot, to show the decoder path
+#   bash jobs/quickstart.sh --baseline two sets of bags, each beside one model of the full corpus, in half an hour
 #   bash jobs/quickstart.sh --update   a package comes later: updates beside training everything again, in half an hour
 # Everything lies in $BOOM_RAY_HOME, by default .quickstart beside this checkout's files; delete it to start over.
 set -euo pipefail

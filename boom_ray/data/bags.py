@@ -54,6 +54,11 @@ def sample(sizes: dict[str, int], bags: Bags) -> list[Bag]:
     return drawn
 
 
+def whole(bags: Bags) -> int | None:
+    """Index of a bag that holds every row of the corpus."""
+    return next((index for index, ratio in enumerate(bags.ratios) if ratio == 100), None)
+
+
 def _partition(sizes: dict[str, int], bags: Bags) -> list[Bag]:
     drawn: list[Bag] = [{} for _ in bags.ratios]
     for task, size in sizes.items():

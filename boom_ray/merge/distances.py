@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from boom_ray import storage
 from boom_ray.merge.job import Products
 
+FILE = "distances.json"
 LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 
 
@@ -37,6 +39,14 @@ def distances(labels: list[str], space: str, products: dict[str, Products]) -> d
         "layers": {name: _entry(layers[name]) for name in sorted(layers, key=_in_order)},
         "tensors": {name: _entry(grams[name]) for name in sorted(grams, key=_in_order)},
     }
+
+
+def write_summary(labels: list[str], space: str, products: dict[str, Products], directory: str) -> None:
+    """Write what `distances` tells of layers and the whole model into a local directory."""
+    report = distances(labels, space, products)
+    del report["tensors"]
+    with open(os.path.join(directory, FILE), "w", encoding="utf-8") as file:
+        json.dump(report, file)
 
 
 def write(report: dict[str, Any], uri: str) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from boom_ray import artifact, storage
 from boom_ray.artifact import Record, Stage
 from boom_ray.errors import BoomError
+from boom_ray.merge import distances
 from boom_ray.merge.actors import MergeCoordinator, Merged, MergeSpec, MergeWorker
 from boom_ray.merge.job import Products
 from boom_ray.merge.methods import METHODS, Cancelled
@@ -87,6 +88,7 @@ def merge_into(
         BoomError: listing why the models cannot be merged.
     """
     check_spec(spec, len(models), base)
+    labels = [storage.name_of(model) for model in models]
     models, base = [_reachable(model) for model in models], _reachable(base) if base else None
     name = f"merge-{uuid.uuid4().hex[:6]}"
     options = placements([*models, *([base] if base else []), stage.uri], spec.num_workers)
@@ -106,6 +108,7 @@ def merge_into(
         with open(os.path.join(stage.local, INDEX), "w", encoding="utf-8") as file:
             file.write(index_json(merged.shards, merged.sizes))
     directory.copy_all_but_weights(merged.directory, stage.local, spec.dtype)
+    distances.write_summary(labels, spec.space, merged.products, stage.local)
     return _summary(spec, merged), merged
 
 

@@ -34,7 +34,7 @@ POOLING_FLAGS = {
     "lasttoken": "pooling_mode_lasttoken",
 }
 MODULES = ["Transformer", "Pooling", "Normalize"]
-NOT_SHARED = ("README.md", "artifact.json")
+NOT_SHARED = ("README.md", "artifact.json", "distances.json")
 SHARED_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
 

@@ -19,7 +19,7 @@ from boom_ray.data import bags as bag_manifests
 from boom_ray.data.batches import num_steps
 from boom_ray.errors import BoomError
 from boom_ray.progress import Progress, console
-from boom_ray.recipe import Recipe, identity
+from boom_ray.recipe import Bags, Recipe, identity
 from boom_ray.train import checkpoint
 from boom_ray.train.board import BagState, ProgressBoard
 from boom_ray.train.cluster import await_room, capacity, resources
@@ -27,6 +27,7 @@ from boom_ray.train.job import BagJob
 from boom_ray.train.schedule import Schedule, best, longest_first, render
 
 POLL_SECONDS = 0.5
+BASELINE = "baseline"
 CHECKPOINTS, RAY_TRAIN = SCRATCH = "checkpoints", "ray_train"
 
 
@@ -36,7 +37,12 @@ def model_uri(recipe: Recipe, name: str) -> str:
 
 
 def train_bags(
-    recipe: Recipe, corpus: Record, bags: Record, base: Parent, only: int | None = None
+    recipe: Recipe,
+    corpus: Record,
+    bags: Record,
+    base: Parent,
+    only: int | None = None,
+    full: Record | None = None,
 ) -> list[str]:
     """Train every bag that is not published yet.
 
@@ -45,9 +51,10 @@ def train_bags(
         bags: Record of the bag manifests.
         base: The base model, by content.
         only: Index of the single bag to train.
+        full: Record of a manifest of the full corpus, to train a model on that as well: the baseline.
 
     Returns:
-        URIs of the models of all bags asked for, in order.
+        URIs of the models of all bags asked for, in order; last that of the baseline, if asked for.
 
     Raises:
         BoomError: if the cluster has no room for a bag, a published model was made otherwise, or bags
@@ -57,6 +64,8 @@ def train_bags(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = ProgressBoard.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     jobs = [make_job(recipe, index, corpus, bags, base, board) for index in indices]
+    if full is not None:
+        jobs.append(_baseline_job(recipe, corpus, full, base, board))
     missing = [job for job in jobs if not _is_published(job)]
     if missing:
         schedule = plan_bags(recipe, missing, await_room(recipe.train.execution))
@@ -89,6 +98,18 @@ def make_job(recipe: Recipe, index: int, corpus: Record, bags: Record, base: Par
         fingerprint=artifact.fingerprint(made_from),
         parents=[base, corpus.as_parent(), bags.as_parent()],
         board=board,
+    )
+
+
+def _baseline_job(recipe: Recipe, corpus: Record, full: Record, base: Parent, board: Any) -> BagJob:
+    """The full corpus as a bag of its own, beside the others."""
+    whole = recipe.model_copy(update={"bags": Bags(ratios=[100], seed=recipe.bags.seed)})
+    return replace(
+        make_job(whole, 0, corpus, full, base, board),
+        name=BASELINE,
+        bags=storage.join(recipe.root, BASELINE),
+        checkpoints=storage.join(recipe.root, CHECKPOINTS, BASELINE),
+        target=model_uri(recipe, BASELINE),
     )
 
 

@@ -201,7 +201,8 @@ class BagTraining:
         dist.broadcast_object_list(chosen)
         if chosen[0] is None:
             check = {"before": self._check()}
-            return {"step": 0, "loss": math.nan, "tokens": 0, "seconds": 0.0, "check": check, **self._shape()}
+            start = {"step": 0, "loss": math.nan, "tokens": 0, "seconds": 0.0, "started": time.time()}
+            return {**start, "check": check, **self._shape()}
         uri, state = chosen[0]
         if {key: state[key] for key in self._shape()} != self._shape():
             raise BoomError(
@@ -323,7 +324,8 @@ def write_model(
         config={"rows": job.rows, "ratio": recipe.bags.ratios[job.index], **identity(recipe.train)},
         seed=recipe.train.seed,
         parents=job.parents,
-        metrics={key: state[key] for key in ("step", "loss", "tokens", "seconds", "check")},
+        metrics={key: state[key] for key in ("step", "loss", "tokens", "seconds", "check", "num_ranks")},
+        times={"train": (state["started"], time.time())},
     )
     dimension = encoder.transformer.config.hidden_size
     text = card.render(record, directory.read_spec(stage.local), dimension, directory.license_of(base))

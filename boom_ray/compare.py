@@ -1,0 +1,108 @@
+"""Is one model better than another? Confidence intervals of differences, by a paired bootstrap over queries.
+
+Both models answered the same queries, so each query has one difference. A resample draws as many queries as
+there are, with replacement, within each task: the tasks are those that matter, their queries a sample.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from rich.table import Table
+from scipy.stats import bootstrap
+
+from boom_ray import report
+from boom_ray.evaluate import Measurement
+
+FILE = "comparison.json"
+CONFIDENCE = 0.95
+NUM_RESAMPLES = 9999
+SEED = 0
+MAX_DRAWN = 1 << 22  # queries drawn at once: 32 MiB
+
+
+@dataclass(frozen=True)
+class Difference:
+    """nDCG@10 of one model less that of another.
+
+    Attributes:
+        ours: Mean over tasks of the mean over queries.
+        theirs: The same of the other model.
+        low: Lower end of the interval that holds the difference with `CONFIDENCE`.
+        high: Upper end.
+        verdict: What the interval says of our model: `better`, `worse`, or `undecided`.
+        queries: How many it was measured on.
+    """
+
+    ours: float
+    theirs: float
+    low: float
+    high: float
+    verdict: str
+    queries: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Differences on each task, and in the mean of each group of tasks and of all (see `report.groups`)."""
+
+    ours: str
+    theirs: str
+    tasks: dict[str, Difference]
+    means: dict[str, Difference]
+
+
+def compare(results: dict[str, dict[str, Measurement]]) -> Comparison:
+    """Compare two models that were measured on the same tasks.
+
+    Args:
+        results: Label -> task -> measurement, of our model and of the other.
+    """
+    ours, theirs = results
+    pairs = {task: _pairs(results[ours][task], results[theirs][task]) for task in results[ours]}
+    of_tasks = {task: _difference([values]) for task, values in pairs.items()}
+    groups = report.groups(list(pairs)).items()
+    return Comparison(
+        ours, theirs, of_tasks, {name: _difference([pairs[task] for task in tasks]) for name, tasks in groups}
+    )
+
+
+def table(comparison: Comparison) -> Table:
+    """A line for each task and mean, with the interval of the difference."""
+    title = f"{comparison.ours} against {comparison.theirs}"
+    lines = Table(report.MAIN_METRIC, title=title, show_edge=False)
+    for name in (comparison.ours, comparison.theirs, "difference", f"{CONFIDENCE:.0%}", "", "queries"):
+        lines.add_column(name, justify="right", no_wrap=True)
+    named = comparison.tasks | {f"mean {group}": found for group, found in comparison.means.items()}
+    for name, found in named.items():
+        cells = [f"{found.ours:.3f}", f"{found.theirs:.3f}", f"{found.ours - found.theirs:+.3f}"]
+        cells += [f"{found.low:+.3f} … {found.high:+.3f}", found.verdict, f"{found.queries:,}"]
+        lines.add_row(name, *cells, style="bold" if name.startswith("mean ") else None)
+    return lines
+
+
+def _pairs(ours: Measurement, theirs: Measurement) -> np.ndarray:
+    """[n, 2] scores of both models on each query."""
+    return np.array([[ours.queries[query], theirs.queries[query]] for query in sorted(ours.queries)])
+
+
+def _difference(tasks: list[np.ndarray]) -> Difference:
+    ours, theirs = np.mean([values.mean(0) for values in tasks], axis=0)
+    low, high = _interval([values[:, 0] - values[:, 1] for values in tasks])
+    verdict = "better" if low > 0 else "worse" if high < 0 else "undecided"
+    return Difference(float(ours), float(theirs), low, high, verdict, sum(map(len, tasks)))
+
+
+def _interval(tasks: list[np.ndarray]) -> tuple[float, float]:
+    """Of the mean over tasks of the mean over queries; a task with one query leaves everything open."""
+    if min(map(len, tasks)) < 2:
+        return -1.0, 1.0
+    low, high = bootstrap(
+        tasks,
+        lambda *samples, axis: np.mean([sample.mean(axis) for sample in samples], axis=0),
+        n_resamples=NUM_RESAMPLES,
+        batch=max(1, MAX_DRAWN // max(map(len, tasks))),
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(SEED),
+    ).confidence_interval
+    return float(low), float(high)
