@@ -17,7 +17,7 @@ def test_a_dry_run_prints_bags_steps_schedule_and_cost(path, tmp_path, monkeypat
     from boom_ray.cli import main
 
     for name in ("docstring-to-code", "code-to-docstring", "docstring-to-package"):
-        for base in ("minilm", "qwen3", "update"):
+        for base in ("minilm", "qwen3", "update", "baseline"):
             file = tmp_path / base / "train" / f"{name}.jsonl"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text('{"query": "q", "pos": ["p"]}\n' * 640)
