@@ -12,8 +12,9 @@ export BOOM_RAY_HOME=${BOOM_RAY_HOME:-$PWD/.quickstart}
 case "${1:-}" in
     "") recipe=quickstart base=minilm; corpus=() ;;
     --qwen3) recipe=quickstart-qwen3 base=qwen3; corpus=(--qwen3) ;;
+    --baseline) base=baseline; corpus=(--rows 800) ;;
     --update) recipe=quickstart-update base=update; corpus=(--rows 480 --later scipy) ;;
-    *) echo "usage: bash jobs/quickstart.sh [--qwen3 | --update]" >&2; exit 2 ;;
+    *) echo "usage: bash jobs/quickstart.sh [--qwen3 | --baseline | --update]" >&2; exit 2 ;;
 esac
 
 if [ ! -e "$BOOM_RAY_HOME/venv/complete" ]; then
@@ -29,6 +30,10 @@ export PATH="$BOOM_RAY_HOME/venv/bin:$PATH" HF_HUB_OFFLINE=1
 
 python jobs/quickstart_corpus.py "$BOOM_RAY_HOME/$base" "${corpus[@]}"
 if [ "$base" = update ]; then exec python jobs/quickstart_update.py; fi
+if [ "$base" = baseline ]; then
+    for recipe in quickstart-80-100 quickstart-20-100; do boom-ray run "jobs/recipes/$recipe.yaml" --baseline; done
+    exit
+fi
 boom-ray run "jobs/recipes/$recipe.yaml"
 
 model="$BOOM_RAY_HOME/runs/$recipe/models/v0001"

@@ -59,6 +59,7 @@ class Merged:
         sizes: Bytes of each tensor.
         written: The files with their tensors.
         bytes_read: Of all inputs.
+        seconds: From the first worker being up to the last byte written.
     """
 
     models: list[str]
@@ -68,6 +69,7 @@ class Merged:
     sizes: dict[str, int]
     written: list[Written]
     bytes_read: int
+    seconds: float
 
     @property
     def products(self) -> dict[str, Products]:
@@ -184,10 +186,12 @@ class MergeCoordinator:
         sizes = {name: job.num_bytes(name) for name in job.sources[0].places}
         can_cut = METHODS[spec.method].coefficients is not None
         shards = plan_shards(sizes, len(workers), spec.max_shard_bytes, can_cut)
+        ray.wait([worker.__ray_ready__.remote() for worker in workers])
         self.total, self.started = sum(sizes.values()), time.monotonic()
         self.read = sum(place.num_bytes for source in job.all_sources for place in source.places.values())
         written = _Schedule(job, shards, workers, own).run()
-        return Merged(models, job.sources[0].directory, weights, shards, sizes, written, self.read)
+        seconds = time.monotonic() - self.started
+        return Merged(models, job.sources[0].directory, weights, shards, sizes, written, self.read, seconds)
 
 
 class _Schedule:

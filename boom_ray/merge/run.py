@@ -94,11 +94,11 @@ def merge_into(
     options = placements([*models, *([base] if base else []), stage.uri], spec.num_workers)
     coordinator_class: Any = MergeCoordinator.options(name=f"{name}-coordinator", max_concurrency=4)  # type: ignore[attr-defined]
     worker_class: Any = MergeWorker
-    coordinator = coordinator_class.remote(f"{name}-coordinator")
-    workers = [
+    workers = [  # first: they take longer to start, and what Ray has started already goes to whoever asks first
         worker_class.options(name=f"{name}-worker-{number}", **where).remote(f"{name}-worker-{number}")
         for number, where in enumerate(options, 1)
     ]
+    coordinator = coordinator_class.remote(f"{name}-coordinator")
     run = coordinator.run.remote(models, base, spec, stage.uri, workers, coordinator, known)
     merged = _await(coordinator, run)
     for part in merged.written:
@@ -183,6 +183,8 @@ def _await(coordinator: Any, reference: Any) -> Merged:
                 rate = (done + read) / 1e9 / (time.monotonic() - started)
                 progress.update("merge", done // MIB, total // MIB, f"MiB written, {rate:.2f} GB/s")
         merged: Merged = result_of(reference)
-        size = sum(merged.sizes.values()) // MIB
-        progress.update("merge", size, size, f"MiB written in {len(merged.shards)} files")
+        size = sum(merged.sizes.values())
+        rate = (size + merged.bytes_read) / 1e9 / merged.seconds
+        note = f"MiB written in {len(merged.shards)} files in {merged.seconds:.2f} s, {rate:.2f} GB/s"
+        progress.update("merge", size // MIB, size // MIB, note)
         return merged

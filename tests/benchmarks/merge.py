@@ -21,6 +21,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -146,11 +147,13 @@ class Run:
 
     Attributes:
         seconds: Wall time.
+        streaming: Of them, from the first worker being up to the last byte written; None if it does not say.
         peak: Largest anonymous memory of a process that merges, in bytes.
         tree_peak: Largest sum over the command's whole process tree, in bytes.
     """
 
     seconds: float
+    streaming: float | None
     peak: int
     tree_peak: int
 
@@ -289,11 +292,14 @@ def measure(command: list[str], environment: dict[str, str], log: str) -> Run:
     memory.stopped.set()
     memory.join()
     psutil.wait_procs([p for p in memory.processes.values() if p.pid != process.pid], timeout=30)
+    with open(log, encoding="utf-8", errors="replace") as file:
+        said = file.read()
     if code:
-        with open(log, encoding="utf-8", errors="replace") as file:
-            raise RuntimeError(f"{command[0]} ended with {code}:\n{file.read()[-3000:]}")
+        raise RuntimeError(f"{command[0]} ended with {code}:\n{said[-3000:]}")
+    streaming = re.search(r" files in ([\d.]+) s,", said)
     merging = memory.workers or {process.pid}
-    return Run(seconds, max(memory.peaks[pid] for pid in merging), memory.tree_peak)
+    peak = max(memory.peaks[pid] for pid in merging)
+    return Run(seconds, float(streaming[1]) if streaming else None, peak, memory.tree_peak)
 
 
 class Tools:
@@ -449,11 +455,13 @@ def _round(ours: Run, theirs: Run, floor: Floor, starts: tuple[Run, Run]) -> dic
         "ours_to_mergekit_memory_of_all_processes": ours.tree_peak / theirs.tree_peak,
         "ours_proper_to_floor": ours_proper / transfer,
         "ours_proper_to_floor_with_fsync": ours_proper / (transfer + floor.fsync),
+        "ours_streaming_to_floor": _streaming(ours) / transfer,
         "mergekit_proper_to_floor": theirs_proper / transfer,
     }
     seconds = {
         "ours": ours.seconds,
         "ours_start": starts[0].seconds,
+        "ours_streaming": _streaming(ours),
         "mergekit": theirs.seconds,
         "mergekit_start": starts[1].seconds,
         "floor_read": floor.read,
@@ -474,29 +482,32 @@ def _round(ours: Run, theirs: Run, floor: Floor, starts: tuple[Run, Run]) -> dic
     }
 
 
-def scale(tools: Tools, sizes: list[Inputs], toy: Inputs, repeats: int) -> dict[str, Any]:
-    """Time the merge proper over models, bytes and workers.
+def _streaming(run: Run) -> float:
+    assert run.streaming is not None, "the merge says how long it streamed"
+    return run.streaming
+
+
+def scale(tools: Tools, sizes: list[Inputs], repeats: int) -> dict[str, Any]:
+    """Time the streaming over models, bytes and workers.
 
     Returns:
         Medians of every point, for each number of workers a line through them over the bytes read, and how
         much faster the most workers are than one.
     """
     out = os.path.join(tools.scratch, "ours")
-    proper: dict[tuple[int, int, int], list[float]] = {}
+    streamed: dict[tuple[int, int, int], list[float]] = {}
     memory: dict[tuple[int, int, int], int] = {}
-    tools.ours(toy, out)
     for _ in range(repeats):
-        starts = {workers: tools.ours(toy, out, workers).seconds for workers in SCALING_WORKERS}
         for inputs in sizes:
             for workers in SCALING_WORKERS:
                 run, key = tools.ours(inputs, out, workers), (len(inputs.models), inputs.num_bytes, workers)
-                proper.setdefault(key, []).append(run.seconds - starts[workers])
+                streamed.setdefault(key, []).append(_streaming(run))
                 memory[key] = max(memory.get(key, 0), run.peak)
         shutil.rmtree(out)
-    seconds = {key: statistics.median(values) for key, values in proper.items()}
+    seconds = {key: statistics.median(values) for key, values in streamed.items()}
     points = [
         {"models": key[0], "bytes_read": key[1], "workers": key[2], "seconds": round(value, 3)}
-        | {"rounds": [round(entry, 3) for entry in proper[key]], "worker_anonymous_mib": memory[key] >> 20}
+        | {"rounds": [round(entry, 3) for entry in streamed[key]], "worker_anonymous_mib": memory[key] >> 20}
         for key, value in seconds.items()
     ]
     lines = {
@@ -598,7 +609,7 @@ def main(repeats: int, models: int, shape: Shape, cases: list[str], keep: str | 
                     for paths in sets
                     for count in SCALING_MODELS
                 ]
-                result |= scale(Tools(scratch), sizes, toys, repeats)
+                result |= scale(Tools(scratch), sizes, repeats)
             else:
                 inputs = Inputs(full[1:], full[0] if with_base else None)
                 result |= {"models": models, "layers": shape.layers, "workers": WORKERS}
