@@ -8,7 +8,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 
 SECONDS_BETWEEN_LINES = 5.0
+LOG_WIDTH = 140  # columns of a table in a log, which has no width of its own
 console = Console(highlight=False, soft_wrap=True)
+if not console.is_terminal:
+    console.width = LOG_WIDTH
 
 
 class Progress:
