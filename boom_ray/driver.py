@@ -71,7 +71,8 @@ def read_drivers(root: str) -> list[Said]:
     """What the last drivers of a run said, oldest first."""
     place = storage.join(root, DRIVERS)
     names = [name for name in storage.list_names(place) if name.endswith(".json")]
-    return [Said.model_validate_json(storage.read_bytes(storage.join(place, name))) for name in names[-READ:]]
+    files = [storage.read_bytes(storage.join(place, name)) for name in names[-READ:]]
+    return sorted(map(Said.model_validate_json, files), key=lambda said: said.started)
 
 
 def age(seconds: float) -> str:

@@ -1,8 +1,8 @@
 """A driver that is told to stop says what is kept and ends at once, as if it had been killed.
 
-Nothing is unwound: the next driver goes on from whatever a killed one leaves, and `ray job stop` gives no more
-than three seconds before it kills. A thread listens at `signal.set_wakeup_fd`, since Python's own handlers
-wait until a call into a library returns, which an upload does not do for minutes.
+Nothing is unwound: the next driver goes on from whatever a killed one leaves, and `ray job stop` kills after
+three seconds. A thread listens at `signal.set_wakeup_fd`, since Python's own handlers wait until a call into
+a library returns, which an upload does not do for minutes.
 """
 
 import os
