@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 from rich.table import Table
+from rich.text import Text
 
 from boom_ray import artifact, lineage, storage
 from boom_ray.artifact import Record
@@ -78,7 +79,7 @@ class Status:
         """The rows for a terminal."""
         table = Table(box=None, show_header=False)
         for name, state, detail in self.rows():
-            table.add_row(name, f"[{STYLES.get(state, 'red')}]{state}[/]", detail)
+            table.add_row(name, Text(state, STYLES.get(state, "red")), Text(detail))
         return table
 
 
@@ -183,7 +184,9 @@ def _parts(place: str, version: str, published: Record | None, drivers: list[Sai
         means = lineage.means_of(published)
         parts += [_done("evaluation", f"mean ndcg@10 {means}")] if published.metrics else []
     else:
-        parts += [_undone("merge", "merge", maker), _undone("evaluation", "evaluate", maker)]
+        parts.append(_undone("merge", "merge", maker))
+        if version != FIRST_VERSION or recipe is None or recipe.evaluate.data:
+            parts.append(_undone("evaluation", "evaluate", maker))
     if maker and maker.stage == "compare":
         parts.append(Part("comparison", maker.state, maker.message))
     return parts
@@ -242,7 +245,7 @@ def _saved_step(place: str) -> int:
     """Step of the newest complete checkpoint, 0 if there is none."""
     try:
         return next((state["step"] for _, state in checkpoint.find(place) if state), 0)
-    except BoomError:
-        if storage.exists(place):
-            raise
-        return 0  # the bag was published while its checkpoints were read
+    except BoomError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return 0  # the bag was published while its checkpoints were read
+        raise
