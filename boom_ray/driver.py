@@ -33,9 +33,9 @@ class BagSaid(BaseModel):
     """How far a driver knows a bag to be; `time` is that of its last step, in seconds since 1970."""
 
     step: int = 0
-    num_steps: int
+    num_steps: int = 0
     attempt: int = 1
-    time: float
+    time: float = 0.0
     failed: str | None = None
 
 

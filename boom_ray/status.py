@@ -234,9 +234,10 @@ def _bag(place: str, name: str, num_steps: int, maker: Said | None, now: float) 
         return Part(name, "waiting", kept, facts)
     if told is None:
         return Part(name, maker.state, kept, facts)
-    facts |= {"step": told.step, "attempt": told.attempt, "seconds_silent": now - told.time}
+    facts |= {"step": told.step, "attempt": told.attempt}
     if told.failed:
         return Part(name, "failed", f"{told.failed}; {kept}", facts)
+    facts["seconds_silent"] = now - told.time
     detail = f"step {told.step:,}, {kept}, attempt {told.attempt}, last step {age(now - told.time)} ago"
     return Part(name, maker.state, detail, facts)
 

@@ -4,7 +4,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import ray
@@ -76,9 +76,8 @@ def train_bags(
         names, steps = [job.name for job in missing], [job.steps for job in missing]
         for line in render(schedule, names, steps):
             console.print(f"  {line}")
-        _run_all(
-            [replace(missing[bag], num_ranks=schedule.ranks[bag]) for bag in schedule.order], board, driver
-        )
+        ordered = [replace(missing[bag], num_ranks=schedule.ranks[bag]) for bag in schedule.order]
+        _run_all(ordered, board, driver)
     if only is None:
         for scratch in SCRATCH:
             storage.delete_tree(storage.join(recipe.root, scratch))
@@ -181,7 +180,7 @@ class _Monitor:
     def show(self, room: int, failures: dict[str, str]) -> None:
         """Read the board, print what is new, and let the driver say the same in storage."""
         states, warnings = ray.get(self.board.read.remote())
-        self.driver.show(self._said(states, failures))
+        self.driver.show(_said(states, failures))
         for text in warnings[self.num_warnings :]:
             console.print(f"warning: {text}")
         self.num_warnings = len(warnings)
@@ -199,16 +198,12 @@ class _Monitor:
                 "all bags", completed, total, time.strftime("end %H:%M:%S", time.localtime(ends))
             )
 
-    def _said(self, states: dict[str, BagState], failures: dict[str, str]) -> dict[str, BagSaid]:
-        said = {
-            name: BagSaid(step=state.step, num_steps=state.num_steps, attempt=state.attempt, time=state.time)
-            for name, state in states.items()
-        }
-        begun = {job.name: BagSaid(num_steps=job.steps, time=time.time()) for job in self.jobs}
-        return said | {
-            name: said.get(name, begun[name]).model_copy(update={"failed": reason})
-            for name, reason in failures.items()
-        }
+
+def _said(states: dict[str, BagState], failures: dict[str, str]) -> dict[str, BagSaid]:
+    said = {name: BagSaid(**asdict(state)) for name, state in states.items()}
+    for name, reason in failures.items():
+        said[name] = said.get(name, BagSaid()).model_copy(update={"failed": reason})
+    return said
 
 
 def seconds_left(jobs: Sequence[BagJob], states: dict[str, BagState], room: int) -> float:
