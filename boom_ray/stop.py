@@ -29,14 +29,15 @@ def _handler(number: int, frame: FrameType | None) -> None:
 def heeded() -> Iterator[None]:
     """While the block runs, SIGTERM and Ctrl-C print a last line and end the process with 128 + their number.
 
-    Only the main thread can be told; elsewhere nothing changes.
+    Only the main thread can be told; elsewhere nothing changes, nor for a signal that is ignored (`nohup`).
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     listening, waking = socket.socketpair()
     waking.setblocking(False)
-    before = {number: signal.signal(number, _handler) for number in SIGNALS}
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _handler) for number in heard}
     before_waking = signal.set_wakeup_fd(waking.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_listen, args=(listening,), daemon=True).start()
     try:
@@ -72,7 +73,9 @@ def _listen(listening: socket.socket) -> None:
     with listening:
         while heard := listening.recv(1):
             if heard[0] in SIGNALS:
-                line = _last_words[-1](signal.Signals(heard[0]).name)
-                console.show_cursor()
-                console.print(line, markup=False)
-                os._exit(128 + heard[0])
+                try:
+                    line = _last_words[-1](signal.Signals(heard[0]).name)
+                    console.show_cursor()
+                    console.print(line, markup=False)
+                finally:
+                    os._exit(128 + heard[0])
