@@ -54,7 +54,10 @@ class Parent(BaseModel):
 
 
 class Record(BaseModel):
-    """The content of `artifact.json`; `times` are start and end of what made it, in seconds since 1970."""
+    """The content of `artifact.json`.
+
+    `times` are start and end of what made it, in seconds since 1970; `job` is the Ray job that did.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -68,6 +71,7 @@ class Record(BaseModel):
     metrics: dict[str, Any] = {}
     times: dict[str, tuple[float, float]] = {}
     created: str = ""
+    job: str | None = None
     code_version: str = __version__
     files: dict[str, FileEntry] = {}
     tensors: dict[str, TensorEntry] = {}
@@ -84,6 +88,12 @@ class Record(BaseModel):
 
 def _digest(files: dict[str, FileEntry]) -> str:
     return fingerprint({name: e.xxh3_128 for name, e in sorted(files.items()) if name not in TELLING})
+
+
+def submission_id() -> str | None:
+    """The id `ray job submit` gave the job whose driver this process is; None in any other process."""
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    return config.get("metadata", {}).get("job_submission_id")
 
 
 def fingerprint(content: Any) -> str:
@@ -219,6 +229,7 @@ class Stage:
         record = record.model_copy(
             update={
                 "created": created,
+                "job": record.job or submission_id(),
                 "files": dict(sorted(self.entries.items())),
                 "tensors": dict(sorted(self.tensors.items())),
             }
@@ -317,7 +328,7 @@ def _claim_prefix(target: str, identity: str | None) -> None:
             raise BoomError(
                 f"{target}: holds the unfinished output of something else. Give another path, or delete it"
             )
-        if host == socket.gethostname() and _runs(int(pid)):
+        if host == socket.gethostname() and process_runs(int(pid)):
             raise BoomError(f"{target}: process {pid} is filling it. Wait for it, or give another path")
         storage.delete_tree(target)
     elif storage.list_files(target):
@@ -330,11 +341,12 @@ def _sweep(parent: str, name: str) -> None:
     prefix = f".{name}.stage-{socket.gethostname()}-"
     for entry in os.listdir(parent):
         owner = entry.removeprefix(prefix).split("-")[0]
-        if entry.startswith(prefix) and owner.isdigit() and not _runs(int(owner)):
+        if entry.startswith(prefix) and owner.isdigit() and not process_runs(int(owner)):
             shutil.rmtree(os.path.join(parent, entry), ignore_errors=True)
 
 
-def _runs(pid: int) -> bool:
+def process_runs(pid: int) -> bool:
+    """Whether this machine runs a process of that number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

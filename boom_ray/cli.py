@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from boom_ray import __version__, storage
+from boom_ray import __version__, stop, storage
 from boom_ray.errors import BoomError
 
 
@@ -39,6 +39,7 @@ workers_option = click.option("--num-workers", type=click.IntRange(min=1), metav
 @click.option("--baseline", is_flag=True, help="Also train one model on the full corpus, and compare.")
 @click.option("--dry-run", is_flag=True, help="Only print bags, rows, steps, the schedule and the cost.")
 @click.option("--ranks", type=click.IntRange(min=1), metavar="N", help="Ranks a dry run plans for.")
+@stop.heeded()
 def run(recipe: str, storage_uri: str | None, baseline: bool, dry_run: bool, ranks: int | None) -> None:
     """Sample bags, train a model on each, merge them, and measure the result."""
     from boom_ray.recipe import load
@@ -58,6 +59,7 @@ def run(recipe: str, storage_uri: str | None, baseline: bool, dry_run: bool, ran
 @click.argument("recipe")
 @click.option("--bag", type=click.IntRange(min=1), metavar="K", help="Train only this bag, counted from 1.")
 @storage_option
+@stop.heeded()
 def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
     """Train the bags' models that are missing."""
     from boom_ray.recipe import load
@@ -91,6 +93,7 @@ def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
     "--require", default="", metavar="CONDITIONS", help="Such as 'old_mean >= -0.5%, new_mean >= +1%'."
 )
 @storage_option
+@stop.heeded()
 def update(recipe: str, storage_uri: str | None, **given: Any) -> None:
     """Bring new data into a published version: train a small model on it, and merge."""
     from boom_ray.recipe import load
@@ -109,6 +112,31 @@ def update(recipe: str, storage_uri: str | None, **given: Any) -> None:
         requirements=stage.parse_requirements(given["require"]),
     )
     stage.update(loaded, request)
+
+
+@main.command()
+@click.argument("run", metavar="RUN")
+@click.option("--json", "json_file", metavar="FILE", help="Write it there as well, for machines.")
+def status(run: str, json_file: str | None) -> None:
+    """Tell what of a run (STORAGE/NAME) is done, under way or failed, from its storage alone.
+
+    Ends with 0 if all is done or in progress, and with 1 if it failed, was stopped, or died.
+    """
+    from dataclasses import asdict
+
+    from boom_ray.progress import console
+    from boom_ray.status import read
+
+    found = read(storage.absolute(run))
+    if json_file:
+        storage.write_bytes(storage.absolute(json_file), json.dumps(asdict(found), indent=1).encode())
+    if console.is_terminal:
+        console.print(found.table())
+    else:
+        for name, state, detail in found.rows():
+            click.echo(": ".join(filter(None, (name, state, detail))))
+    if not found.is_well:
+        raise BoomError(f"{found.root}: {found.state}: {found.reason}")
 
 
 @main.command()
@@ -144,6 +172,7 @@ def lineage(model: str) -> None:
 @main.command()
 @click.argument("model")
 @click.option("--scratch", metavar="DIR", help="Where it is made again; by default a temporary directory.")
+@stop.heeded()
 def reproduce(model: str, scratch: str | None) -> None:
     """Train and merge a version again from its record, and compare the digests."""
     import tempfile
@@ -193,6 +222,7 @@ def _weights(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("--trials", default=12, type=click.IntRange(min=1), help="How many merges a search tries.")
 @click.option("--memory", default=1.0, metavar="GIB", help="Memory of a worker.", show_default=True)
 @workers_option
+@stop.heeded()
 def merge(**given: Any) -> None:
     """Merge models of one architecture into one."""
     from boom_ray import session
@@ -279,6 +309,7 @@ def _template(context: click.Context, parameter: click.Parameter, value: str | N
 @click.option("--num-gpus", default=0.0, show_default=True, help="Of each task of mteb's.")
 @click.option("--batch-size", default=32, show_default=True, help="Texts in one forward pass, with mteb.")
 @click.option("--json", "json_file", metavar="FILE", help="Write all metrics there as well.")
+@stop.heeded()
 def evaluate(models: tuple[str, ...], data: str | None, json_file: str | None, **given: Any) -> None:
     """Measure models: nDCG@10, MRR@10, recall@100 on BEIR directories, or what mteb measures.
 
@@ -380,6 +411,7 @@ def _columns(context: click.Context, parameter: click.Parameter, value: str) -> 
     help="Of the computation; by default bfloat16 on GPUs, on CPUs the faster that gives the same vectors.",
 )
 @workers_option
+@stop.heeded()
 def embed(model: str, source: str, target: str, **given: Any) -> None:
     """Embed parquet, jsonl, csv or text files into parquet."""
     from boom_ray import session
@@ -409,6 +441,7 @@ def embed(model: str, source: str, target: str, **given: Any) -> None:
 @click.option(
     "--rows", default=1000, show_default=True, type=click.IntRange(min=20), help="Size of the sample."
 )
+@stop.heeded()
 def drift(model_a: str, model_b: str, data: str, **given: Any) -> None:
     """How far the vectors of one model lie from those of another: must an index be built again?"""
     from boom_ray import session

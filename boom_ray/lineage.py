@@ -12,6 +12,7 @@ from boom_ray.artifact import Record
 from boom_ray.errors import BoomError
 
 CURRENT = "current.json"
+FIRST_VERSION = "v0001"
 VERSION = re.compile(r"v\d{4}")
 
 
@@ -21,14 +22,18 @@ def versions(root: str) -> dict[str, Record]:
     Raises:
         BoomError: if there is none.
     """
-    places = {
-        name: storage.join(root, "models", name) for name in storage.list_names(storage.join(root, "models"))
-    }
-    found = {name: artifact.read_record(uri) for name, uri in places.items() if VERSION.fullmatch(name)}
-    records = {name: record for name, record in found.items() if record is not None}
+    records = published(root)
     if not records:
         raise BoomError(f"{root}: no versions there. Give <storage>/<name> of a run")
     return records
+
+
+def published(root: str) -> dict[str, Record]:
+    """All published versions of a run, oldest first; none before the first is published."""
+    models = storage.join(root, "models")
+    names = [name for name in storage.list_names(models) if VERSION.fullmatch(name)]
+    found = {name: artifact.read_record(storage.join(models, name)) for name in names}
+    return {name: record for name, record in found.items() if record is not None}
 
 
 def current(root: str) -> str:
@@ -62,12 +67,13 @@ def table(root: str) -> Table:
         size = sum(entry.size for entry in record.files.values())
         rows = f"{record.config.get('rows', 0):,}"
         shown = name + ("  (current)" if name == chosen else "")
-        lines.add_row(shown, record.created, parents, rows, _means(record),
+        lines.add_row(shown, record.created, parents, rows, means_of(record),
                       f"{size / 2**20:,.0f} MiB")  # fmt: skip
     return lines
 
 
-def _means(record: Record) -> str:
+def means_of(record: Record) -> str:
+    """The mean of a version's own model on each set of tasks it was measured on."""
     metrics = record.metrics
     results = {"": metrics["evaluation"]["merged"]} if "evaluation" in metrics else {}
     results |= {f"{name} ": metrics[name]["child"] for name in ("old", "new") if name in metrics}
@@ -91,7 +97,7 @@ def diff(one: str, other: str) -> list[str]:
 
 
 def _facts(record: Record) -> dict[str, Any]:
-    means = {"means": _means(record), "digest": record.digest, "code": record.code_version}
+    means = {"means": means_of(record), "digest": record.digest, "code": record.code_version}
     facts = {f"config.{key}": value for key, value in record.config.items()} | means
     facts["parents"] = ", ".join(f"{parent.version} {parent.digest[:8]}" for parent in record.parents)
     tensors = {name: (entry.dtype, tuple(entry.shape)) for name, entry in record.tensors.items()}

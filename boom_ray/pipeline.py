@@ -13,19 +13,20 @@ from typing import Any
 from boom_ray import artifact, compare, evaluate, report, session, storage
 from boom_ray.artifact import Parent, Record, Stage
 from boom_ray.data import bags, corpus
+from boom_ray.data.bags import BASELINE
 from boom_ray.data.batches import num_steps
+from boom_ray.driver import Driver, driving
 from boom_ray.errors import BoomError
 from boom_ray.evaluate import Protocol, Subject
+from boom_ray.lineage import FIRST_VERSION
 from boom_ray.merge.actors import MergeSpec
 from boom_ray.merge.methods import Options
 from boom_ray.merge.run import merge_into
 from boom_ray.model import card, directory
 from boom_ray.progress import console
 from boom_ray.recipe import Bags, Merge, Recipe, identity
-from boom_ray.train.bagging import BASELINE, model_uri, train_bags
+from boom_ray.train.bagging import model_uri, train_bags
 from boom_ray.train.schedule import best, longest_first, render
-
-VERSION = "v0001"
 
 
 def train(recipe: Recipe, only: int | None = None, baseline: bool = False) -> list[str]:
@@ -41,17 +42,28 @@ def train(recipe: Recipe, only: int | None = None, baseline: bool = False) -> li
     Raises:
         BoomError: as the stages do.
     """
-    base = _claim(recipe)
+    base = claim(recipe)
+    with driving(recipe.root, "train", FIRST_VERSION) as driver:
+        return prepare_and_train(recipe, base, driver, only, baseline)
+
+
+def prepare_and_train(
+    recipe: Recipe, base: Parent, driver: Driver, only: int | None = None, baseline: bool = False
+) -> list[str]:
+    """The same, as a part of what a driver does under a name that it has claimed for the recipe."""
+    driver.begin("corpus")
     prepared = corpus.prepare(recipe.data, storage.join(recipe.root, "corpus"), recipe.name)
     _say_corpus(prepared)
+    driver.begin("bags")
     drawn = bags.publish(prepared, recipe.bags, storage.join(recipe.root, "bags"))
     sizes = ", ".join(f"{bags.name_of(i)} {rows} rows" for i, rows in enumerate(drawn.config["rows"]))
     console.print(f"bags: {sizes}")
     full = None
     if baseline and bags.whole(recipe.bags) is None:
         full = bags.publish(prepared, _full(recipe), storage.join(recipe.root, BASELINE))
+    driver.begin("train")
     session.connect()
-    return train_bags(recipe, prepared, drawn, base, only, full)
+    return train_bags(recipe, prepared, drawn, base, driver, only, full)
 
 
 def _full(recipe: Recipe) -> Bags:
@@ -122,21 +134,23 @@ def run(recipe: Recipe, baseline: bool = False) -> str:
         )
     if baseline and not recipe.evaluate.data:
         raise BoomError("--baseline compares two models: give the recipe evaluate.data to measure them on")
-    models = train(recipe, baseline=baseline)[: len(recipe.bags.ratios)]
-    target = model_uri(recipe, VERSION)
-    existing = artifact.read_record(target)
-    if existing is None:
-        with artifact.staged(target) as stage:
-            existing = _merge_and_publish(recipe, models, stage)
-    else:
-        console.print(f"{target}: published already")
-    if baseline:
-        _compare(recipe, target)
-    _say_results(recipe, existing, target)
+    base, target = claim(recipe), model_uri(recipe, FIRST_VERSION)
+    with driving(recipe.root, "run", FIRST_VERSION) as driver:
+        models = prepare_and_train(recipe, base, driver, baseline=baseline)[: len(recipe.bags.ratios)]
+        existing = artifact.read_record(target)
+        if existing is None:
+            with artifact.staged(target) as stage:
+                existing = _merge_and_publish(recipe, models, stage, driver)
+        else:
+            console.print(f"{target}: published already")
+        if baseline:
+            driver.begin("compare")
+            _compare(recipe, target)
+        _say_results(recipe, existing, target)
     return target
 
 
-def _claim(recipe: Recipe) -> Parent:
+def claim(recipe: Recipe) -> Parent:
     """Make the name this recipe's, or refuse it if it is another's; returns the base model's identity."""
     base = directory.identify(recipe.base_model.path)
     mine = {
@@ -180,12 +194,14 @@ def merge_spec(merge: Merge) -> MergeSpec:
     )
 
 
-def _merge_and_publish(recipe: Recipe, models: list[str], stage: Stage) -> Record:
+def _merge_and_publish(recipe: Recipe, models: list[str], stage: Stage, driver: Driver) -> Record:
     base = recipe.base_model.path
     parents = [record.as_parent() for uri in models if (record := artifact.read_record(uri))]
     moments = [time.time()]
+    driver.begin("merge")
     config, _ = merge_into(stage, models, base, merge_spec(recipe.merge))
     moments.append(time.time())
+    driver.begin("evaluate")
     results = _evaluate(recipe, models, stage) if recipe.evaluate.data else {}
     moments.append(time.time())
     metrics: dict[str, Any] = {
@@ -195,7 +211,7 @@ def _merge_and_publish(recipe: Recipe, models: list[str], stage: Stage) -> Recor
     record = Record(
         kind="model",
         name=recipe.name,
-        version=VERSION,
+        version=FIRST_VERSION,
         fingerprint=artifact.fingerprint([[parent.digest for parent in parents], identity(recipe.merge)]),
         config={**config, "rows": sum(rows_behind(uri) for uri in models)},
         seed=recipe.train.seed,
@@ -256,7 +272,7 @@ def _say_results(recipe: Recipe, record: Record, target: str) -> None:
         place = storage.join(recipe.root, "evaluation.json")
         storage.write_bytes(place, json.dumps(record.metrics, indent=1).encode())
         console.print(f"results: {place}")
-    console.print(f"model:   {target}")
     console.print("Next:")
     console.print(f"  boom-ray embed {target} INPUT.parquet OUTPUT")
     console.print(f"  boom-ray serve {target}")
+    console.print(f"model:   {target}  (digest {record.digest})")

@@ -7,6 +7,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
+from boom_ray import stop
 from boom_ray.errors import BoomError
 
 
@@ -21,7 +22,8 @@ def connect(dashboard: bool = True) -> None:
     # A trainer that waits its turn on a busy machine has not failed.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
+    with stop.handlers_kept():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
 
 
 def result_of(reference: Any) -> Any:

@@ -21,6 +21,7 @@ from boom_ray.data import corpus
 from boom_ray.data.bags import generator
 from boom_ray.data.batches import num_steps
 from boom_ray.data.rows import data_files
+from boom_ray.driver import Driver, driving
 from boom_ray.errors import BoomError
 from boom_ray.evaluate import Protocol, Scores, Subject
 from boom_ray.merge.run import merge_into
@@ -112,19 +113,16 @@ def update(recipe: Recipe, request: Request) -> str:
     if artifact.read_record(target):
         console.print(f"{target}: published already")
         return target
-    small = _training(recipe, request, parent, version)
-    (trained,) = pipeline.train(small)
-    _say_cost(recipe, small, version)
-    with artifact.staged(target) as stage:
-        record = _merge(recipe, request, parent, trained, version, stage)
-        card.write(
-            stage.local,
-            record,
-            directory.license_of(storage.local_directory(recipe.base_model.path)),
-            _table(record),
-        )
-        stage.commit(record)
-    console.print(f"model:   {target}")
+    with driving(recipe.root, "update", version) as driver:
+        small = _training(recipe, request, parent, version)
+        (trained,) = pipeline.prepare_and_train(small, pipeline.claim(small), driver)
+        _say_cost(recipe, small, version)
+        with artifact.staged(target) as stage:
+            record = _merge(recipe, request, parent, trained, version, stage, driver)
+            license_name = directory.license_of(storage.local_directory(recipe.base_model.path))
+            card.write(stage.local, record, license_name, _table(record))
+            record = stage.commit(record)
+    console.print(f"model:   {target}  (digest {record.digest})")
     return target
 
 
@@ -213,7 +211,13 @@ def _training(recipe: Recipe, request: Request, parent: Record, version: str) ->
 
 
 def _merge(
-    recipe: Recipe, request: Request, parent: Record, trained: str, version: str, stage: artifact.Stage
+    recipe: Recipe,
+    request: Request,
+    parent: Record,
+    trained: str,
+    version: str,
+    stage: artifact.Stage,
+    driver: Driver,
 ) -> Record:
     """Merge into a stage, measure, and say what the record will."""
     leaves = [
@@ -224,7 +228,9 @@ def _merge(
     merged = [storage.join(recipe.root, leaf) for leaf in leaves] if request.flat else models
     weights = {"equal": "equal", "mass": "size"}[request.weights]
     spec = pipeline.merge_spec(recipe.merge.model_copy(update={"weights": weights}))
+    driver.begin("merge")
     config, _ = merge_into(stage, merged, recipe.base_model.path, spec)
+    driver.begin("evaluate")
     metrics = _measure(recipe, request, models, stage.uri)
     _require(request, metrics)
     parents = [record.as_parent() for uri in merged if (record := artifact.read_record(uri))]

@@ -9,7 +9,7 @@ import boom_ray
 
 ROOT = os.path.dirname(boom_ray.__file__)
 BELOW_RAY = [
-    *("recipe", "storage", "artifact"),
+    *("recipe", "storage", "artifact", "driver", "stop", "lineage", "status"),
     *("data.rows", "data.corpus", "data.bags", "data.batches", "data.collate"),
     *("model.encoder", "model.tokenizer", "model.directory", "model.card"),
     *("merge.gram", "merge.methods", "merge.tensors", "merge.plan", "merge.elementwise", "merge.stream"),
@@ -17,7 +17,7 @@ BELOW_RAY = [
     *("train.loss", "train.step", "train.checkpoint", "train.deepspeed"),
 ]
 STAGES = ["train", "merge", "evaluate", "mteb", "embed", "serve", "report"]
-BASE = ["recipe", "storage", "artifact", "data", "model", "errors", "progress", "session"]
+BASE = ["recipe", "storage", "artifact", "data", "model", "errors", "progress", "session", "driver", "stop"]
 
 
 def test_the_layers_below_ray_import_neither_ray_nor_deepspeed():

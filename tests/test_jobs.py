@@ -18,14 +18,15 @@ import pyarrow.parquet as pq
 import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from boom_ray import artifact, storage
+from boom_ray import artifact, status, storage
 from tests.object_store import SECRET_KEY, s3_server
 
 ROOT = str(Path(__file__).parents[1])
 SWIFT = os.environ.get("BOOM_RAY_SWIFT_ENV")
 ENTRYPOINT = "python jobs/run.py jobs/recipes/tiny.yaml --storage s3://bucket/runs"
 ADDRESS = "http://127.0.0.1:28265"
-MODELS = "s3://bucket/runs/tiny/models"
+RUN = "s3://bucket/runs/tiny"
+MODELS = f"{RUN}/models"
 T = TypeVar("T")
 
 pytestmark = pytest.mark.skipif(not SWIFT, reason="BOOM_RAY_SWIFT_ENV is not set; tests/run.sh sets it")
@@ -122,6 +123,9 @@ def test_a_killed_job_is_finished_by_the_next_and_nothing_is_trained_twice(clust
         f"{n}/{f}": i.mtime_ns for n in published for f, i in storage.list_files(f"{MODELS}/{n}").items()
     }
     digests = {name: artifact.verify(f"{MODELS}/{name}").digest for name in published}
+    left = status.read(RUN)
+    assert left.state == "lost" and left.drivers[0].facts["job"] == first
+    assert {part.name for part in left.making["v0001"] if part.state == "done"} >= {"corpus", *published}
 
     second = submit(client, home)
     assert await_end(client, second) == JobStatus.SUCCEEDED, client.get_job_logs(second)
@@ -131,12 +135,40 @@ def test_a_killed_job_is_finished_by_the_next_and_nothing_is_trained_twice(clust
         f"{n}/{f}": i.mtime_ns for n in published for f, i in storage.list_files(f"{MODELS}/{n}").items()
     }
     assert before == after
-    assert f"{MODELS}/v0001" in client.get_job_logs(second)
-    assert second in {job.submission_id for job in client.list_jobs()}
+    last = client.get_job_logs(second).splitlines()[-1]
+    assert last == f"model:   {MODELS}/v0001  (digest {records['v0001'].digest})"
+    jobs = {name: record.job for name, record in records.items()}
+    assert jobs == {name: first if name in published else second for name in records}
+    assert status.read(RUN).is_well and status.read(RUN).state == "done"
     everything = json.dumps([record.model_dump() for record in records.values()]) + client.get_job_logs(
         second
     )
     assert SECRET_KEY not in everything
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_stopped_job_says_what_is_kept_and_the_next_goes_on(cluster):
+    client, home = cluster
+    run, entrypoint = "s3://bucket/stopped/tiny", ENTRYPOINT.replace("bucket/runs", "bucket/stopped")
+    job = submit(client, home, entrypoint)
+    deadline = time.monotonic() + 400
+    while not any(name.endswith("rank-0-of-1.json") for name in storage.list_files(f"{run}/checkpoints")):
+        assert time.monotonic() < deadline, client.get_job_logs(job)
+        time.sleep(0.2)
+    client.stop_job(job)
+    assert await_end(client, job) == JobStatus.STOPPED
+    last = client.get_job_logs(job).splitlines()[-1]
+    assert last.startswith("stopped by SIGTERM at v0001, ") and last.endswith("to go on"), last
+    found = status.read(run)
+    assert (found.state, found.reason, found.drivers[0].facts["job"]) == ("stopped", "by SIGTERM", job)
+    again = submit(client, home, entrypoint)
+    assert await_end(client, again) == JobStatus.SUCCEEDED, client.get_job_logs(again)
+    assert status.read(run).is_well
+
+    refused = submit(client, home, entrypoint.replace("tiny.yaml", "none.yaml"))
+    assert await_end(client, refused) == JobStatus.FAILED
+    assert client.get_job_logs(refused).splitlines()[-1].startswith("error: jobs/recipes/none.yaml: no such")
 
 
 def test_a_job_embeds_a_store_and_the_dashboard_shows_it(cluster, published_qwen3):

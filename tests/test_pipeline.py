@@ -5,9 +5,11 @@ import os
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from sentence_transformers import SentenceTransformer
 
-from boom_ray import artifact, pipeline, storage
+from boom_ray import artifact, pipeline, status, storage
+from boom_ray.cli import main
 from boom_ray.errors import BoomError
 from boom_ray.model import directory
 from boom_ray.recipe import identity
@@ -53,6 +55,11 @@ def test_from_corpus_to_a_measured_model(base, make_recipe, request, capsys):
     before = states(recipe.root), merged
     assert pipeline.run(recipe) == target
     assert before == (states(recipe.root), artifact.verify(target)), "a second run makes nothing anew"
+    told = CliRunner().invoke(main, ["status", recipe.root, "--json", f"{recipe.root}/status.json"])
+    assert told.exit_code == 0 and f"evaluation: done: mean ndcg@10 {score:.3f}" in told.output
+    found = json.loads(storage.read_bytes(f"{recipe.root}/status.json"))
+    assert (found["state"], found["current"]) == ("done", "v0001") and found["drivers"][0]["state"] == "done"
+    assert {part["state"] for part in found["making"]["v0001"]} == {"done"}
 
     with pytest.raises(BoomError) as caught:
         pipeline.run(
@@ -84,6 +91,11 @@ def test_one_failing_bag_does_not_throw_the_others_away(make_recipe, qwen3):
         pipeline.run(recipe)
     artifact.verify(f"{recipe.root}/models/bag-1")
     assert not os.path.exists(f"{recipe.root}/models/v0001")
+    found = status.read(recipe.root)
+    bags = {part.name: part for part in found.making["v0001"] if part.name.startswith("bag-")}
+    assert found.state == "failed" and "1 of 1 bags failed" in found.reason
+    assert bags["bag-1"].state == "done" and bags["bag-2"].state == "failed"
+    assert f"{in_the_way}: is in the way" in bags["bag-2"].detail
     os.remove(f"{in_the_way}/precious")
     os.rmdir(in_the_way)
     pipeline.run(recipe)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from boom_ray import artifact, lineage, pipeline, storage, update
+from boom_ray import artifact, lineage, pipeline, status, storage, update
 from boom_ray import recipe as recipes
 from boom_ray.cli import main
 from boom_ray.errors import BoomError
@@ -99,6 +99,9 @@ def test_a_child_that_is_worse_than_required_is_not_published(run, tmp_path):
     ):
         update.update(recipe, request)
     assert not os.path.exists(f"{recipe.root}/models/v0003")
+    found = status.read(recipe.root)
+    last = found.making["v0003"][-1]
+    assert found.state == last.state == "failed" and last.name == "evaluation" and "500 %" in last.detail
     with pytest.raises(BoomError, match="no such version"):
         update.update(recipe, Request("v0007", read_tasks(rows)))
 

@@ -17,6 +17,7 @@ from boom_ray.artifact import Record
 from boom_ray.errors import BoomError
 from boom_ray.recipe import Bags, identity
 
+BASELINE = "baseline"  # the model of the full corpus, and the manifest of its bag
 Bag = dict[str, np.ndarray]
 
 

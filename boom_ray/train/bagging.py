@@ -4,7 +4,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import ray
@@ -16,7 +16,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from boom_ray import artifact, storage
 from boom_ray.artifact import Parent, Record
 from boom_ray.data import bags as bag_manifests
+from boom_ray.data.bags import BASELINE
 from boom_ray.data.batches import num_steps
+from boom_ray.driver import BagSaid, Driver
 from boom_ray.errors import BoomError
 from boom_ray.progress import Progress, console
 from boom_ray.recipe import Bags, Recipe, identity
@@ -27,8 +29,7 @@ from boom_ray.train.job import BagJob
 from boom_ray.train.schedule import Schedule, best, longest_first, render
 
 POLL_SECONDS = 0.5
-BASELINE = "baseline"
-CHECKPOINTS, RAY_TRAIN = SCRATCH = "checkpoints", "ray_train"
+CHECKPOINTS, RAY_TRAIN = SCRATCH = checkpoint.DIRECTORY, "ray_train"
 
 
 def model_uri(recipe: Recipe, name: str) -> str:
@@ -41,6 +42,7 @@ def train_bags(
     corpus: Record,
     bags: Record,
     base: Parent,
+    driver: Driver,
     only: int | None = None,
     full: Record | None = None,
 ) -> list[str]:
@@ -50,6 +52,7 @@ def train_bags(
         corpus: Record of the corpus artifact.
         bags: Record of the bag manifests.
         base: The base model, by content.
+        driver: Is told how far the bags are.
         only: Index of the single bag to train.
         full: Record of a manifest of the full corpus, to train a model on that as well: the baseline.
 
@@ -73,7 +76,8 @@ def train_bags(
         names, steps = [job.name for job in missing], [job.steps for job in missing]
         for line in render(schedule, names, steps):
             console.print(f"  {line}")
-        _run_all([replace(missing[bag], num_ranks=schedule.ranks[bag]) for bag in schedule.order], board)
+        ordered = [replace(missing[bag], num_ranks=schedule.ranks[bag]) for bag in schedule.order]
+        _run_all(ordered, board, driver)
     if only is None:
         for scratch in SCRATCH:
             storage.delete_tree(storage.join(recipe.root, scratch))
@@ -97,6 +101,7 @@ def make_job(recipe: Recipe, index: int, corpus: Record, bags: Record, base: Par
         target=model_uri(recipe, name),
         fingerprint=artifact.fingerprint(made_from),
         parents=[base, corpus.as_parent(), bags.as_parent()],
+        submission_id=artifact.submission_id(),
         board=board,
     )
 
@@ -136,16 +141,16 @@ def plan_bags(recipe: Recipe, jobs: Sequence[BagJob], room: int) -> Schedule:
     return longest_first(steps, ranks, room)
 
 
-def _run_all(jobs: list[BagJob], board: Any) -> None:
+def _run_all(jobs: list[BagJob], board: Any, driver: Driver) -> None:
     """Run the trainers in order, and show how far they are until the last has ended.
 
     One more trainer than fits waits in line: it is up when a share becomes free, and an autoscaler sees that
     more is wanted.
     """
     waiting, running = list(jobs), dict[Future[str | None], BagJob]()
-    failures: list[str] = []
+    failures: dict[str, str] = {}
     with ThreadPoolExecutor(len(jobs)) as threads, Progress() as progress:
-        monitor = _Monitor(jobs, board, progress)
+        monitor = _Monitor(jobs, board, progress, driver)
         while waiting or running:
             room = capacity(jobs[0].recipe.train.execution)
             while waiting and sum(job.num_ranks for job in running.values()) <= room:
@@ -154,12 +159,13 @@ def _run_all(jobs: list[BagJob], board: Any) -> None:
             done, _ = wait(running, POLL_SECONDS, FIRST_COMPLETED)
             for future in done:
                 job, message = running.pop(future), future.result()
-                failures += [f"{job.name}: {message}"] if message else []
-            monitor.show(room)
+                failures |= {job.name: message} if message else {}
+            monitor.show(room, failures)
     if failures:
         kept = len(jobs) - len(failures)
         raise BoomError.of(
-            sorted(failures), f"{len(failures)} of {len(jobs)} bags failed; {kept} are published and kept. "
+            [f"{name}: {message}" for name, message in sorted(failures.items())],
+            f"{len(failures)} of {len(jobs)} bags failed; {kept} are published and kept. "
             "Run the same command again to train only what is missing:"
         )  # fmt: skip
 
@@ -167,13 +173,14 @@ def _run_all(jobs: list[BagJob], board: Any) -> None:
 class _Monitor:
     """What a person sees of the bags: a line for each, one for all, and warnings as they come."""
 
-    def __init__(self, jobs: list[BagJob], board: Any, progress: Progress) -> None:
-        self.jobs, self.board, self.progress = jobs, board, progress
+    def __init__(self, jobs: list[BagJob], board: Any, progress: Progress, driver: Driver) -> None:
+        self.jobs, self.board, self.progress, self.driver = jobs, board, progress, driver
         self.num_warnings = 0
 
-    def show(self, room: int) -> None:
-        """Read the board and print what is new."""
+    def show(self, room: int, failures: dict[str, str]) -> None:
+        """Read the board, print what is new, and let the driver say the same in storage."""
         states, warnings = ray.get(self.board.read.remote())
+        self.driver.show(_said(states, failures))
         for text in warnings[self.num_warnings :]:
             console.print(f"warning: {text}")
         self.num_warnings = len(warnings)
@@ -190,6 +197,13 @@ class _Monitor:
             self.progress.update(
                 "all bags", completed, total, time.strftime("end %H:%M:%S", time.localtime(ends))
             )
+
+
+def _said(states: dict[str, BagState], failures: dict[str, str]) -> dict[str, BagSaid]:
+    said = {name: BagSaid(**asdict(state)) for name, state in states.items()}
+    for name, reason in failures.items():
+        said[name] = said.get(name, BagSaid()).model_copy(update={"failed": reason})
+    return said
 
 
 def seconds_left(jobs: Sequence[BagJob], states: dict[str, BagState], room: int) -> float:

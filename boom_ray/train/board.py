@@ -1,6 +1,8 @@
 """Where the first rank of every bag says how far it is, for the driver to read."""
 
-from dataclasses import dataclass
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
 
 import ray
 
@@ -15,6 +17,8 @@ class BagState:
         loss: Of the last step.
         tokens_per_second: Since the bag was started.
         seconds_left: At the pace so far.
+        attempt: Which start of the bag this is, from 1; the board counts them.
+        time: When the board was told, in seconds since 1970.
     """
 
     step: int
@@ -22,6 +26,8 @@ class BagState:
     loss: float
     tokens_per_second: float
     seconds_left: float
+    attempt: int = 1
+    time: float = 0.0
 
 
 @ray.remote(num_cpus=0)
@@ -30,11 +36,16 @@ class ProgressBoard:
 
     def __init__(self) -> None:
         self.states: dict[str, BagState] = {}
+        self.attempts: Counter[str] = Counter()
         self.warnings: list[str] = []
+
+    def begin(self, name: str) -> None:
+        """Note that a bag is started, or started again."""
+        self.attempts[name] += 1
 
     def tell(self, name: str, state: BagState) -> None:
         """Note the state of one bag."""
-        self.states[name] = state
+        self.states[name] = replace(state, attempt=self.attempts[name], time=time.time())
 
     def warn(self, name: str, text: str) -> None:
         """Note what a person should look at."""

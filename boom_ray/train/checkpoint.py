@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +17,7 @@ from boom_ray import storage
 from boom_ray.errors import BoomError
 
 FIRST = re.compile(r"rank-0-of-(\d+)\.json")  # not the name it has while it is written
+DIRECTORY = "checkpoints"  # of a run; below it, those of each bag
 KEPT = 2  # the older serves if the newer is damaged
 
 
@@ -67,11 +69,16 @@ class Saver:
             prune(self.root)
 
 
-def newest(root: str) -> tuple[str, dict[str, Any]] | None:
-    """URI and state of the newest complete checkpoint, or None."""
+def find(root: str) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """URI and state of each checkpoint, newest first; the state is None where it is incomplete."""
     for name in sorted(storage.list_names(root), reverse=True):
         uri = storage.join(root, name)
-        state = _complete(uri)
+        yield uri, _complete(uri)
+
+
+def newest(root: str) -> tuple[str, dict[str, Any]] | None:
+    """URI and state of the newest complete checkpoint, or None."""
+    for uri, state in find(root):
         if state is not None:
             return uri, state
         print(f"{uri}: incomplete, not used", flush=True)

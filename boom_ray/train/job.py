@@ -23,6 +23,7 @@ class BagJob:
         target: URI the model is published at.
         fingerprint: Identity of everything that determines the weights.
         parents: Artifacts the model is made from.
+        submission_id: Of the Ray job that trains it, if it was submitted.
         board: Handle of the actor that is told of progress (`boom_ray.train.board.ProgressBoard`).
     """
 
@@ -38,4 +39,5 @@ class BagJob:
     target: str
     fingerprint: str
     parents: list[Parent]
+    submission_id: str | None
     board: Any

@@ -89,6 +89,8 @@ class BagTraining:
 
     def run(self) -> None:
         """Resume or start, run all remaining steps, check, publish."""
+        if self.rank == 0:
+            self.job.board.begin.remote(self.job.name)
         state = self._resume()
         since, mark = time.monotonic(), state["step"]
         for step, fed in self.feed.from_step(mark):
@@ -326,6 +328,7 @@ def write_model(
         parents=job.parents,
         metrics={key: state[key] for key in ("step", "loss", "tokens", "seconds", "check", "num_ranks")},
         times={"train": (state["started"], time.time())},
+        job=job.submission_id,
     )
     dimension = encoder.transformer.config.hidden_size
     text = card.render(record, directory.read_spec(stage.local), dimension, directory.license_of(base))
