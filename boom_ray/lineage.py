@@ -148,10 +148,8 @@ def tree(uri: str) -> Tree:
 
 def _branch(ancestor: Ancestor, branch: Tree) -> Tree:
     for parent in ancestor.parents:
-        one = parent.identity
-        title = (
-            _title(parent.record) if parent.record else f"{one.name} {one.version} [dim]{one.digest}[/dim]"
-        )
+        name, version, digest = parent.identity.name, parent.identity.version, parent.identity.digest
+        title = _title(parent.record) if parent.record else f"{name} {version} [dim]{digest}[/dim]"
         _branch(parent, branch.add(title))
     return branch
 

@@ -164,16 +164,16 @@ def _cost(found: Found, timeline: Timeline | None) -> Iterator[tuple[str, str]]:
     if trained is None:
         return
     text = (
-        f"{count(trained.steps, 'training step')} that read {trained.queries:,} rows, {trained.passes:.1f} "
-        f"times those there are, in {duration(trained.rank_seconds)} of {trained.device} time."
+        f"{count(trained.steps, 'training step')} read {trained.queries:,} rows ({trained.passes:.1f} passes "
+        f"over the data) in {duration(trained.rank_seconds)} of {trained.device} time."
     )
     if timeline:
         text += f" From first to last it took {duration(timeline.seconds)}."
     told = found.record.metrics.get("cost") if found.record else None
     if told:
         text += (
-            f" All bags again on all data would be {told['all_steps']:,} steps and {told['all_rows']:,} rows; "
-            f"the update had {told['rows'] / told['all_rows']:.0%} of these rows."
+            f" Training all bags again on all data would be {told['all_steps']:,} steps and "
+            f"{told['all_rows']:,} rows; the update had {told['rows'] / told['all_rows']:.0%} of these rows."
         )
     yield "Cost", text
 
