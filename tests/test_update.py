@@ -103,6 +103,7 @@ def test_pages_tell_of_a_run_and_of_its_update(run, child):
         assert f"{difference['ours']:.3f} against {difference['theirs']:.3f} on average" in second.text
     assert f"{cost['all_steps']:,} steps and {cost['all_rows']:,} rows" in second.text
     assert "24 new rows of 1 task (http)" in second.text
+    assert told["comparison"].keys() == {"old", "new"} and "tasks better than v0001" in second.text
     for reader, bars in ((first, ["bag-1", "bag-2"]), (second, ["update"])):
         labels = [row[0] for row in reader.rows]
         assert all(name in labels for name in ["corpus", *bars, "merge", "evaluate"])

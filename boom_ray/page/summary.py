@@ -14,6 +14,10 @@ VERDICTS = {
     "worse": "worse than",
     "undecided": "not clearly better or worse than",
 }
+OTHERS = {
+    "Against the base": "its base model",
+    "Against one model of the full corpus": "one model of the full corpus",
+}
 READING = (
     "Scores are nDCG@10, from 0 to 1: how high the right answers stand among the first ten. An interval "
     "holds the difference with 95 % confidence, as far as the choice of the queries goes; better and worse "
@@ -67,16 +71,13 @@ def _headline(found: Found, contests: list[Contest]) -> str:
         return f"{found.name} is not finished: {trained}, none merged"
     if not contests:
         return f"{found.name} is made, and has not been measured"
-    where = {
-        "Against the base": "its base model",
-        "Against one model of the full corpus": "one model of the full corpus",
-    }
-    parts = [
-        f"{_verdict(one.overall)} {where.get(one.title, f'{one.theirs} on the {one.title.lower()}')} "
-        f"({_relative(one.overall)})"
-        for one in contests
-    ]
-    return f"{found.name} is {', and '.join(parts)}"
+    said: dict[str, list[str]] = {}
+    for contest in contests:
+        where = f"on the {contest.title.lower()} " if found.request else ""
+        outcome = f"{_verdict(contest.overall)} {OTHERS.get(contest.title, contest.theirs)}"
+        said.setdefault(outcome, []).append(f"{where}({_relative(contest.overall)})")
+    outcomes = [f"{outcome} {' and '.join(places)}" for outcome, places in said.items()]
+    return f"{found.name} is {', and '.join(outcomes)}"
 
 
 def _verdict(change: Change) -> str:
