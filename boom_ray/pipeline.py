@@ -261,5 +261,6 @@ def _say_results(recipe: Recipe, record: Record, target: str) -> None:
         console.print(f"results: {place}")
     console.print(f"model:   {target}")
     console.print("Next:")
+    console.print(f"  boom-ray report {recipe.root}")
     console.print(f"  boom-ray embed {target} INPUT.parquet OUTPUT")
     console.print(f"  boom-ray serve {target}")

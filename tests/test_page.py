@@ -202,20 +202,22 @@ def sections(reader: Reader) -> list[str]:
 def test_the_page_shows_every_model_on_every_task_with_its_intervals(large):
     run, merged, reader = large
     results = merged.metrics["evaluation"]
+    full = json.loads(storage.read_bytes(f"{run.root}/comparison.json"))
     assert sections(reader) == SECTIONS
     for task in run.benchmarks:
-        assert [task, *(f"{results[label][task]['ndcg@10']:.3f}" for label in results)] in reader.rows
+        scores = [results[label][task]["ndcg@10"] for label in results] + [full["tasks"][task]["theirs"]]
+        assert [task, *(f"{score:.3f}" for score in scores)] in reader.rows
         assert [task, *(f"{results[label][task]['recall@100']:.3f}" for label in results)] in reader.rows
     means = merged.metrics["means"]
     assert [
         "mean out of domain",
-        *(f"{means[m]['out_of_domain']['ndcg@10']:.3f}" for m in means),
+        *(f"{means[m]['out_of_domain']['mrr@10']:.3f}" for m in means),
     ] in reader.rows
     verdicts = [entry["verdict"] for entry in merged.metrics["comparison"]["tasks"].values()]
     assert {"better", "worse"} <= set(verdicts)
     assert f"Better on {verdicts.count('better')} of 30 tasks, worse on {HOSTILE} (" in reader.text
-    full = json.loads(storage.read_bytes(f"{run.root}/comparison.json"))["means"]["all"]
-    assert f"{full['ours']:.3f} against {full['theirs']:.3f} on average" in reader.text
+    mean = full["means"]["all"]
+    assert f"{mean['ours']:.3f} against {mean['theirs']:.3f} on average" in reader.text
 
 
 def test_the_page_shows_data_angles_and_origin(large):
@@ -285,6 +287,19 @@ def test_a_run_is_told_as_far_as_it_is(small):
     assert sections(merged) == SECTIONS[1:]
     with pytest.raises(BoomError, match="no version v0002; there are v0001"):
         collect(small.root, "v0002")
+
+
+def test_without_intervals_nothing_is_called_better_or_worse(small):
+    for index in range(3):
+        small.train(index)
+    small.merge()
+    found = collect(small.root)
+    assert found.record
+    metrics = {key: value for key, value in found.record.metrics.items() if key != "comparison"}
+    found = replace(found, comparison=None, record=found.record.model_copy(update={"metrics": metrics}))
+    told = Reader(page(found)).text
+    assert "large v0001 is ahead of its base model" in told and f"Behind on {HOSTILE}." in told
+    assert "Better on" not in told and "undecided" not in told
 
 
 def test_a_long_pause_is_left_out_of_the_time(small):

@@ -1,6 +1,6 @@
 """How good the version is: on every task, against what it came from and beside all models measured."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from boom_ray import report
@@ -35,7 +35,7 @@ class Contest:
         theirs: What it calls the other.
         tasks: Of every task.
         means: Of every group of tasks, last that of `all`.
-        others: Scores of more models, by name, on every task and group.
+        others: Scores of more models, by name: on every task, and in every mean.
     """
 
     title: str
@@ -43,7 +43,7 @@ class Contest:
     theirs: str
     tasks: dict[str, Change]
     means: dict[str, Change]
-    others: dict[str, dict[str, float]]
+    others: dict[str, tuple[dict[str, float], dict[str, float]]]
 
     @property
     def overall(self) -> Change:
@@ -58,71 +58,69 @@ class Contest:
 
 def contests(found: Found) -> list[Contest]:
     """The comparisons that were measured, the most important first; empty if nothing was."""
-    metrics = found.record.metrics if found.record else {}
+    metrics, names = (found.record.metrics if found.record else {}), names_of(found)
     if found.request:
-        names = {"child": str(found.version), "parent": found.request["parent"], "update": "update"}
         return [
-            _contest(title, metrics[kind], metrics.get("comparison", {}).get(kind), "child", "parent", names)
+            _contest(
+                title, metrics[kind], metrics.get("comparison", {}).get(kind), ("child", "parent"), names
+            )
             for kind, title in (("new", "New tasks"), ("old", "Old tasks"))
             if kind in metrics
         ]
     if "evaluation" not in metrics:
         return []
-    names = {label: label for label in metrics["evaluation"]}
     results, comparison = metrics["evaluation"], metrics.get("comparison")
-    first = _contest("Against the base", results, comparison, "merged", "base", names)
+    first = _contest("Against the base", results, comparison, ("merged", "base"), names)
     return [first, *([_against_full(found.comparison)] if found.comparison else [])]
 
 
+def names_of(found: Found) -> dict[str, str]:
+    """What the page calls the models of an update; all others have their own names."""
+    return {"child": str(found.version), "parent": found.request["parent"]} if found.request else {}
+
+
 def _contest(
-    title: str, results: dict[str, Scores], comparison: Any, ours: str, theirs: str, names: dict[str, str]
+    title: str, results: dict[str, Scores], comparison: Any, pair: tuple[str, str], names: dict[str, str]
 ) -> Contest:
-    scores = {label: _main(results[label]) for label in results}
-    changes = {
-        place: Change(scores[ours][place], scores[theirs][place], **_interval(comparison, place))
-        for place in scores[ours]
-    }
-    tasks = list(results[ours])
-    others = {names[label]: scores[label] for label in results if label not in (ours, theirs)}
+    tasks = {label: _main(scores) for label, scores in results.items()}
+    means = {label: _main(report.means(scores)) for label, scores in results.items()}
+    ours, theirs = pair
+
+    def changes(kind: str, scores: dict[str, dict[str, float]]) -> dict[str, Change]:
+        if comparison:
+            return _compared(comparison[kind])
+        return {place: Change(scores[ours][place], scores[theirs][place]) for place in scores[ours]}
+
     return Contest(
         title=title,
-        ours=names[ours],
-        theirs=names[theirs],
-        tasks={task: changes[task] for task in tasks},
-        means={group: changes[f"mean {group}"] for group in report.groups(tasks)},
-        others=others,
+        ours=names.get(ours, ours),
+        theirs=names.get(theirs, theirs),
+        tasks=changes("tasks", tasks),
+        means=changes("means", means),
+        others={label: (tasks[label], means[label]) for label in results if label not in pair},
     )
 
 
 def _main(scores: Scores) -> dict[str, float]:
-    """The main metric of one model: by task, and by `mean GROUP`."""
-    means = {f"mean {group}": found[MAIN_METRIC] for group, found in report.means(scores).items()}
-    return {task: found[MAIN_METRIC] for task, found in scores.items()} | means
+    return {place: found[MAIN_METRIC] for place, found in scores.items()}
 
 
-def _interval(comparison: Any, place: str) -> dict[str, Any]:
-    if not comparison:
-        return {}
-    group = place.removeprefix("mean ")
-    found = comparison["tasks"].get(place) or comparison["means"][group]
-    return {key: found[key] for key in ("verdict", "queries")} | {"interval": (found["low"], found["high"])}
+def _compared(entries: dict[str, Any]) -> dict[str, Change]:
+    """Tasks or means as `boom_ray.compare` has them."""
+    return {
+        place: Change(e["ours"], e["theirs"], (e["low"], e["high"]), e["verdict"], e["queries"])
+        for place, e in entries.items()
+    }
 
 
 def _against_full(comparison: dict[str, Any]) -> Contest:
     """What `boom-ray run --baseline` wrote."""
-
-    def changes(entries: dict[str, Any]) -> dict[str, Change]:
-        return {
-            name: Change(e["ours"], e["theirs"], (e["low"], e["high"]), e["verdict"], e["queries"])
-            for name, e in entries.items()
-        }
-
     return Contest(
         title="Against one model of the full corpus",
         ours=comparison["ours"],
         theirs=comparison["theirs"],
-        tasks=changes(comparison["tasks"]),
-        means=changes(comparison["means"]),
+        tasks=_compared(comparison["tasks"]),
+        means=_compared(comparison["means"]),
         others={},
     )
 
@@ -153,37 +151,41 @@ class Board:
 
 def board(contest: Contest) -> Board:
     """Lay a contest out."""
-    changes = list({**contest.tasks, **contest.means}.values())
+    changes = [*contest.tasks.values(), *contest.means.values()]
     values = [value for change in changes for value in (change.ours, change.theirs)]
-    scores = axis(values + [value for scores in contest.others.values() for value in scores.values()])
+    values += [
+        value for tasks, means in contest.others.values() for value in (*tasks.values(), *means.values())
+    ]
     ends = [end for change in changes for end in change.interval or (change.difference,)]
-    differences = axis([0.0, *ends], with_sign=True)
-
-    def line(place: str, label: str, change: Change) -> Line:
-        others = {name: found[place] for name, found in contest.others.items()}
-        shown = [("other", name, value) for name, value in others.items()]
-        shown += [("theirs", contest.theirs, change.theirs), ("ours", contest.ours, change.ours)]
-        ends = sorted((scores.at(change.ours), scores.at(change.theirs)))
-        return Line(
-            label=label,
-            title=place,
-            is_mean=place.startswith("mean "),
-            change=change,
-            marks=[(kind, scores.at(value), f"{name} {value:.3f}") for kind, name, value in shown],
-            span=(ends[0], round(ends[1] - ends[0], 2)),
-            point=differences.at(change.difference),
-            reach=change.interval
-            and (differences.at(change.interval[0]), differences.at(change.interval[1])),
-        )
-
+    empty = Board(contest, axis(values), axis([0.0, *ends], with_sign=True), [])
     groups = []
     for group, tasks in grouped(list(contest.tasks)).items():
-        lines = [line(task, task.rpartition("/")[2], contest.tasks[task]) for task in tasks]
+        lines = [_line(empty, task, task.rpartition("/")[2]) for task in tasks]
         if group:
-            lines.append(line(f"mean {group}", f"mean {spoken(group)}", contest.means[group]))
+            lines.append(_line(empty, group, f"mean {spoken(group)}", is_mean=True))
         groups.append((spoken(group), lines))
-    groups.append(("", [line("mean all", "mean of all tasks", contest.overall)]))
-    return Board(contest, scores, differences, groups)
+    groups.append(("", [_line(empty, "all", "mean of all tasks", is_mean=True)]))
+    return replace(empty, groups=groups)
+
+
+def _line(board: Board, place: str, label: str, is_mean: bool = False) -> Line:
+    """A task or a mean on the axes of a board."""
+    contest, scores, differences = board.contest, board.scores, board.differences
+    change = (contest.means if is_mean else contest.tasks)[place]
+    shown = [("other", name, both[is_mean][place]) for name, both in contest.others.items()]
+    shown += [("theirs", contest.theirs, change.theirs), ("ours", contest.ours, change.ours)]
+    left, right = sorted((scores.at(change.ours), scores.at(change.theirs)))
+    low, high = change.interval or (None, None)
+    return Line(
+        label=label,
+        title=place,
+        is_mean=is_mean,
+        change=change,
+        marks=[(kind, scores.at(value), f"{name} {value:.3f}") for kind, name, value in shown],
+        span=(left, round(right - left, 2)),
+        point=differences.at(change.difference),
+        reach=None if low is None or high is None else (differences.at(low), differences.at(high)),
+    )
 
 
 def grouped(tasks: list[str]) -> dict[str, list[str]]:
@@ -220,29 +222,34 @@ class Table:
 def tables(found: Found) -> list[Table]:
     """A table for each metric of each evaluation, the main metric first."""
     metrics = found.record.metrics if found.record else {}
-    parts = {kind: metrics[kind] for kind in ("evaluation", "old", "new") if kind in metrics}
+    parts = {kind: metrics[kind] for kind in ("evaluation", "new", "old") if kind in metrics}
     return [
-        _table(f"{metric}, {kind} tasks" if kind != "evaluation" else metric, results, metric)
+        _table(f"{metric}, {kind} tasks" if found.request else metric, _all(found, results, metric), metric)
         for kind, results in parts.items()
         for metric in next(iter(next(iter(results.values())).values()))
     ]
 
 
+def _all(found: Found, results: dict[str, Scores], metric: str) -> dict[str, Scores]:
+    """All models by the page's names, with the baseline, of which the main metric is known."""
+    names = names_of(found)
+    named = {names.get(label, label): scores for label, scores in results.items()}
+    if found.comparison and metric == MAIN_METRIC:
+        full = {task: {metric: entry["theirs"]} for task, entry in found.comparison["tasks"].items()}
+        named[found.comparison["theirs"]] = full
+    return named
+
+
 def _table(title: str, results: dict[str, Scores], metric: str) -> Table:
     """The first model is the reference that the others are coloured by."""
-    means = {label: report.means(scores) for label, scores in results.items()}
-    places = {
-        task: [results[label][task][metric] for label in results] for task in next(iter(results.values()))
-    }
-    averages = {
-        f"mean {spoken(group)}": [means[label][group][metric] for label in results]
-        for group in next(iter(means.values()))
-    }
-    values = [*places.values(), *averages.values()]
-    largest = max(abs(value - row[0]) for row in values for value in row) or 1.0
-    rows = [(name, False, _cells(row, largest)) for name, row in places.items()]
-    rows += [(name, True, _cells(row, largest)) for name, row in averages.items()]
-    return Table(title, list(results), rows)
+    first = next(iter(results.values()))
+    means = [report.means(scores) for scores in results.values()]
+    rows = [(task, False, [scores[task][metric] for scores in results.values()]) for task in first]
+    rows += [(f"mean {spoken(group)}", True, [mean[group][metric] for mean in means]) for group in means[0]]
+    largest = max(abs(value - values[0]) for _, _, values in rows for value in values) or 1.0
+    return Table(
+        title, list(results), [(name, is_mean, _cells(values, largest)) for name, is_mean, values in rows]
+    )
 
 
 def _cells(row: list[float], largest: float) -> list[Cell]:

@@ -9,6 +9,7 @@ from boom_ray.page.collect import Found, Trained
 from boom_ray.page.scale import axis, duration, unit_of
 
 PAUSE_STEPS = 10
+PAUSE_SECONDS = 600
 
 Span = tuple[float, float]
 
@@ -41,7 +42,7 @@ class Timeline:
 
 
 class _Clock:
-    """Positions of moments, without pauses longer than all work together."""
+    """Positions of moments, without pauses longer than all work together and than `PAUSE_SECONDS`."""
 
     def __init__(self, spans: list[Span]) -> None:
         self.active: list[Span] = []
@@ -52,7 +53,7 @@ class _Clock:
                 self.active.append((start, end))
         busy = sum(end - start for start, end in self.active)
         idle = [(one[1], other[0]) for one, other in itertools.pairwise(self.active)]
-        self.cuts = [(start, end) for start, end in idle if end - start > busy]
+        self.cuts = [(start, end) for start, end in idle if end - start > max(busy, PAUSE_SECONDS)]
         self.whole = self.shown(self.active[-1][1])
 
     def shown(self, moment: float) -> float:

@@ -150,7 +150,7 @@ def _places(contest: Contest) -> str:
 def _beside_bags(found: Found, contests: list[Contest]) -> Iterator[tuple[str, str]]:
     if found.request or not contests or not contests[0].others:
         return
-    bags = {name: scores["mean all"] for name, scores in contests[0].others.items()}
+    bags = {name: means["all"] for name, (_, means) in contests[0].others.items()}
     best = max(bags, key=lambda name: bags[name])
     ahead = contests[0].overall.ours - bags[best]
     how = f"{abs(ahead):.3f} {'ahead of' if ahead > 0 else 'behind'} that"

@@ -1,7 +1,6 @@
 """What the models were trained on, and how it went: rows per task and bag, and the curves of every loss."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -39,7 +38,6 @@ def mix(found: Found) -> Mix | None:
     """The mixture of data, or None before there is a corpus."""
     if found.corpus is None:
         return None
-    new = {task["name"] for task in found.request["tasks"]} if found.request else set()
     totals = [sum(model.tasks.values()) for model in found.trained]
     largest = max(
         (max(model.tasks.values()) / sum(model.tasks.values()) for model in found.trained), default=1
@@ -48,9 +46,7 @@ def mix(found: Found) -> Mix | None:
         Mixed(
             task=name,
             kind=counts["type"],
-            origin=("new" if name in new else f"core {found.request['core_percent']:g} %")
-            if found.request
-            else "",
+            origin=_origin(found, name),
             rows=counts["rows"],
             quarantined=counts["quarantined"],
             duplicates=counts["duplicates"],
@@ -63,6 +59,14 @@ def mix(found: Found) -> Mix | None:
     ]
     columns = [(model.name, model.ratio) for model in found.trained]
     return Mix(columns, tasks, sum(task.rows for task in tasks), totals)
+
+
+def _origin(found: Found, task: str) -> str:
+    """Of an update's tasks, which are new, and which a sample of earlier rows."""
+    if found.request is None:
+        return ""
+    new = [one["name"] for one in found.request["tasks"]]
+    return "new" if task in new else f"core {found.request['core_percent']:g} %"
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ def _spark(values: np.ndarray) -> str:
 def _facts(model: Trained, smooth: np.ndarray) -> dict[str, str]:
     assert model.record is not None
     metrics, check = model.record.metrics, model.record.metrics["check"]
-    facts: dict[str, Any] = {
+    return {
         "steps": f"{metrics['step']:,}",
         "loss": f"{smooth[0]:.3f} → {smooth[-1]:.3f}",
         "tokens": f"{metrics['tokens']:,}",
@@ -154,7 +158,5 @@ def _facts(model: Trained, smooth: np.ndarray) -> dict[str, str]:
         "ranks": f"{metrics['num_ranks']}",
         "padding": f"{np.mean([step['padding_fraction'] for step in model.steps]):.0%}",
         "truncated": f"{np.mean([step['truncated_fraction'] for step in model.steps]):.0%}",
+        "check": "" if None in check.values() else f"{check['before']:.3f} → {check['after']:.3f}",
     }
-    if None not in check.values():
-        facts["check"] = f"{check['before']:.3f} → {check['after']:.3f}"
-    return facts
