@@ -11,7 +11,7 @@ class Reader(HTMLParser):
 
     Attributes:
         tags: Every tag as it comes, with its attributes.
-        texts: Every piece of text.
+        texts: Every piece of text, but `styles`.
         rows: The cells of every row of every table, as text.
     """
 
@@ -20,6 +20,7 @@ class Reader(HTMLParser):
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str]]] = []
         self.texts: list[str] = []
+        self.styles: list[str] = []
         self.rows: list[list[str]] = []
         self.feed(page)
         self.close()
@@ -55,6 +56,6 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag, tag
 
     def handle_data(self, data: str) -> None:
-        self.texts.append(data)
+        (self.styles if "style" in self.open else self.texts).append(data)
         if "tr" in self.open and self.rows[-1]:
             self.rows[-1][-1] = " ".join([*self.rows[-1][-1].split(), *data.split()])

@@ -18,10 +18,10 @@ OTHERS = {
     "Against the base": "its base model",
     "Against one model of the full corpus": "one model of the full corpus",
 }
-READING = (
-    "Scores are nDCG@10, from 0 to 1: how high the right answers stand among the first ten. An interval "
-    "holds the difference with 95 % confidence, as far as the choice of the queries goes; better and worse "
-    "mean that all of it lies on one side of zero."
+SCORES = "Scores are nDCG@10, from 0 to 1: how high the right answers stand among the first ten."
+INTERVALS = (
+    " An interval holds the difference with 95 % confidence, as far as the choice of the queries goes; better "
+    "and worse mean that all of it lies on one side of zero."
 )
 
 
@@ -50,7 +50,8 @@ def summary(found: Found, contests: list[Contest], timeline: Timeline | None) ->
     points += [(contest.title, _outcome(contest)) for contest in contests]
     points += [*_beside_bags(found, contests), *_cost(found, timeline)]
     if contests:
-        points.append(("How to read it", READING))
+        known = contests[0].overall.interval is not None
+        points.append(("How to read it", SCORES + INTERVALS * known))
     elif found.record:
         points.append(
             ("Quality", "It has not been measured: the recipe names no data for it (evaluate.data).")
@@ -182,7 +183,7 @@ def _cost(found: Found, timeline: Timeline | None) -> Iterator[tuple[str, str]]:
 def _tiles(found: Found, contests: list[Contest], timeline: Timeline | None) -> Iterator[Tile]:
     for contest in contests:
         change, interval = contest.overall, contest.overall.interval
-        note = f"{signed(interval[0])} to {signed(interval[1])}" if interval else "no interval known"
+        note = f"{signed(interval[0])} to {signed(interval[1])}" if interval else ""
         kind = f"{contest.title.lower()}: " if found.request else ""
         label = f"{kind}{change.ours:.3f} against {change.theirs:.3f} of {contest.theirs}"
         yield Tile(signed(change.difference), label, note, change.verdict)
