@@ -20,8 +20,8 @@ OTHERS = {
 }
 SCORES = "Scores are nDCG@10, from 0 to 1: how high the right answers stand among the first ten."
 INTERVALS = (
-    " An interval holds the difference with 95 % confidence, as far as the choice of the queries goes; better "
-    "and worse mean that all of it lies on one side of zero."
+    " An interval holds the difference with 95 % confidence, as far as the choice of the queries goes; "
+    "better and worse mean that all of it lies on one side of zero."
 )
 
 
