@@ -7,6 +7,8 @@ object store, which has no rename, the files are written under the target and th
 
 import datetime
 import errno
+import importlib.metadata
+import importlib.util
 import json
 import os
 import shutil
@@ -28,6 +30,7 @@ TELLING = ("README.md", "metrics.jsonl", "distances.json")  # the card, the jour
 MARKER = ".stage"  # on an object store: this prefix is being filled, by the process named in it
 Kind = Literal["corpus", "bags", "model", "embeddings"]
 READ_BYTES = 8 << 20
+LIBRARIES = ("ray", "torch", "transformers", "deepspeed", "safetensors")
 
 
 class FileEntry(BaseModel):
@@ -56,7 +59,8 @@ class Parent(BaseModel):
 class Record(BaseModel):
     """The content of `artifact.json`.
 
-    `times` are start and end of what made it, in seconds since 1970; `job` is the Ray job that did.
+    `times` are start and end of what made it, in seconds since 1970; `job` is the Ray job that did, and
+    `libraries` are the versions it was made with.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -73,6 +77,7 @@ class Record(BaseModel):
     created: str = ""
     job: str | None = None
     code_version: str = __version__
+    libraries: dict[str, str] = {}
     files: dict[str, FileEntry] = {}
     tensors: dict[str, TensorEntry] = {}
 
@@ -84,6 +89,11 @@ class Record(BaseModel):
     def as_parent(self) -> Parent:
         """This artifact as a child's record names it."""
         return Parent(name=self.name, version=self.version, digest=self.digest)
+
+
+def _libraries() -> dict[str, str]:
+    """Versions of those of `LIBRARIES` that are installed."""
+    return {name: importlib.metadata.version(name) for name in LIBRARIES if importlib.util.find_spec(name)}
 
 
 def _digest(files: dict[str, FileEntry]) -> str:
@@ -230,6 +240,7 @@ class Stage:
             update={
                 "created": created,
                 "job": record.job or submission_id(),
+                "libraries": _libraries(),
                 "files": dict(sorted(self.entries.items())),
                 "tensors": dict(sorted(self.tensors.items())),
             }

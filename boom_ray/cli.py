@@ -170,6 +170,17 @@ def lineage(model: str) -> None:
 
 
 @main.command()
+@click.argument("run", metavar="RUN")
+@click.option("--version", metavar="VERSION", help="By default the current one.")
+@click.option("--out", metavar="FILE.html", help="By default report-VERSION.html in the run's directory.")
+def report(run: str, version: str | None, out: str | None) -> None:
+    """Write a page about a run (STORAGE/NAME): quality, data, training, merge, time and cost, lineage."""
+    from boom_ray.page.render import write
+
+    click.echo(f"report: {write(storage.absolute(run), version, out and storage.absolute(out))}")
+
+
+@main.command()
 @click.argument("model")
 @click.option("--scratch", metavar="DIR", help="Where it is made again; by default a temporary directory.")
 @stop.heeded()

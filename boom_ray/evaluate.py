@@ -101,9 +101,14 @@ def _score(subject: Subject, protocol: Protocol, task: str) -> Measurement:
 
 def evaluate(subjects: list[Subject], protocol: Protocol, cache: str | None = None) -> dict[str, Scores]:
     """The means of `measure`: label -> task -> metric -> value."""
+    return scores_of(measure(subjects, protocol, cache))
+
+
+def scores_of(measured: dict[str, dict[str, Measurement]]) -> dict[str, Scores]:
+    """The means alone: label -> task -> metric -> value."""
     return {
         label: {task: measurement.scores for task, measurement in tasks.items()}
-        for label, tasks in measure(subjects, protocol, cache).items()
+        for label, tasks in measured.items()
     }
 
 

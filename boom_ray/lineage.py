@@ -2,13 +2,14 @@
 
 import json
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
 from rich.tree import Tree
 
 from boom_ray import artifact, report, storage
-from boom_ray.artifact import Record
+from boom_ray.artifact import Parent, Record
 from boom_ray.errors import BoomError
 
 CURRENT = "current.json"
@@ -104,8 +105,42 @@ def _facts(record: Record) -> dict[str, Any]:
     return facts | {"tensors": f"{len(tensors)} of {artifact.fingerprint(sorted(tensors.items()))[:8]}"}
 
 
+@dataclass(frozen=True)
+class Ancestor:
+    """An artifact with what it was made from.
+
+    Attributes:
+        path: Below the run; empty for what lies elsewhere, as the base model does.
+        identity: Name, version and digest.
+        record: None for what lies elsewhere.
+    """
+
+    path: str
+    identity: Parent
+    record: Record | None
+    parents: list["Ancestor"]
+
+    @property
+    def models(self) -> list["Ancestor"]:
+        """Of what it was made from, the run's models; the rest are corpus, bags and base."""
+        return [parent for parent in self.parents if parent.record and parent.record.kind == "model"]
+
+
+def ancestry(identity: Parent, artifacts: dict[str, Record]) -> Ancestor:
+    """What an artifact was made from, and so on down to corpus and base.
+
+    Args:
+        artifacts: Every artifact of the run, see `artifacts_below`.
+    """
+    path = next((path for path, record in artifacts.items() if record.as_parent() == identity), "")
+    record = artifacts.get(path)
+    return Ancestor(
+        path, identity, record, [ancestry(parent, artifacts) for parent in (record.parents if record else [])]
+    )
+
+
 def tree(uri: str) -> Tree:
-    """A model, what it was made from, and so on down to corpus and base.
+    """A model, what it was made from, and so on down to corpus and base, as a drawing.
 
     Raises:
         BoomError: if `uri` is no artifact.
@@ -113,18 +148,15 @@ def tree(uri: str) -> Tree:
     record = artifact.read_record(uri)
     if record is None:
         raise BoomError(f"{uri}: not an artifact: it has no {artifact.RECORD}")
-    root = storage.parent_of(storage.parent_of(uri))
-    known = _artifacts_below(root)
-    return _branch(record, known, Tree(_title(record)))
+    known = artifacts_below(storage.parent_of(storage.parent_of(uri)))
+    return _branch(ancestry(record.as_parent(), known), Tree(_title(record)))
 
 
-def _branch(record: Record, known: dict[str, Record], branch: Tree) -> Tree:
-    for parent in record.parents:
-        found = known.get(parent.digest)
-        if found is None:
-            branch.add(f"{parent.name} {parent.version} [dim]{parent.digest}[/dim]")
-        else:
-            _branch(found, known, branch.add(_title(found)))
+def _branch(ancestor: Ancestor, branch: Tree) -> Tree:
+    for parent in ancestor.parents:
+        name, version, digest = parent.identity.name, parent.identity.version, parent.identity.digest
+        title = _title(parent.record) if parent.record else f"{name} {version} [dim]{digest}[/dim]"
+        _branch(parent, branch.add(title))
     return branch
 
 
@@ -135,8 +167,8 @@ def _title(record: Record) -> str:
     return f"{record.kind} {record.name} {record.version}{rows}{seed} [dim]{record.digest}, {made}[/dim]"
 
 
-def _artifacts_below(root: str) -> dict[str, Record]:
-    """Every artifact of a run, by digest."""
-    names = [name for name in storage.list_files(root) if name.endswith("/" + artifact.RECORD)]
-    places = [storage.join(root, name.removesuffix("/" + artifact.RECORD)) for name in names]
-    return {record.digest: record for uri in places if (record := artifact.read_record(uri))}
+def artifacts_below(root: str) -> dict[str, Record]:
+    """Every artifact of a run, by its path below the run's."""
+    end = "/" + artifact.RECORD
+    paths = [name.removesuffix(end) for name in storage.list_files(root) if name.endswith(end)]
+    return {path: record for path in paths if (record := artifact.read_record(storage.join(root, path)))}

@@ -17,7 +17,7 @@ from boom_ray.data.bags import BASELINE
 from boom_ray.data.batches import num_steps
 from boom_ray.driver import Driver, driving
 from boom_ray.errors import BoomError
-from boom_ray.evaluate import Protocol, Subject
+from boom_ray.evaluate import Measurement, Protocol, Subject
 from boom_ray.lineage import FIRST_VERSION
 from boom_ray.merge.actors import MergeSpec
 from boom_ray.merge.methods import Options
@@ -202,12 +202,15 @@ def _merge_and_publish(recipe: Recipe, models: list[str], stage: Stage, driver: 
     config, _ = merge_into(stage, models, base, merge_spec(recipe.merge))
     moments.append(time.time())
     driver.begin("evaluate")
-    results = _evaluate(recipe, models, stage) if recipe.evaluate.data else {}
+    measured = _evaluate(recipe, models, stage) if recipe.evaluate.data else {}
     moments.append(time.time())
+    results = evaluate.scores_of(measured)
     metrics: dict[str, Any] = {
         "evaluation": results,
         "means": {k: report.means(v) for k, v in results.items()},
     }
+    if measured:
+        metrics["comparison"] = asdict(compare.compare({one: measured[one] for one in ("merged", "base")}))
     record = Record(
         kind="model",
         name=recipe.name,
@@ -231,11 +234,11 @@ def rows_behind(uri: str) -> int:
     return record.config["rows"]
 
 
-def _evaluate(recipe: Recipe, models: list[str], stage: Stage) -> dict[str, evaluate.Scores]:
+def _evaluate(recipe: Recipe, models: list[str], stage: Stage) -> dict[str, dict[str, Measurement]]:
     subjects = [Subject("base", recipe.base_model.path, recipe.base_model)]
     subjects += [Subject(storage.name_of(uri), uri) for uri in models]
     subjects += [Subject("merged", stage.uri, digest=stage.settle())]
-    return evaluate.evaluate(subjects, _protocol(recipe), storage.join(recipe.root, "evaluation"))
+    return evaluate.measure(subjects, _protocol(recipe), storage.join(recipe.root, "evaluation"))
 
 
 def _protocol(recipe: Recipe) -> Protocol:
@@ -273,6 +276,7 @@ def _say_results(recipe: Recipe, record: Record, target: str) -> None:
         storage.write_bytes(place, json.dumps(record.metrics, indent=1).encode())
         console.print(f"results: {place}")
     console.print("Next:")
+    console.print(f"  boom-ray report {recipe.root}")
     console.print(f"  boom-ray embed {target} INPUT.parquet OUTPUT")
     console.print(f"  boom-ray serve {target}")
     console.print(f"model:   {target}  (digest {record.digest})")

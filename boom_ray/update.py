@@ -5,9 +5,11 @@ result is merged with the parent. The parent stays; the child names it. What an 
 under `<root>/updates/<version>/` and is found again by a rerun with the same request, whatever was killed.
 """
 
+import itertools
 import json
 import os
 import re
+import time
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -15,7 +17,7 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from boom_ray import artifact, evaluate, pipeline, report, storage
+from boom_ray import artifact, compare, evaluate, pipeline, report, storage
 from boom_ray.artifact import Record
 from boom_ray.data import corpus
 from boom_ray.data.bags import generator
@@ -116,9 +118,10 @@ def update(recipe: Recipe, request: Request) -> str:
     with driving(recipe.root, "update", version) as driver:
         small = _training(recipe, request, parent, version)
         (trained,) = pipeline.prepare_and_train(small, pipeline.claim(small), driver)
-        _say_cost(recipe, small, version)
+        cost = _cost(recipe, small, version)
         with artifact.staged(target) as stage:
             record = _merge(recipe, request, parent, trained, version, stage, driver)
+            record = record.model_copy(update={"metrics": {**record.metrics, "cost": cost}})
             license_name = directory.license_of(storage.local_directory(recipe.base_model.path))
             card.write(stage.local, record, license_name, _table(record))
             record = stage.commit(record)
@@ -228,10 +231,13 @@ def _merge(
     merged = [storage.join(recipe.root, leaf) for leaf in leaves] if request.flat else models
     weights = {"equal": "equal", "mass": "size"}[request.weights]
     spec = pipeline.merge_spec(recipe.merge.model_copy(update={"weights": weights}))
+    moments = [time.time()]
     driver.begin("merge")
     config, _ = merge_into(stage, merged, recipe.base_model.path, spec)
+    moments.append(time.time())
     driver.begin("evaluate")
     metrics = _measure(recipe, request, models, stage.uri)
+    moments.append(time.time())
     _require(request, metrics)
     parents = [record.as_parent() for uri in merged if (record := artifact.read_record(uri))]
     rows = parent.config["rows"] + pipeline.rows_behind(trained)
@@ -246,6 +252,7 @@ def _merge(
         seed=recipe.train.seed,
         parents=parents,
         metrics=metrics,
+        times=dict(zip(("merge", "evaluate"), itertools.pairwise(moments), strict=True)),
     )
 
 
@@ -259,14 +266,16 @@ def _measure(recipe: Recipe, request: Request, models: list[str], child: str) ->
         Subject(name, uri) for name, uri in zip(("parent", "update", "child"), [*models, child], strict=True)
     ]
     prompt = directory.prompts_of(recipe.data)["query"]
-    metrics: dict[str, Any] = {"change": {}}
+    metrics: dict[str, Any] = {"change": {}, "comparison": {}}
     for name, data in (("old", recipe.evaluate.data), ("new", request.new_evaluation)):
         if data is None:
             continue
         protocol = Protocol(data, prompt, recipe.evaluate.max_length)
-        results = evaluate.evaluate(subjects, protocol, storage.join(recipe.root, "evaluation"))
+        measured = evaluate.measure(subjects, protocol, storage.join(recipe.root, "evaluation"))
+        results = metrics[name] = evaluate.scores_of(measured)
         console.print(report.terminal_table(results))
-        metrics[name] = results
+        changed = compare.compare({one: measured[one] for one in ("child", "parent")})
+        metrics["comparison"][name] = asdict(changed)
         means = {label: report.means(scores)["all"][MEAN] for label, scores in results.items()}
         change = metrics["change"][f"{name}_mean"] = 100 * (means["child"] / means["parent"] - 1)
         console.print(f"{name}_mean: {means['parent']:.4f} -> {means['child']:.4f} ({change:+.2f} %)")
@@ -294,8 +303,8 @@ def _table(record: Record) -> str:
     return "\n\n".join(report.markdown_table(results) for results in tables)
 
 
-def _say_cost(recipe: Recipe, small: Recipe, version: str) -> None:
-    """Rows and steps of the update beside those of training all bags again on everything."""
+def _cost(recipe: Recipe, small: Recipe, version: str) -> dict[str, int]:
+    """Tell and return rows and steps of the update, and of training all bags again on everything."""
     counted = artifact.read_record(storage.join(small.root, "corpus"))
     assert counted is not None
     mine = [task["rows"] for task in counted.config["tasks"].values()]
@@ -306,3 +315,9 @@ def _say_cost(recipe: Recipe, small: Recipe, version: str) -> None:
         f"cost: {sum(mine):,} rows, {num_steps(mine, recipe.train):,} steps; all bags again on all data: "
         f"{rows:,} rows, {steps:,} steps ({sum(mine) / rows:.0%} of the rows)"
     )
+    return {
+        "rows": sum(mine),
+        "steps": num_steps(mine, recipe.train),
+        "all_rows": rows,
+        "all_steps": steps,
+    }

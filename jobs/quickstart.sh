@@ -35,6 +35,7 @@ if [ "$base" = baseline ]; then
     exit
 fi
 boom-ray run "jobs/recipes/$recipe.yaml"
+boom-ray report "$BOOM_RAY_HOME/runs/$recipe"
 
 model="$BOOM_RAY_HOME/runs/$recipe/models/v0001"
 cat <<END

@@ -13,7 +13,7 @@ BELOW_RAY = [
     *("data.rows", "data.corpus", "data.bags", "data.batches", "data.collate"),
     *("model.encoder", "model.tokenizer", "model.directory", "model.card"),
     *("merge.gram", "merge.methods", "merge.tensors", "merge.plan", "merge.elementwise", "merge.stream"),
-    *("merge.check", "merge.cut", "merge.distances"),
+    *("merge.check", "merge.cut", "merge.distances", "page.render"),
     *("train.loss", "train.step", "train.checkpoint", "train.deepspeed"),
 ]
 STAGES = ["train", "merge", "evaluate", "mteb", "embed", "serve", "report"]

@@ -12,11 +12,14 @@ from boom_ray import artifact, lineage, pipeline, status, storage, update
 from boom_ray import recipe as recipes
 from boom_ray.cli import main
 from boom_ray.errors import BoomError
+from boom_ray.page.collect import collect
+from boom_ray.page.render import page
 from boom_ray.recipe import Recipe
 from boom_ray.reproduce import reproduce
 from boom_ray.update import Request, parse_requirements, read_tasks
 from tests import texts
 from tests.conftest import recipe_values
+from tests.pages import Reader
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -82,6 +85,29 @@ def test_an_update_makes_a_child_that_names_its_parent_and_can_be_made_again(run
     assert lineage.current(recipe.root) == "v0002"
     original, again = reproduce(child_uri, str(tmp_path / "again"))
     assert original.digest == again.digest
+
+
+def test_pages_tell_of_a_run_and_of_its_update(run, child):
+    recipe, _, _ = run
+    records = {name: artifact.verify(f"{recipe.root}/models/{name}") for name in ("v0001", "v0002")}
+    first, second = (Reader(page(collect(recipe.root, version))) for version in records)
+    means = records["v0001"].metrics["means"]
+    for label in ("base", "merged"):
+        assert f"{means[label]['all']['ndcg@10']:.3f}" in first.text
+    told, cost = records["v0002"].metrics, records["v0002"].metrics["cost"]
+    for kind in ("old", "new"):
+        for task, scores in told[kind]["child"].items():
+            others = [told[kind][label][task]["ndcg@10"] for label in ("parent", "update")]
+            assert [task, *(f"{score:.3f}" for score in (*others, scores["ndcg@10"]))] in second.rows
+        difference = told["comparison"][kind]["means"]["all"]
+        assert f"{difference['ours']:.3f} against {difference['theirs']:.3f} on average" in second.text
+    assert f"{cost['all_steps']:,} steps and {cost['all_rows']:,} rows" in second.text
+    assert "24 new rows of 1 task (http)" in second.text
+    assert told["comparison"].keys() == {"old", "new"} and "tasks better than v0001" in second.text
+    for reader, bars in ((first, ["bag-1", "bag-2"]), (second, ["update"])):
+        labels = [row[0] for row in reader.rows]
+        assert all(name in labels for name in ["corpus", *bars, "merge", "evaluate"])
+        assert records["v0001"].digest in reader.text and recipe.root in reader.text
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ source files and what the recipe says of each task, so that a corpus that change
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -60,6 +61,7 @@ def prepare(data: Data, target: str, name: str) -> Record:
     if existing:
         _refuse_changes(target, existing.config["identities"], identities)
         return existing
+    started = time.time()
     with artifact.staged(target) as stage:
         counts = {}
         with open(os.path.join(stage.local, "quarantine.jsonl"), "w", encoding="utf-8") as quarantine:
@@ -82,6 +84,7 @@ def prepare(data: Data, target: str, name: str) -> Record:
                 version="corpus",
                 fingerprint=artifact.fingerprint(identities),
                 config=config,
+                times={"corpus": (started, time.time())},
             )
         )
 

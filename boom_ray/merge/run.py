@@ -94,7 +94,7 @@ def merge_into(
     options = placements([*models, *([base] if base else []), stage.uri], spec.num_workers)
     coordinator_class: Any = MergeCoordinator.options(name=f"{name}-coordinator", max_concurrency=4)  # type: ignore[attr-defined]
     worker_class: Any = MergeWorker
-    workers = [  # first: they take longer to start, and what Ray has started already goes to whoever asks first
+    workers = [  # they take longest to start, so they get the processes that Ray has waiting
         worker_class.options(name=f"{name}-worker-{number}", **where).remote(f"{name}-worker-{number}")
         for number, where in enumerate(options, 1)
     ]
