@@ -4,6 +4,9 @@ import json
 import os
 import re
 import shlex
+import shutil
+import subprocess
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -263,13 +266,54 @@ def test_the_service_has_a_port_a_key_and_gpus_for_its_encoders() -> None:
 
 def test_image_holds_what_its_install_and_its_jobs_read() -> None:
     dockerfile = (ROOT / "cluster/Dockerfile").read_text()
-    lines = [line for line in dockerfile.splitlines() if line.startswith("COPY ")]
-    copied = [source for line in lines for source in shlex.split(line)[1:-1]]
+    copies = [shlex.split(arguments) for instruction, arguments in steps() if instruction == "COPY"]
+    copied = [source for *sources, _ in copies for source in sources]
     assert [path for path in copied if not (ROOT / path).exists()] == []
     assert set(copied) >= PROJECT
     assert dockerfile.count("pip install") == dockerfile.count(f"--constraint {CONSTRAINTS}")
     assert re.search(r"^USER [1-9]\d*$", dockerfile, re.MULTILINE), "the image must not run as root"
     assert re.search(r"^ENV .*\bRAY_AUTH_MODE=token\b", dockerfile, re.MULTILINE)
+
+
+def steps() -> Iterator[tuple[str, str]]:
+    """The instructions of the Dockerfile with their arguments."""
+    text = re.sub(r"^#.*\n", "", (ROOT / "cluster/Dockerfile").read_text(), flags=re.MULTILINE)
+    for line in text.replace("\\\n", " ").splitlines():
+        instruction, _, arguments = line.partition(" ")
+        yield instruction, arguments
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_steps_of_the_image_install_the_project(tmp_path: Path) -> None:
+    """In a virtual environment that inherits nothing, and without the packages of Debian's."""
+    place = tmp_path / "boom-ray"
+    venv.create(tmp_path / "venv", with_pip=True)
+    pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    variables = pip | {"PATH": f"{tmp_path}/venv/bin:{os.defpath}", "HOME": str(tmp_path)}
+
+    def run(command: str) -> str:
+        done = subprocess.run(command, shell=True, cwd=place, env=variables, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    for instruction, arguments in steps():
+        if instruction == "COPY":
+            *sources, target = shlex.split(arguments)
+            for source in sources:
+                (place / target).mkdir(parents=True, exist_ok=True)
+                if (ROOT / source).is_dir():
+                    shutil.copytree(ROOT / source, place / target, dirs_exist_ok=True)
+                else:
+                    shutil.copy(ROOT / source, place / target)
+        elif instruction == "RUN" and arguments.startswith("python "):
+            run(arguments)
+    assert "Usage: boom-ray" in run("boom-ray --help")
+    modules = ("pipeline", "train.worker", "merge.run", "embed.run", "serve.app", "update")
+    imports = ", ".join(f"boom_ray.{name}" for name in modules)
+    assert run(f'cd / && python -c "import {imports}; print(boom_ray.__file__)"').startswith(
+        f"{tmp_path}/venv"
+    )
 
 
 @pytest.mark.parametrize("path", FILES)
