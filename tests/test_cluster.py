@@ -35,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 CONSTRAINTS = "cluster/constraints.txt"
 #: What `pip install .` reads, and what jobs are started from.
 PROJECT = {"pyproject.toml", "README.md", "LICENSE", "boom_ray", "jobs", CONSTRAINTS}
-MANIFESTS = ["raycluster", "rayjob", "rayservice"]
+MANIFESTS = ["raycluster", "rayjob", "rayservice", "networkpolicy"]
 FILES = ["cluster.yaml", "cluster/Dockerfile", "cluster/README.md", "README.md"]
 FILES += [f"cluster/kuberay/{name}.yaml" for name in MANIFESTS]
 KUBERNETES = "1.33"
@@ -177,6 +177,14 @@ def test_kubernetes_knows_every_field_of_every_pod() -> None:
         pod["spec"] = pod["spec"] | {"toleration": []}
         with pytest.raises(kubernetes_validate.ValidationError, match="toleration"):
             kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+def test_the_network_lets_in_who_is_named_and_nobody_without_a_port() -> None:
+    policy = read_manifest("networkpolicy")
+    kubernetes_validate.validate(policy, KUBERNETES, strict=True)
+    among_nodes, *others = policy["spec"]["ingress"]
+    assert among_nodes["from"] == [{"podSelector": policy["spec"]["podSelector"]}]
+    assert all(rule["from"] and rule["ports"] for rule in others)
 
 
 def test_pods_have_no_more_rights_than_they_need() -> None:
