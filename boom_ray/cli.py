@@ -471,6 +471,7 @@ def drift(model_a: str, model_b: str, data: str, **given: Any) -> None:
 @click.option("--pass-tokens", type=click.IntRange(min=1), metavar="N", help="Tokens in one forward pass.")
 @click.option("--min-replicas", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--max-replicas", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="By default GPUs if the cluster has some.")
 @click.option("--config-out", metavar="FILE.yaml", help="Only write what `serve deploy` takes.")
 def serve(models: tuple[str, ...], host: str, port: int, config_out: str | None, **given: Any) -> None:
     """Serve models, or new versions of them where they are served already.
@@ -482,7 +483,7 @@ def serve(models: tuple[str, ...], host: str, port: int, config_out: str | None,
 
     uris, settings = [storage.absolute(model) for model in models], build.Settings(**given)
     if config_out:
-        build.write_config(uris, settings, config_out)
+        build.write_config(uris, settings, host, port, config_out)
         click.echo(f"config: {config_out}  (serve deploy {config_out})")
         return
     session.connect()

@@ -1,11 +1,13 @@
 """A TCP proxy in front of a server that can refuse, delay or cut requests of one kind."""
 
+import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+REQUEST_LINE = re.compile(rb"(?:GET|HEAD|PUT|POST|DELETE) \S+ HTTP/1.1")
 REPLIES = {
     "500": b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
     "403": b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
@@ -18,10 +20,12 @@ class FaultyProxy:
     Attributes:
         fault: `500` or `403` (answered by the proxy), `reset` (cut in the middle), `slow` (two seconds late).
         met: Requests that met the fault so far.
+        asked: The first line of every request.
     """
 
     def __init__(self, port: int) -> None:
         self.upstream, self.verb, self.fault, self.times, self.met = port, b"PUT", "", 0, 0
+        self.asked: list[str] = []
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -43,6 +47,8 @@ class FaultyProxy:
         threading.Thread(target=_pump, args=(server, client), daemon=True).start()
         try:
             while data := client.recv(1 << 16):
+                if line := REQUEST_LINE.match(data):
+                    self.asked.append(line[0].decode())
                 if self.times > 0 and data.startswith(self.verb) and self._meet(client):
                     break
                 server.sendall(data)

@@ -1,21 +1,44 @@
-"""The cluster files without a cluster: Ray's validator, the shape of the RayJob, the sources of the image."""
+"""The cluster files without a cluster: what is to read them reads them, and the commands in them parse."""
 
 import json
 import os
 import re
 import shlex
+import shutil
+import subprocess
+import venv
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
+import promql_parser
 import pytest
 import yaml
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+from ray.autoscaler.v2.utils import ResourceRequestUtil
+from ray.serve.schema import ServeDeploySchema
+from ray.util.metrics import Histogram
+
+from boom_ray import cli
+from boom_ray.embed.metrics import EmbedMetrics
+from boom_ray.merge.metrics import MergeMetrics
+from boom_ray.serve import build
+from boom_ray.serve.build import Settings
+from boom_ray.serve.metrics import EncoderMetrics, RequestMetrics
+from boom_ray.train.journal import Journal
 
 ROOT = Path(__file__).parent.parent
 CONSTRAINTS = "cluster/constraints.txt"
 #: What `pip install .` reads, and what jobs are started from.
 PROJECT = {"pyproject.toml", "README.md", "LICENSE", "boom_ray", "jobs", CONSTRAINTS}
-FILES = ["cluster.yaml", "cluster/Dockerfile", "cluster/kuberay/rayjob.yaml", "cluster/README.md"]
+MANIFESTS = ["raycluster", "rayjob", "rayservice", "networkpolicy"]
+FILES = ["cluster.yaml", "cluster/Dockerfile", "cluster/README.md", "README.md"]
+FILES += [f"cluster/kuberay/{name}.yaml" for name in MANIFESTS]
+KUBERNETES = "1.33"
 
 
 def pinned(package: str) -> str:
@@ -23,107 +46,282 @@ def pinned(package: str) -> str:
     return versions[package]
 
 
-@pytest.fixture
-def launcher() -> dict[str, Any]:
-    return prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
+# ── ray up ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture
-def rayjob() -> dict[str, Any]:
-    return yaml.safe_load((ROOT / "cluster/kuberay/rayjob.yaml").read_text())
+def launcher(provider: str) -> dict[str, Any]:
+    """`cluster.yaml` as Ray prepares it, with the keys that cluster/README.md has for another provider."""
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    blocks = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "cluster/README.md").read_text(), re.M | re.S)
+    changed = {keys["provider"]["type"]: keys for keys in map(yaml.safe_load, blocks)}
+    if provider == "local":
+        for key in ("head_node_type", "available_node_types", "max_workers"):
+            del config[key]
+    return prepare_config(config | changed.get(provider, {}))
 
 
-@pytest.fixture
-def pods(rayjob: dict[str, Any]) -> list[dict[str, Any]]:
-    cluster = rayjob["spec"]["rayClusterSpec"]
-    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-    return [group["template"]["spec"] for group in groups]
+@pytest.mark.parametrize("provider", ["aws", "gcp", "local"])
+def test_ray_accepts_the_cluster_of_every_provider(provider: str) -> None:
+    config = launcher(provider)
+    validate_config(config)
+    assert config["provider"]["type"] == provider
 
 
-@pytest.fixture
-def copied() -> list[str]:
-    """The sources of every COPY in the Dockerfile."""
-    lines = (ROOT / "cluster/Dockerfile").read_text().splitlines()
-    return [source for line in lines if line.startswith("COPY ") for source in shlex.split(line)[1:-1]]
+def test_what_ray_does_not_know_is_not_accepted() -> None:
+    config = launcher("aws")
+    config["available_node_types"]["cpu"]["spot"] = True
+    with pytest.raises(Exception, match="'spot' was unexpected"):
+        validate_config(config)
 
 
-def test_ray_accepts_the_cluster_and_keeps_work_off_its_head(launcher: dict[str, Any]) -> None:
-    validate_config(launcher)
-    types = launcher["available_node_types"]
-    head = types.pop(launcher["head_node_type"])
-    assert head["resources"] == {"CPU": 0}
-    for worker in types.values():
-        assert (worker["min_workers"], worker["max_workers"]) == (0, launcher["max_workers"])
-        assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
-    assert launcher["provider"]["cache_stopped_nodes"] is False
+def launched(config: dict[str, Any], demand: dict[str, int], missing: str = "") -> dict[str, int]:
+    """Node types that Ray's autoscaler starts for 12 tasks, when there have just been none of one type."""
+    read = AutoscalingConfig(config, skip_content_hash=True)
+    requests = ResourceRequestUtil.group_by_count([ResourceRequestUtil.make(demand)] * 12)
+    reply = ResourceDemandScheduler().schedule(
+        SchedulingRequest(
+            disable_launch_config_check=True,
+            node_type_configs=read.get_node_type_configs(),
+            resource_requests=requests,
+            recoverable_resource_availabilities={missing: 0.0},
+        )
+    )
+    assert not reply.infeasible_resource_requests
+    return {request.instance_type: request.count for request in reply.to_launch}
 
 
-def test_every_started_node_authenticates(launcher: dict[str, Any]) -> None:
-    assert launcher["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
-    for role in ("head", "worker"):
-        [start] = [command for command in launcher[f"{role}_start_ray_commands"] if "ray start" in command]
-        assert start.startswith("export RAY_AUTH_MODE=token;")
-        assert ("--dashboard-host=127.0.0.1" in start) == (role == "head")
+@pytest.mark.parametrize("provider", ["aws", "gcp", "kuberay"])
+def test_gpus_are_spot_before_on_demand_and_merging_takes_neither(provider: str) -> None:
+    if provider == "kuberay":
+        manifest = read_manifest("raycluster")
+        manifest["metadata"]["namespace"] = "default"
+        config = _derive_autoscaling_config_from_ray_cr(manifest)
+        validate_config(config)
+    else:
+        config = launcher(provider)
+    spot, on_demand = (
+        ("gpu-spot", "gpu-on-demand") if provider == "kuberay" else ("gpu_spot", "gpu_on_demand")
+    )
+    if provider == "aws":  # where Ray asks for what an instance has
+        for name in (spot, on_demand):
+            config["available_node_types"][name]["resources"] = {"CPU": 48, "GPU": 4}
+        config["available_node_types"]["cpu"]["resources"] = {"CPU": 16}
+    per_node = config["available_node_types"][spot]["resources"]["GPU"]
+    head = config["available_node_types"][config["head_node_type"]]
+    assert head["resources"]["CPU"] == 0
+    assert launched(config, {"GPU": per_node})[spot] == 8
+    assert launched(config, {"GPU": per_node}) == {spot: 8, on_demand: 4}
+    assert launched(config, {"GPU": per_node}, missing=spot)[on_demand] == 8
+    assert launched(config, {"CPU": 1}) == {"cpu": 1}
 
 
-def test_nodes_receive_and_install_the_project(launcher: dict[str, Any]) -> None:
-    sources = {path for path in launcher["file_mounts"].values() if not path.startswith("~")}
+def test_every_started_node_authenticates() -> None:
+    for provider in ("aws", "gcp", "local"):
+        config = launcher(provider)
+        assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+        for role in ("head", "worker"):
+            [start] = [command for command in config[f"{role}_start_ray_commands"] if "ray start" in command]
+            assert start.startswith("export RAY_AUTH_MODE=token;")
+            assert ("--dashboard-host=127.0.0.1" in start) == (role == "head")
+
+
+def test_nodes_receive_and_install_the_project() -> None:
+    config = launcher("aws")
+    sources = {path for path in config["file_mounts"].values() if not path.startswith("~")}
     assert sources >= PROJECT
     assert [path for path in sorted(sources) if not (ROOT / path).exists()] == []
-    assert all(launcher["file_mounts"][f"~/boom-ray/{path}"] == path for path in sources)
+    assert all(config["file_mounts"][f"~/boom-ray/{path}"] == path for path in sources)
     installs = [
         command
-        for command in launcher["setup_commands"]
+        for command in config["setup_commands"]
         if "pip install" in command and f"--constraint {CONSTRAINTS}" in command
     ]
     assert len(installs) == 1 and installs[0].startswith("cd ~/boom-ray && ")
 
 
-def test_rayjob_runs_a_mounted_recipe_and_ends(rayjob: dict[str, Any], pods: list[dict[str, Any]]) -> None:
-    assert (rayjob["apiVersion"], rayjob["kind"]) == ("ray.io/v1", "RayJob")
-    spec = rayjob["spec"]
-    assert spec["shutdownAfterJobFinishes"] is True
-    assert spec["backoffLimit"] == 2
-    program, script, recipe, *options = shlex.split(spec["entrypoint"])
-    assert program == "python"
-    assert (ROOT / script).is_file()
-    assert options[0] == "--storage" and options[1].startswith("s3://")
-    mounts = {mount["mountPath"]: mount["name"] for mount in pods[0]["containers"][0]["volumeMounts"]}
-    volumes = {volume["name"]: volume for volume in pods[0]["volumes"]}
-    assert "configMap" in volumes[mounts[os.path.dirname(recipe)]]
+# ── KubeRay ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_rayjob_cluster_authenticates_and_scales(rayjob: dict[str, Any]) -> None:
-    cluster = rayjob["spec"]["rayClusterSpec"]
-    assert cluster["rayVersion"] == pinned("ray")
-    assert cluster["authOptions"] == {"mode": "token"}
-    assert cluster["enableInTreeAutoscaling"] is True
-    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-    [gpu] = cluster["workerGroupSpecs"]
-    assert (gpu["minReplicas"], gpu["maxReplicas"]) == (0, 8)
-    assert int(gpu["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]) >= 1
+def read_manifest(name: str) -> dict[str, Any]:
+    return yaml.safe_load((ROOT / f"cluster/kuberay/{name}.yaml").read_text())
 
 
-def test_every_pod_has_limits_shared_memory_and_credentials_by_reference(pods: list[dict[str, Any]]) -> None:
-    for pod in pods:
+def clusters() -> dict[str, dict[str, Any]]:
+    spec = read_manifest("rayservice")["spec"]
+    return {"raycluster": read_manifest("raycluster")["spec"], "rayservice": spec["rayClusterConfig"]}
+
+
+def groups() -> Iterator[tuple[dict[str, Any], bool]]:
+    """Every group of pods, and whether it is the head."""
+    for cluster in clusters().values():
+        yield cluster["headGroupSpec"], True
+        yield from ((group, False) for group in cluster["workerGroupSpecs"])
+
+
+def test_clusters_authenticate_and_scale() -> None:
+    for cluster in clusters().values():
+        assert cluster["rayVersion"] == pinned("ray")
+        assert cluster["authOptions"] == {"mode": "token"}
+        assert cluster["enableInTreeAutoscaling"] is True and cluster["autoscalerOptions"]["version"] == "v2"
+        assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+        assert any(
+            int(group["template"]["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", 0))
+            for group in cluster["workerGroupSpecs"]
+        )
+
+
+def test_kubernetes_knows_every_field_of_every_pod() -> None:
+    for group, _ in groups():
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, **group["template"]}
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+        pod["spec"] = pod["spec"] | {"toleration": []}
+        with pytest.raises(kubernetes_validate.ValidationError, match="toleration"):
+            kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+def test_the_network_lets_in_who_is_named_and_nobody_without_a_port() -> None:
+    policy = read_manifest("networkpolicy")
+    kubernetes_validate.validate(policy, KUBERNETES, strict=True)
+    among_nodes, *others = policy["spec"]["ingress"]
+    assert among_nodes["from"] == [{"podSelector": policy["spec"]["podSelector"]}]
+    assert all(rule["from"] and rule["ports"] for rule in others)
+
+
+def test_pods_have_no_more_rights_than_they_need() -> None:
+    for group, is_head in groups():
+        pod = group["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"] is True and pod["securityContext"]["runAsUser"] > 0
+        assert pod.get("automountServiceAccountToken", True) is is_head
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
+    for cluster in clusters().values():
+        assert cluster["autoscalerOptions"]["securityContext"]["allowPrivilegeEscalation"] is False
+
+
+def test_pods_have_limits_probes_and_credentials_by_reference() -> None:
+    for group, _ in groups():
+        pod = group["template"]["spec"]
         [container] = pod["containers"]
-        assert container["image"] == pods[0]["containers"][0]["image"]
         assert container["resources"]["requests"] == container["resources"]["limits"]
         assert {"cpu", "memory"} <= container["resources"]["limits"].keys()
-        assert [set(source) for source in container["envFrom"]] == [{"secretRef"}]
+        assert {"livenessProbe", "readinessProbe"} <= container.keys()
+        assert {name for source in container["envFrom"] for name in source} == {"secretRef"}
         assert "env" not in container
-        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
-        volumes = {volume["name"]: volume for volume in pod["volumes"]}
-        assert volumes.keys() == set(mounts.values())
-        assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
+        mounted = {mount["name"] for mount in container.get("volumeMounts", [])}
+        assert mounted == {volume["name"] for volume in pod.get("volumes", [])}
 
 
-def test_image_holds_what_its_install_and_its_jobs_read(copied: list[str]) -> None:
+def parsed(command: str) -> tuple[str, dict[str, Any]]:
+    """The verb of a command and its arguments, as the command line reads them."""
+    program, *words = shlex.split(command)
+    if program == "python":
+        assert (ROOT / words[0]).is_file()
+        words[0] = Path(words[0]).stem
+    verb = cli.main.commands[words[0]]
+    return words[0], verb.make_context(words[0], words[1:], resilient_parsing=False).params
+
+
+def test_jobs_run_update_and_embed_on_the_cluster() -> None:
+    text = (ROOT / "cluster/kuberay/rayjob.yaml").read_text()
+    job, cluster = read_manifest("rayjob")["spec"], read_manifest("raycluster")
+    assert job["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
+    commands = dict(map(parsed, re.findall(r"^  (?:# )?entrypoint: (.*)$", text, re.MULTILINE)))
+    assert commands.keys() == {"run", "update", "embed"}
+    head = cluster["spec"]["headGroupSpec"]["template"]["spec"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in head["containers"][0]["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in head["volumes"]}
+    for verb in ("run", "update"):
+        assert commands[verb]["storage_uri"].startswith("s3://")
+        assert "configMap" in volumes[mounts[os.path.dirname(commands[verb]["recipe"])]]
+
+
+def test_the_service_is_what_config_out_writes(published_qwen3: str, tmp_path: Path) -> None:
+    text = (ROOT / "cluster/kuberay/rayservice.yaml").read_text()
+    _, given = parsed(re.search(r"^  # (boom-ray serve .*)$", text, re.MULTILINE)[1])
+    settings = Settings(**{name: given[name] for name in Settings.__dataclass_fields__})
+    build.write_config(
+        [published_qwen3], settings, given["host"], given["port"], str(tmp_path / "serve.yaml")
+    )
+    written = yaml.safe_load((tmp_path / "serve.yaml").read_text())
+    shipped = yaml.safe_load(read_manifest("rayservice")["spec"]["serveConfigV2"])
+    ServeDeploySchema.model_validate(shipped)
+    [uri] = given["models"]
+    name = build.describe([published_qwen3])[0].application
+    as_shipped = (
+        json.dumps(written).replace(published_qwen3, uri).replace(name, shipped["applications"][0]["name"])
+    )
+    assert json.loads(as_shipped) == shipped
+
+
+def test_the_service_has_a_port_a_key_and_gpus_for_its_encoders() -> None:
+    spec = read_manifest("rayservice")["spec"]
+    config = yaml.safe_load(spec["serveConfigV2"])
+    [gpu] = spec["rayClusterConfig"]["workerGroupSpecs"]
+    [container] = gpu["template"]["spec"]["containers"]
+    port = config["http_options"]["port"]
+    assert {"containerPort": port, "name": "serve"} in container["ports"]
+    assert container["readinessProbe"]["httpGet"] == {"path": "/health", "port": port}
+    assert "boom-ray-keys" in {source["secretRef"]["name"] for source in container["envFrom"]}
+    settings = config["applications"][0]["args"]["settings"]
+    assert (gpu["minReplicas"], gpu["maxReplicas"]) == (settings["min_replicas"], settings["max_replicas"])
+
+
+# ── The image ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_image_holds_what_its_install_and_its_jobs_read() -> None:
+    dockerfile = (ROOT / "cluster/Dockerfile").read_text()
+    copies = [shlex.split(arguments) for instruction, arguments in steps() if instruction == "COPY"]
+    copied = [source for *sources, _ in copies for source in sources]
     assert [path for path in copied if not (ROOT / path).exists()] == []
     assert set(copied) >= PROJECT
-    dockerfile = (ROOT / "cluster/Dockerfile").read_text()
     assert dockerfile.count("pip install") == dockerfile.count(f"--constraint {CONSTRAINTS}")
     assert re.search(r"^USER [1-9]\d*$", dockerfile, re.MULTILINE), "the image must not run as root"
+    assert re.search(r"^ENV .*\bRAY_AUTH_MODE=token\b", dockerfile, re.MULTILINE)
+
+
+def steps() -> Iterator[tuple[str, str]]:
+    """The instructions of the Dockerfile with their arguments."""
+    text = re.sub(r"^#.*\n", "", (ROOT / "cluster/Dockerfile").read_text(), flags=re.MULTILINE)
+    for line in text.replace("\\\n", " ").splitlines():
+        instruction, _, arguments = line.partition(" ")
+        yield instruction, arguments
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_steps_of_the_image_install_the_project(tmp_path: Path) -> None:
+    """In a virtual environment that inherits nothing, and without the packages of Debian's."""
+    place = tmp_path / "boom-ray"
+    venv.create(tmp_path / "venv", with_pip=True)
+    pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    variables = pip | {"PATH": f"{tmp_path}/venv/bin:{os.defpath}", "HOME": str(tmp_path)}
+
+    def run(command: str) -> str:
+        done = subprocess.run(command, shell=True, cwd=place, env=variables, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    for instruction, arguments in steps():
+        if instruction == "COPY":
+            *sources, target = shlex.split(arguments)
+            for source in sources:
+                (place / target).mkdir(parents=True, exist_ok=True)
+                if (ROOT / source).is_dir():
+                    shutil.copytree(ROOT / source, place / target, dirs_exist_ok=True)
+                else:
+                    shutil.copy(ROOT / source, place / target)
+        elif instruction == "RUN" and arguments.startswith("python "):
+            run(arguments)
+    assert "Usage: boom-ray" in run("boom-ray --help")
+    modules = ("pipeline", "train.worker", "merge.run", "embed.run", "serve.app", "update")
+    imports = ", ".join(f"boom_ray.{name}" for name in modules)
+    assert run(f'cd / && python -c "import {imports}; print(boom_ray.__file__)"').startswith(
+        f"{tmp_path}/venv"
+    )
 
 
 @pytest.mark.parametrize("path", FILES)
@@ -133,18 +331,62 @@ def test_no_secret_stands_in_a_file(path: str) -> None:
     assert re.findall(r"(?i)(?:secret\w*|token|password)\"?[=:] *\"?[\w/+]{16,}", text) == []
 
 
-@pytest.mark.parametrize("name", ["training", "serving"])
-def test_dashboards_ask_for_metrics_that_exist(name):
-    board = json.loads((ROOT / f"cluster/grafana/{name}.json").read_text())
-    asked = {
-        metric
-        for panel in board["panels"]
-        for target in panel["targets"]
-        for metric in re.findall(r"ray_boom_ray_\w+", target["expr"])
+# ── Grafana ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def own_metrics() -> dict[str, set[str]]:
+    """Every metric of this project by its name in Prometheus, and its labels."""
+    owners = [RequestMetrics(), EncoderMetrics("v"), MergeMetrics("m"), EmbedMetrics("o")]
+    metrics = [metric for owner in owners for metric in vars(owner).values()]
+    metrics += Journal({"run": "r", "bag": "b"}).gauges.values()
+    names = [f"ray_{metric.info['name']}" for metric in metrics]
+    return {
+        f"{name}_bucket" if isinstance(metric, Histogram) else name: set(metric.info["tag_keys"])
+        for name, metric in zip(names, metrics, strict=True)
     }
-    code = "".join(path.read_text() for path in (ROOT / "boom_ray").rglob("*.py"))
-    stems = {re.sub(r"^ray_boom_ray_(train|serve)_|_(bucket|total)$", "", metric) for metric in asked}
-    assert (
-        stems and [stem for stem in stems if f'"{stem}"' not in code and f"PREFIX}}{stem}" not in code] == []
-    )
-    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+
+
+def nodes(expression: Any) -> Iterator[Any]:
+    """A parsed expression and all in it."""
+    yield expression
+    for part in ("expr", "lhs", "rhs", "vector_selector"):
+        if hasattr(expression, part):
+            yield from nodes(getattr(expression, part))
+    for argument in getattr(expression, "args", []):
+        yield from nodes(argument)
+
+
+def boards() -> dict[str, dict[str, Any]]:
+    return {path.stem: json.loads(path.read_text()) for path in (ROOT / "cluster/grafana").glob("*.json")}
+
+
+def test_every_metric_has_a_panel_and_every_panel_metrics_that_exist() -> None:
+    known, shown = own_metrics(), set[str]()
+    for board in boards().values():
+        for panel in board["panels"]:
+            for target in panel["targets"]:
+                parts = list(nodes(promql_parser.parse(target["expr"])))
+                names = {part.name for part in parts if isinstance(part, promql_parser.VectorSelector)}
+                assert names <= known.keys()
+                groups = [part.modifier for part in parts if isinstance(part, promql_parser.AggregateExpr)]
+                labels = {label for group in groups if group for label in group.labels}
+                labels |= set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
+                assert labels <= set.union(*(known[name] for name in names)) | {"le"}
+                shown |= names
+    assert shown == known.keys()
+
+
+def test_boards_are_in_the_form_grafana_imports() -> None:
+    found = boards()
+    assert len({board["uid"] for board in found.values()}) == len(found) == 4
+    for board in found.values():
+        assert board["schemaVersion"] >= 36 and board["templating"]["list"][0]["type"] == "datasource"
+        panels = board["panels"]
+        assert len({panel["id"] for panel in panels}) == len(panels)
+        places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}
+        assert places == {(12 * (n % 2), 8 * (n // 2)) for n in range(len(panels))}
+        for panel in panels:
+            assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+            assert (panel["gridPos"]["w"], panel["gridPos"]["h"]) == (12, 8)
+            references = [target["refId"] for target in panel["targets"]]
+            assert len(set(references)) == len(references) > 0

@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import psutil
 import pyarrow as pa
@@ -19,6 +20,8 @@ import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from boom_ray import artifact, status, storage
+from tests import bucket_policy
+from tests.faulty_proxy import FaultyProxy, faulty_proxy
 from tests.object_store import SECRET_KEY, s3_server
 
 ROOT = str(Path(__file__).parents[1])
@@ -33,18 +36,20 @@ pytestmark = pytest.mark.skipif(not SWIFT, reason="BOOM_RAY_SWIFT_ENV is not set
 
 
 @pytest.fixture(scope="module")
-def object_store(tmp_path_factory) -> Iterator[dict[str, str]]:
-    """A bucket on a real S3 server, reached by this process and all it starts."""
+def object_store(tmp_path_factory) -> Iterator[FaultyProxy]:
+    """A bucket on a real S3 server, reached by all that runs here through a proxy that listens."""
     assert SWIFT is not None
     with (
         s3_server(SWIFT, str(tmp_path_factory.mktemp("s3"))) as variables,
+        faulty_proxy(urlsplit(variables["AWS_ENDPOINT_URL"]).port) as proxy,
         pytest.MonkeyPatch.context() as patch,
     ):
         for name, value in variables.items():
             patch.setenv(name, value)
         store, _ = pyarrow.fs.FileSystem.from_uri("s3://bucket?allow_bucket_creation=true")
         store.create_dir("bucket")
-        yield variables
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        yield proxy
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +155,7 @@ def test_a_killed_job_is_finished_by_the_next_and_nothing_is_trained_twice(clust
 @pytest.mark.timeout(1200)
 def test_a_stopped_job_says_what_is_kept_and_the_next_goes_on(cluster):
     client, home = cluster
-    run, entrypoint = "s3://bucket/stopped/tiny", ENTRYPOINT.replace("bucket/runs", "bucket/stopped")
+    run, entrypoint = "s3://bucket/runs/stopped/tiny", ENTRYPOINT.replace("/runs", "/runs/stopped")
     job = submit(client, home, entrypoint)
     deadline = time.monotonic() + 400
     while not any(name.endswith("rank-0-of-1.json") for name in storage.list_files(f"{run}/checkpoints")):
@@ -173,18 +178,38 @@ def test_a_stopped_job_says_what_is_kept_and_the_next_goes_on(cluster):
 
 def test_a_job_embeds_a_store_and_the_dashboard_shows_it(cluster, published_qwen3):
     client, home = cluster
-    storage.copy_tree(published_qwen3, "s3://bucket/model")
-    with storage.open_output("s3://bucket/texts/0.parquet") as file:
+    storage.copy_tree(published_qwen3, "s3://bucket/runs/model")
+    with storage.open_output("s3://bucket/runs/texts/0.parquet") as file:
         pq.write_table(pa.table({"id": list(range(300)), "text": [f"text {i}" for i in range(300)]}), file)
-    entrypoint = "python jobs/embed.py s3://bucket/model s3://bucket/texts s3://bucket/vectors"
+    entrypoint = "python jobs/embed.py s3://bucket/runs/model s3://bucket/runs/texts s3://bucket/runs/vectors"
     job = submit(client, home, entrypoint)
     assert await_end(client, job) == JobStatus.SUCCEEDED, client.get_job_logs(job)
     logs = client.get_job_logs(job)
-    assert "300/300" in logs and "rows/s" in logs and "s3://bucket/vectors" in logs
-    assert artifact.verify("s3://bucket/vectors").config["rows"] == 300
+    assert "300/300" in logs and "rows/s" in logs and "s3://bucket/runs/vectors" in logs
+    assert artifact.verify("s3://bucket/runs/vectors").config["rows"] == 300
     number = client.get_job_info(job).job_id
     with urllib.request.urlopen(f"{ADDRESS}/api/data/datasets/{number}") as answer:
         datasets = json.load(answer)["datasets"]
     operators = [one["operator"] for dataset in datasets for one in dataset["operators"]]
     assert {dataset["state"] for dataset in datasets} == {"FINISHED"}
     assert any("PartitionEncoder" in operator for operator in operators)
+
+
+def test_the_bucket_policy_allows_what_was_asked_of_the_bucket_and_nothing_beside(object_store):
+    with storage.open_output("s3://bucket/runs/large/file") as file:
+        file.write(bytes(12 << 20))  # in parts
+    assert storage.exists("s3://bucket/runs/large") and len(storage.read_bytes("s3://bucket/runs/large/file"))
+    storage.delete_tree("s3://bucket/runs/large")
+    # Arrow also asks for a bucket that cannot be, to see by the answer whose server it is.
+    lines = [line for line in object_store.asked if "extremelyunlikelytoexist" not in line]
+    asked = {bucket_policy.asked(line) for line in lines}
+    assert [one for one in asked if not bucket_policy.allows("bucket", one)] == []
+    aborted = {"s3:AbortMultipartUpload"}
+    assert {one.action for one in asked} | aborted == bucket_policy.actions()
+    for one in asked:
+        assert not bucket_policy.allows("elsewhere", one)
+        if "/runs/" in one.resource:
+            elsewhere = one._replace(resource=one.resource.replace("/runs/", "/walks/"))
+            assert not bucket_policy.allows("bucket", elsewhere)
+    for line in ("PUT /bucket HTTP/1.1", "DELETE /bucket HTTP/1.1", "GET /bucket?prefix=walks%2F HTTP/1.1"):
+        assert not bucket_policy.allows("bucket", bucket_policy.asked(line))

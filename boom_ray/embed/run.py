@@ -26,6 +26,7 @@ from boom_ray import artifact, storage
 from boom_ray.artifact import FileEntry, Record, Stage
 from boom_ray.embed import probe
 from boom_ray.embed.encode import PartitionEncoder, Plan, Pool, encoded
+from boom_ray.embed.metrics import EmbedMetrics
 from boom_ray.embed.options import Options
 from boom_ray.embed.probe import Compute
 from boom_ray.embed.source import open_source
@@ -139,7 +140,8 @@ def _encode(plan: Plan, stage: Stage, seen: Survey) -> tuple[dict[str, Any], dic
         if texts < total:
             pool = Pool.of(plan.source.options.num_workers, -(-total // plan.partition_rows), compute)
             plan = replace(plan, reduction=_calibrated(plan, pool, stage))
-            for entry in _reported(iter(encoded(plan, pool, stored).iter_rows()), texts, total):
+            metrics = EmbedMetrics(storage.name_of(stage.target))
+            for entry in _reported(iter(encoded(plan, pool, stored).iter_rows()), texts, total, metrics):
                 done[entry["file"]] = entry
                 written.append(entry)
     if seen.gone:
@@ -177,7 +179,9 @@ def _entry(stage: Stage, name: str) -> dict[str, Any]:
     return {"file": name, "size": hashed.size, "xxh3_128": hashed.xxh3_128, **counts}
 
 
-def _reported(entries: Iterator[dict[str, Any]], done: int, total: int) -> Iterator[dict[str, Any]]:
+def _reported(
+    entries: Iterator[dict[str, Any]], done: int, total: int, metrics: EmbedMetrics
+) -> Iterator[dict[str, Any]]:
     """Pass entries on as partitions are stored, and show rows, pace and the time left."""
     started, rows, tokens = time.monotonic(), 0, 0
     with Progress() as progress:
@@ -187,6 +191,7 @@ def _reported(entries: Iterator[dict[str, Any]], done: int, total: int) -> Itera
             left = (total - done - rows) * seconds / rows
             note = f"rows  {rows / seconds:,.0f} rows/s  {tokens / seconds:,.0f} tokens/s  {left:,.0f} s left"
             progress.update("embed", done + rows, total, note)
+            metrics.stored(entry, (done + rows) / total)
             yield entry
 
 

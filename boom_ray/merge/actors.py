@@ -12,6 +12,7 @@ from boom_ray.errors import BoomError
 from boom_ray.merge.check import check
 from boom_ray.merge.job import Job, Products, Written
 from boom_ray.merge.methods import METHODS, Options
+from boom_ray.merge.metrics import MergeMetrics
 from boom_ray.merge.plan import Shard, plan_shards, slices
 from boom_ray.merge.pool import Pool
 from boom_ray.merge.source import Source
@@ -131,6 +132,7 @@ class MergeCoordinator:
         self.done: dict[str, int] = {}
         self.total = self.read = 0
         self.started = self.said = time.monotonic()
+        self.metrics = MergeMetrics(name.removesuffix("-coordinator"))
 
     def __repr__(self) -> str:
         return self.name
@@ -138,8 +140,9 @@ class MergeCoordinator:
     def tell(self, part: str, written: int) -> None:
         """Note how many bytes of a part of the output are written, and log it from time to time."""
         self.done[part] = written
+        done, total, read = self.progress()
+        self.metrics.progress(done, total, read)
         if time.monotonic() - self.said > SAY_SECONDS:
-            done, total, read = self.progress()
             rate = (read + done) / (time.monotonic() - self.started) / 1e9
             print(f"{done >> 20:,} of {total >> 20:,} MiB written, {rate:.2f} GB/s", flush=True)
             self.said = time.monotonic()

@@ -171,7 +171,7 @@ def _load(uri: str, device: str) -> SentenceTransformer:
     directory.read_spec(local)
     if not os.path.isfile(os.path.join(local, "modules.json")):
         raise BoomError(f"{uri}: has no modules.json, by which sentence-transformers knows how a model pools")
-    return SentenceTransformer(local, device=device)
+    return SentenceTransformer(local, device=device, model_kwargs={"use_safetensors": True})
 
 
 def instructed(

@@ -15,6 +15,7 @@ from boom_ray.progress import console
 from boom_ray.serve import build, listen
 from boom_ray.serve.build import APPLICATION, Settings
 from boom_ray.serve.encoder import DEPLOYMENT, Served
+from boom_ray.serve.keys import read_keys
 
 
 def serve_models(
@@ -43,7 +44,7 @@ def serve_models(
         BoomError: if there is no such model, it cannot be loaded, the host needs a key, the port is taken,
             or the cluster serves something else.
     """
-    settings, keys = settings or Settings(), build.read_keys()
+    settings, keys = settings or Settings(), read_keys()
     listen.check_host(host, keys)
     running = serve.status()
     if running.proxies and APPLICATION not in running.applications:

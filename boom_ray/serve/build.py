@@ -6,22 +6,22 @@ writes and `serve deploy` reads.
 
 import os
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import yaml
+from ray.serve.context import _get_global_client
 
 from boom_ray import storage
 from boom_ray.errors import BoomError
 from boom_ray.model import directory
-from boom_ray.serve import guard
+from boom_ray.serve import guard, listen
 from boom_ray.serve.encoder import Served, encoder_application
 from boom_ray.serve.ingress import ingress_application
+from boom_ray.serve.keys import read_keys
 from boom_ray.serve.limits import Limits
 
 APPLICATION = "boom-ray"
-KEY_VARIABLE = "BOOM_RAY_API_KEY"
-KEYS_FILE_VARIABLE = "BOOM_RAY_API_KEYS_FILE"
 PASS_TOKENS = {"cpu": 2048, "cuda": 32768}
 
 
@@ -33,16 +33,23 @@ class Settings:
         pass_tokens: Tokens in one forward pass, from which all limits follow; by default as suits the device.
         min_replicas: Encoders of each model at least.
         max_replicas: And at most; between them Ray Serve follows the load.
+        device: Where encoders compute; by default on GPUs if the cluster has some now.
     """
 
     pass_tokens: int | None = None
     min_replicas: int = 1
     max_replicas: int = 1
+    device: Literal["cpu", "cuda"] | None = None
 
     def limits(self, models: list[Served]) -> Limits:
         """The limits of an endpoint of these models, on the cluster this process is connected to."""
         longest = max(served.max_length for served in models)
-        return Limits(self.pass_tokens or max(PASS_TOKENS[device()], longest), longest, self.max_replicas)
+        pass_tokens = self.pass_tokens or max(PASS_TOKENS[self.resolved_device()], longest)
+        return Limits(pass_tokens, longest, self.max_replicas)
+
+    def resolved_device(self) -> str:
+        """Where encoders compute on the cluster this process is connected to."""
+        return self.device or ("cuda" if ray.cluster_resources().get("GPU") else "cpu")
 
 
 def describe(models: list[str]) -> list[Served]:
@@ -62,49 +69,30 @@ def describe(models: list[str]) -> list[Served]:
     return found
 
 
-def read_keys() -> list[str]:
-    """The keys that clients may send.
-
-    Raises:
-        BoomError: if the file of keys cannot be read, or holds none.
-    """
-    path = os.environ.get(KEYS_FILE_VARIABLE)
-    if not path:
-        key = os.environ.get(KEY_VARIABLE)
-        return [key] if key else []
-    try:
-        with open(path, encoding="utf-8") as file:
-            keys = [line.strip() for line in file if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise BoomError(f"{KEYS_FILE_VARIABLE}: {path} cannot be read: {error}") from error
-    if not keys:
-        raise BoomError(f"{KEYS_FILE_VARIABLE}: {path} holds no key. Put one on each line")
-    return keys
-
-
-def device() -> str:
-    """Where encoders compute on this cluster."""
-    return "cuda" if ray.cluster_resources().get("GPU") else "cpu"
-
-
 def encoder(args: dict[str, Any]) -> Any:
     """The application of one version of a model."""
     settings, (served,) = Settings(**args["settings"]), describe([args["model"]])
     share = ray.cluster_resources().get("CPU", 1) / args.get("num_models", 1) / settings.max_replicas
     threads = max(1, min(int(share), os.cpu_count() or 1))
     replicas = settings.min_replicas, settings.max_replicas
-    return encoder_application(served, settings.limits([served]), device(), threads, replicas)
+    device = settings.resolved_device()
+    return encoder_application(served, settings.limits([served]), device, threads, replicas)
 
 
 def ingress(args: dict[str, Any]) -> Any:
-    """The application in front of the encoders."""
-    models = describe(args["models"])
-    return ingress_application(
-        models, Settings(**args["settings"]).limits(models), guard.digests(read_keys())
-    )
+    """The application in front of the encoders.
+
+    Raises:
+        BoomError: if there is no key, and other machines reach where the cluster's proxies listen.
+    """
+    models, keys = describe(args["models"]), read_keys()
+    client = _get_global_client()
+    assert client is not None, "Ray Serve builds applications when it runs"
+    listen.check_host(client.http_config.host, keys)
+    return ingress_application(models, Settings(**args["settings"]).limits(models), guard.digests(keys))
 
 
-def write_config(models: list[str], settings: Settings, path: str) -> None:
+def write_config(models: list[str], settings: Settings, host: str, port: int, path: str) -> None:
     """Write what `serve deploy` takes to serve the same; keys come from the environment of the cluster."""
     module, arguments = "boom_ray.serve.build", {"settings": asdict(settings)}
     encoders = [
@@ -122,5 +110,6 @@ def write_config(models: list[str], settings: Settings, path: str) -> None:
         "import_path": f"{module}:ingress",
         "args": arguments | {"models": models},
     }
-    content = yaml.safe_dump({"applications": [*encoders, front]}, sort_keys=False)
-    storage.write_bytes(storage.absolute(path), content.encode())
+    options = {"host": host, "port": port}
+    content = {"proxy_location": "EveryNode", "http_options": options, "applications": [*encoders, front]}
+    storage.write_bytes(storage.absolute(path), yaml.safe_dump(content, sort_keys=False).encode())

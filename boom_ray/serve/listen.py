@@ -7,8 +7,8 @@ import threading
 
 from boom_ray.errors import BoomError
 from boom_ray.progress import console
-from boom_ray.serve.build import KEY_VARIABLE
 from boom_ray.serve.encoder import Served
+from boom_ray.serve.keys import KEY_VARIABLE
 
 
 def check_host(host: str, keys: list[str]) -> None:
@@ -20,7 +20,7 @@ def check_host(host: str, keys: list[str]) -> None:
     except ValueError:  # a name, which may resolve to anything
         pass
     raise BoomError(
-        f"--host {host} lets other machines in, and there is no key. Set {KEY_VARIABLE} to the key that "
+        f"host {host} lets other machines in, and there is no key. Set {KEY_VARIABLE} to the key that "
         "clients must send, or serve at 127.0.0.1"
     )
 

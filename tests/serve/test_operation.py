@@ -275,7 +275,7 @@ def test_two_models_by_their_names(url, versions, published_minilm, tmp_path):
 
 def test_the_configuration_is_what_serve_deploy_takes(versions, tmp_path):
     path = str(tmp_path / "serve.yaml")
-    build.write_config([versions["v0001"]], Settings(), path)
+    build.write_config([versions["v0001"]], Settings(), "127.0.0.1", 8000, path)
     with open(path, encoding="utf-8") as file:
         schema = ServeDeploySchema.model_validate(yaml.safe_load(file))
     assert [one.name for one in schema.applications][-1] == "boom-ray"

@@ -1,0 +1,62 @@
+"""What a request asks of S3, and whether cluster/bucket-policy.json allows it, by the rules of AWS's IAM.
+
+https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazons3.html
+"""
+
+import json
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
+
+POLICY = Path(__file__).parent.parent / "cluster/bucket-policy.json"
+
+
+class Asked(NamedTuple):
+    """One request: an action on a bucket or an object; of a listing, the prefix, if it has one."""
+
+    action: str
+    resource: str
+    prefix: str | None = None
+
+
+def asked(line: str) -> Asked:
+    """What the first line of an HTTP request asks, with the bucket in the path."""
+    method, target, _ = line.split(" ")
+    path, query = urlsplit(target).path, parse_qs(urlsplit(target).query, keep_blank_values=True)
+    bucket, _, key = unquote(path).lstrip("/").partition("/")
+    if not key and "delete" not in query:
+        prefix = query.get("prefix", [None])[0]
+        action = {"GET": "ListBucket", "HEAD": "ListBucket", "PUT": "CreateBucket", "DELETE": "DeleteBucket"}
+        return Asked(f"s3:{action[method]}", f"arn:aws:s3:::{bucket}", prefix)
+    action = {"GET": "GetObject", "HEAD": "GetObject", "PUT": "PutObject", "DELETE": "DeleteObject"}
+    name = action.get(method, "PutObject")  # POST begins and ends an upload in parts
+    if "uploadId" in query and method == "DELETE":
+        name = "AbortMultipartUpload"
+    if "delete" in query:  # the keys are in the body
+        name, key = "DeleteObject", "runs/*"
+    return Asked(f"s3:{name}", f"arn:aws:s3:::{bucket}/{key}")
+
+
+def allows(bucket: str, request: Asked) -> bool:
+    """Whether the policy, with the name of a bucket in it, allows a request."""
+    policy = json.loads(POLICY.read_text().replace("my-bucket", bucket))
+    return any(_matches(statement, request) for statement in policy["Statement"])
+
+
+def _matches(statement: dict, request: Asked) -> bool:
+    actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
+    if request.action not in actions or not fnmatchcase(request.resource, statement["Resource"]):
+        return False
+    allowed = statement.get("Condition", {}).get("StringLikeIfExists", {}).get("s3:prefix", ["*"])
+    return request.prefix is None or any(fnmatchcase(request.prefix, pattern) for pattern in allowed)
+
+
+def actions() -> set[str]:
+    """All actions the policy allows."""
+    statements = json.loads(POLICY.read_text())["Statement"]
+    return {
+        action
+        for one in statements
+        for action in (one["Action"] if isinstance(one["Action"], list) else [one["Action"]])
+    }

@@ -1,0 +1,94 @@
+"""What a model, a client or a neighbour brings is data: its code never runs; no port opens without a key."""
+
+import ast
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+from ray import serve
+
+from boom_ray.errors import BoomError
+from boom_ray.model import directory
+from boom_ray.serve import build
+from boom_ray.serve.build import Settings
+from tests.serve.test_serve import free_port
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted([*(ROOT / "boom_ray").rglob("*.py"), *(ROOT / "jobs").glob("*.py")])
+RUNS_DATA = {
+    *("eval", "exec", "torch.load", "pickle.load", "pickle.loads", "joblib.load", "dill.load", "dill.loads"),
+    *("yaml.load", "yaml.unsafe_load", "yaml.full_load", "os.system", "numpy.load", "np.load"),
+}
+
+
+def test_the_package_asks_no_library_to_run_what_it_reads() -> None:
+    assert len(SOURCES) > 80
+    for path in SOURCES:
+        text = path.read_text()
+        assert "trust_remote_code" not in text, path
+        for call in (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)):
+            assert ast.unparse(call.func) not in RUNS_DATA, f"{path}:{call.lineno}"
+            if ast.unparse(call.func).endswith(("Model.from_pretrained", "SentenceTransformer")):
+                assert "use_safetensors" in ast.unparse(call), f"{path}:{call.lineno}"
+
+
+class Trap:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (self.path,)
+
+
+def test_a_pickle_is_not_opened(qwen3: str, tmp_path: Path) -> None:
+    model, sprung = tmp_path / "model", tmp_path / "sprung"
+    shutil.copytree(qwen3, model)
+    os.remove(model / "model.safetensors")
+    (model / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(str(sprung))))
+    with pytest.raises(BoomError, match=r"cannot be loaded as a model: .*safetensors"):
+        directory.load_encoder(str(model))
+    assert not sprung.exists()
+
+
+def test_code_of_a_model_is_not_run(qwen3: str, tmp_path: Path) -> None:
+    model, sprung = tmp_path / "model", tmp_path / "sprung"
+    shutil.copytree(qwen3, model)
+    config = json.loads((model / "config.json").read_text())
+    own = {"AutoConfig": "own.Config", "AutoModel": "own.Model"}
+    (model / "own.py").write_text(f"import os\nos.mkdir({str(sprung)!r})\n")
+    (model / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": own}))
+    with pytest.raises(BoomError, match="cannot be loaded as a model"):
+        directory.load_encoder(str(model))
+    (model / "config.json").write_text(json.dumps(config | {"auto_map": own}))
+    assert type(directory.load_encoder(str(model)).transformer).__name__ == "Qwen3Model"
+    assert not sprung.exists()
+
+
+def test_modules_of_a_model_are_those_of_sentence_transformers(qwen3: str, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(qwen3, model)
+    (model / "modules.json").write_text(
+        json.dumps([{"idx": 0, "name": "0", "path": "", "type": "own.Module"}])
+    )
+    with pytest.raises(BoomError, match=r"modules\.json names own\.Module"):
+        directory.read_spec(str(model))
+
+
+def test_an_endpoint_that_other_machines_reach_starts_with_a_key_alone(
+    ray_cluster: None, published_qwen3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("BOOM_RAY_API_KEY", raising=False)
+    arguments = {"settings": vars(Settings()), "models": [published_qwen3]}
+    serve.start(http_options={"host": "0.0.0.0", "port": free_port()})
+    try:
+        with pytest.raises(BoomError, match=r"host 0\.0\.0\.0 lets other machines in, and there is no key"):
+            build.ingress(arguments)
+        monkeypatch.setenv("BOOM_RAY_API_KEY", "a key")
+        assert build.ingress(arguments) is not None
+    finally:
+        serve.shutdown()
