@@ -10,6 +10,8 @@ from boom_ray.planner.assumptions import Assumptions
 from boom_ray.planner.estimate import Estimate
 from boom_ray.planner.simulate import Conditions, Outcome, Work
 
+HEAD_IS_BUSY = 0.5
+LEAST_RUNS, WANTED_BAGS = 6, 600  # simulated for each number
 HEALTH_CHECK_SECONDS = 2.0  # of Ray Train, for each rank: RAY_TRAIN_HEALTH_CHECK_INTERVAL_S
 
 
@@ -68,9 +70,10 @@ def works_of(estimate: Estimate) -> list[Work]:
     ]
 
 
-def outlook(estimate: Estimate, assume: Assumptions, seeds: Sequence[int] = range(8)) -> Outlook:
+def outlook(estimate: Estimate, assume: Assumptions, seeds: Sequence[int] | None = None) -> Outlook:
     """Simulate a run's training some times, with its own interval between checkpoints and with others."""
     works, conditions = works_of(estimate), conditions_of(estimate, assume)
+    seeds = seeds or range(max(LEAST_RUNS, WANTED_BAGS // len(works)))
     runs = [simulate.simulate(works, conditions, seed) for seed in seeds]
     makespan = float(np.mean([run.makespan for run in runs]))
     nodes, save = max(work.nodes for work in works), max(conditions.save, 1e-3)
@@ -111,8 +114,16 @@ def head_load(estimate: Estimate, runs: list[Outcome], assume: Assumptions) -> f
 
 
 def bottleneck(estimate: Estimate, seen: Outlook) -> str:
-    """What takes most of a run's time, or holds it up: `train`, `merge`, `evaluate`, or `head`."""
-    if seen.head > 0.5:
+    """What takes most of a run's time, of the longest bag or of the stages; or the head node, if busy."""
+    if seen.head > HEAD_IS_BUSY:
         return "head"
-    stages = {"train": seen.makespan, "merge": estimate.merge, "evaluate": estimate.evaluate}
-    return max(stages, key=lambda stage: stages[stage])
+    bag = estimate.longest
+    parts = {
+        "arithmetic": bag.steps * bag.step.compute,
+        "network": bag.steps * bag.step.network,
+        "start": estimate.start + estimate.finish,
+        "lost nodes": seen.makespan - estimate.train,
+        "merge": estimate.merge,
+        "evaluate": estimate.evaluate,
+    }
+    return max(parts, key=lambda part: parts[part])

@@ -111,7 +111,7 @@ def _scale(known: Known, gpu_type: str, assume: Assumptions) -> Iterator[str]:
     rows = []
     for num_gpus in SIZES:
         made = on_cluster(wide, hardware.cluster(gpu_type, num_gpus, execution, assume), assume)
-        rows.append((num_gpus, made, outlook(made, assume, range(4))))
+        rows.append((num_gpus, made, outlook(made, assume)))
     return render.scale_lines(rows)
 
 

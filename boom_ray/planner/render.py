@@ -70,11 +70,13 @@ def _schedule(estimate: Estimate) -> Iterator[str]:
     merged = estimate.train + estimate.merge
     spans = [(bag.name, _ranks(bag), bag.start, bag.end) for bag in estimate.bags]
     spans.sort(key=lambda span: (span[2], -span[3]))
-    spans += [("merge", "", estimate.train, merged), ("evaluate", "", merged, end)]
+    spans += [("merge", "", estimate.train, merged)]
+    spans += [("evaluate", "", merged, end)] if estimate.evaluate else []
     for name, ranks, start, stop in spans:
-        left, right = (round(WIDTH * moment / end) for moment in (min(start, end * 0.99), stop))
+        left, right = (round(WIDTH * moment / end) for moment in (start, stop))
+        left = min(left, WIDTH - 1)
         bar = " " * left + "#" * max(1, right - left)
-        yield f"  {name:8}  {ranks:9} |{bar:{WIDTH}.{WIDTH}}| {duration(start)} to {duration(stop)}"
+        yield f"  {name:8}  {ranks:9} |{bar:{WIDTH}}| {duration(start)} to {duration(stop)}"
 
 
 def _memory(estimate: Estimate, assume: Assumptions) -> Iterator[str]:
@@ -151,5 +153,4 @@ def scale_lines(rows: list[tuple[int, Estimate, Outlook]]) -> Iterator[str]:
             f"{100 * seen.saving:5.2f} %  {duration(seen.best):>13}  {duration(estimate.merge):>10}  "
             f"{100 * seen.head:4.1f} %  {found}"
         )
-    others = [f"{name} from {number:,} GPUs on" for name, number in first.items() if name != "train"]
-    yield f"  bottleneck: {', '.join(others) or 'training at all of these sizes'}"
+    yield f"  bottleneck: {', '.join(f'{name} from {number:,} GPUs on' for name, number in first.items())}"

@@ -22,7 +22,7 @@ import numpy as np
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, ROOT)
-matplotlib.use("svg")
+matplotlib.use("agg")
 
 from matplotlib import pyplot  # noqa: E402
 
@@ -37,7 +37,6 @@ from boom_ray.planner.plan import SIZES, gather, on_cluster  # noqa: E402
 from boom_ray.recipe import Recipe  # noqa: E402
 
 NUM_BAGS, NUM_ROWS = 100, 10**9
-SEEDS = range(6)
 LOSSES = [0.005, 0.02, 0.1]  # of a node, an hour
 NUM_WORKERS = [8, 64]  # of the merge
 
@@ -74,7 +73,7 @@ def planned(known: Known, num_gpus: int, given: dict[str, float]) -> tuple[Estim
     """The plan of one cluster, and its simulation."""
     assume = Assumptions(given)
     made = on_cluster(known, hardware.cluster("H100", num_gpus, known.recipe.train.execution, assume), assume)
-    return made, outlook(made, assume, SEEDS), assume
+    return made, outlook(made, assume), assume
 
 
 @main.command()
@@ -114,7 +113,7 @@ def intervals(made: Estimate, assume: Assumptions) -> tuple[float, dict[float, f
     works, conditions = works_of(made), conditions_of(made, assume)
     mtbf = 1 / (conditions.failure_rate * works[0].nodes)
     young, daly = simulate.young(conditions.save, mtbf), simulate.daly(conditions.save, mtbf)
-    best, tried = simulate.best_interval(works, conditions, young, range(12))
+    best, tried = simulate.best_interval(works, conditions, young, range(24))
     return best, tried, {"Young s": round(young), "Daly s": round(daly)}
 
 

@@ -54,7 +54,7 @@ def test_a_billion_rows_are_counted_and_not_drawn(billion):
     assert "bag-100: 5 % of every task, 50,000,000 rows" in result.output
     assert f"{steps:,} steps" in result.output
     assert "at 2 an hour" in result.output and "data.padding" in result.output
-    assert len(re.findall(r"\|.*#.*\|", result.output)) == 102, "a line for each bag, merge and evaluation"
+    assert len(re.findall(r"\|.*#.*\|", result.output)) == 101, "a line for each bag and the merge"
 
 
 def known_of(path: str, assume: Assumptions):
@@ -102,7 +102,7 @@ def test_more_gpus_never_take_longer_and_losses_only_cost(billion):
 
 def test_a_slow_head_node_or_a_slow_merge_is_named(billion):
     made, _ = estimated(billion, 4096, {})
-    assert bottleneck(made, outlook(made, Assumptions({}), range(1))) == "train"
+    assert bottleneck(made, outlook(made, Assumptions({}), range(1))) == "arithmetic"
     slow = outlook(made, Assumptions({"head.call_seconds": 0.1}), range(1))
     assert slow.head > 1 and bottleneck(made, slow) == "head"
     crawling, _ = estimated(billion, 4096, {"merge.bytes_per_second": 1e3})
