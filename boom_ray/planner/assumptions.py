@@ -1,5 +1,6 @@
 """What a plan takes for granted: every number has a name, a unit and a source, and can be given instead."""
 
+import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -40,14 +41,15 @@ class Assumptions:
         """Refuse numbers that were given and that nothing has asked for.
 
         Raises:
-            BoomError: naming them, and what can be given.
+            BoomError: listing them, with the nearest name that can be given.
         """
-        unknown = sorted(self.given.keys() - self.taken.keys())
-        if unknown:
-            allowed = ", ".join(sorted(self.taken))
-            raise BoomError(
-                f"--assume {', '.join(unknown)}: this plan uses no such number; allowed: {allowed}"
-            )
+        problems = []
+        for name in sorted(self.given.keys() - self.taken.keys()):
+            nearest = difflib.get_close_matches(name, self.taken, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"allowed: {', '.join(sorted(self.taken))}"
+            problems.append(f"{name}: this plan uses no such number; {hint}")
+        if problems:
+            raise BoomError.of(problems, "--assume:")
 
     def lines(self) -> Iterator[str]:
         """One line for each number."""

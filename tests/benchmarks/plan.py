@@ -103,6 +103,9 @@ def scale(out: str) -> None:
         "merge s": {str(workers): round(values[-1]) for workers, values in merges.items()},
         "head": round(seen.head, 4),
         "bottleneck": {size: bottleneck(made, at) for size, (made, at, _) in zip(SIZES, few, strict=True)},
+        "merge outlasts the steps below rows": round(
+            NUM_ROWS * most.merge / (most.train - most.start - most.finish)
+        ),
         "head is full at ranks": round(SIZES[-1] / seen.head),
         "seconds": round(time.time() - since, 1),
     }))  # fmt: skip
@@ -148,13 +151,13 @@ def draw(
     )
     for workers, values in merges.items():
         share = [100 * merge / seen.makespan for merge, (_, seen, _) in zip(values, few, strict=True)]
-        other_axis.loglog(SIZES, share, ".-", label=f"merge by {workers} workers, of the time of training")
+        other_axis.loglog(SIZES, share, ".-", label=f"merge by {workers} workers / training")
     other_axis.loglog(SIZES, [100 * seen.head for _, seen, _ in few], ".-", label="head node, busy")
-    other_axis.axhline(100, color="k", linestyle=":", label="bottleneck")
-    other_axis.set(xlabel="GPUs", ylabel="%", title="what else could hold a run up")
+    other_axis.axhline(100, color="k", linestyle=":", label="all of it")
+    other_axis.set(xlabel="GPUs", ylabel="% of the time", title="what else could hold a run up")
     for axis in figure.axes:
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
+        axis.legend(fontsize="small", loc="lower right" if axis is other_axis else "best")
     figure.savefig(out, metadata={"Date": None})
 
 

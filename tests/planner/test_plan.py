@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -14,13 +12,11 @@ from boom_ray.cli import main
 from boom_ray.data.batches import num_steps
 from boom_ray.planner import hardware
 from boom_ray.planner.assumptions import Assumptions
-from boom_ray.planner.calibration import Calibration, store
+from boom_ray.planner.calibration import Calibration, store, stored
 from boom_ray.planner.estimate import estimate
 from boom_ray.planner.outlook import bottleneck, outlook
 from boom_ray.planner.plan import gather
 from boom_ray.train.schedule import best
-
-ROOT = os.path.join(os.path.dirname(__file__), "..", "..")
 
 
 @pytest.fixture
@@ -74,6 +70,7 @@ FREE = {
     "gpu.network": 1e30,
     "gpu.link": 1e30,
     "gpu.bandwidth": 1e30,
+    "disk.bytes_per_second": 1e30,
 }
 
 
@@ -121,7 +118,10 @@ def test_a_calibration_counts_for_the_processors_it_was_made_on(billion):
 def test_what_cannot_be_planned_is_refused(billion, tmp_path):
     for arguments, message in [
         (["--gpu-type", "H900"], "--gpu-type H900: unknown; allowed: H200, H100"),
-        (["--assume", "gpu.efficency=0.4"], "gpu.efficency: not used by this plan; allowed: "),
+        (
+            ["--assume", "gpu.efficency=0.4"],
+            "gpu.efficency: this plan uses no such number; did you mean gpu.efficiency?",
+        ),
         (["--assume", "gpu.efficiency=high"], "expected name=number"),
     ]:
         result = plan(billion, *arguments)
@@ -129,11 +129,16 @@ def test_what_cannot_be_planned_is_refused(billion, tmp_path):
     assert not os.path.exists(tmp_path / "runs"), "a plan leaves nothing behind"
 
 
-def test_a_plan_needs_no_ray(billion):
-    code = (
-        "import sys; from boom_ray.cli import main\n"
-        "main(['plan', sys.argv[1]], standalone_mode=False)\n"
-        "assert 'ray' not in sys.modules and 'deepspeed' not in sys.modules"
-    )
-    run = subprocess.run([sys.executable, "-c", code, billion], capture_output=True, text=True, cwd=ROOT)
-    assert run.returncode == 0, run.stdout + run.stderr
+@pytest.mark.slow
+def test_a_cluster_is_measured_with_the_recipe_in_miniature(ray_cluster, make_recipe, qwen3):
+    recipe = make_recipe(qwen3)
+    path = os.path.join(os.path.dirname(recipe.storage), "recipe.yaml")
+    result = plan(path, "--calibrate", "--steps", "3")
+    assert result.exit_code == 0, result.output
+    found = stored(recipe)
+    assert found is not None and found.gpu_type == "cpu" and found.num_gpus == 4
+    assert os.listdir(recipe.root) == ["calibration.json"], "nothing of the miniature is left"
+    for name, value in found.values.items():
+        assert value > 0 or name == "evaluate.score_seconds", name
+        assert re.search(rf"{name} .*measured by --calibrate", result.output), name
+    assert 1e6 < found.values["rank.flops"] < 1e12 and found.values["train.start_seconds"] < 600

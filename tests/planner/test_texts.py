@@ -57,7 +57,7 @@ def test_numbers_have_one_source_and_unknown_ones_are_refused():
         "measured by --calibrate",
         "a guess",
     ]
-    with pytest.raises(BoomError, match=r"typo: not used by this plan; allowed: a, b, c"):
+    with pytest.raises(BoomError, match=r"typo: this plan uses no such number; allowed: a, b, c"):
         assume.check()
     with pytest.raises(BoomError, match=r"--assume gpu.flops=fast: expected name=number"):
         parse(("gpu.flops=fast",))
