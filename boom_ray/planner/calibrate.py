@@ -40,7 +40,8 @@ from boom_ray.train.cluster import await_room
 
 SCRATCH = "calibration-scratch"
 MOST_BAGS = 8
-PROBE_BYTES, NUM_CALLS, NUM_TEXTS = 64 << 20, 200, 128
+PROBE_BYTES, NUM_CALLS = 64 << 20, 200
+NUM_TEXTS, LENGTH, FIRST_WORD = 128, 64, 5  # texts of one token, where there is nothing to measure on
 RAY_NAMES = {"A100": "A100-80", "A100-40G": "A100-40", "A100-80G": "A100-80"}
 
 
@@ -188,7 +189,7 @@ def _measure(model: str, task: str | None, max_length: int | None) -> tuple[floa
         evaluator = RetrievalEvaluator(task, max_length, 4096)
         evaluator.compute_all_metrics(encoder)
     else:
-        encoder.encode_tokens([[5] * 64] * NUM_TEXTS)
+        encoder.encode_tokens([[FIRST_WORD] * LENGTH] * NUM_TEXTS)
     return ready, loaded - ready, time.time() - loaded
 
 
@@ -197,7 +198,7 @@ def _encoding(known: Known, cluster: Cluster, model: str) -> dict[str, float]:
     evaluate, shape, slots = known.recipe.evaluate, known.shape, max(1, min(64, int(cluster.num_cpus)))
     tasks = known.evaluation if evaluate.data else []
     task = next(iter(find_tasks(evaluate.data).values())) if evaluate.data and tasks else None
-    load = tasks[0] if task else Load(NUM_TEXTS, 64 * NUM_TEXTS, 64 * NUM_TEXTS, 64, 0, True)
+    load = tasks[0] if task else Load(NUM_TEXTS, NUM_TEXTS * LENGTH, NUM_TEXTS * LENGTH, LENGTH, 0, True)
     since = time.time()
     found = session.result_of([_measure.remote(model, task, evaluate.max_length) for _ in range(slots)])
     ready, loads, seconds = zip(*found, strict=True)
@@ -208,9 +209,29 @@ def _encoding(known: Known, cluster: Cluster, model: str) -> dict[str, float]:
         "evaluate.score_seconds": 0.0,
         "evaluate.flops": rate,
     }
-    if cluster.on_cpus:
-        values["rank.encode_flops"] = rate * slots / cluster.num_ranks
+    on_cpus = rate * slots / cluster.num_ranks
+    values["rank.encode_flops"] = on_cpus if cluster.on_cpus else _embedding_flops(shape, model)
     return values
+
+
+def _embedding_flops(shape: Shape, model: str) -> float:
+    """Operations a second of a GPU that embeds."""
+    task: Any = _embed
+    seconds = session.result_of(task.options(num_gpus=1).remote(model))
+    return shape.forward_flops(NUM_TEXTS * LENGTH, LENGTH) / seconds
+
+
+@ray.remote
+def _embed(model: str) -> float:
+    """Seconds to embed texts on a GPU as `boom-ray embed` does, after a first time that does not count."""
+    import torch
+
+    encoder = directory.load_encoder(storage.local_directory(model), device="cuda", dtype=torch.bfloat16)
+    texts = [[FIRST_WORD] * LENGTH] * NUM_TEXTS
+    encoder.encode_tokens(texts)
+    since = time.perf_counter()
+    encoder.encode_tokens(texts)
+    return time.perf_counter() - since
 
 
 @ray.remote(num_cpus=1)
