@@ -147,34 +147,14 @@ def _arithmetic(
 
 
 def _merging(small: Recipe, shape: Shape, models: list[str]) -> dict[str, float]:
-    """A merge of almost nothing for the start of its processes, then one of the models."""
-    spec = pipeline.merge_spec(small.merge)
-    toys = [_toy(storage.join(small.root, f"toy-{number}")) for number in range(2)]
-    plain = replace(spec, method="multislerp", space="weights", weights="equal")
-    begin = _merge_seconds(toys, None, plain, storage.join(small.root, "merged-toy"))
-    base = small.base_model.path
-    whole = _merge_seconds(models, base, replace(spec, weights="equal"), storage.join(small.root, "merged"))
-    rate = stages.merge_bytes(small, shape, len(models)) / max(whole - begin, whole / 20) / spec.num_workers
-    return {"merge.start_seconds": min(begin, whole), "merge.bytes_per_second": rate}
-
-
-def _merge_seconds(models: list[str], base: str | None, spec: Any, target: str) -> float:
-    """Of a merge that is thrown away."""
-    with artifact.staged(target) as stage:
+    """A merge that is thrown away: the start of its processes, and what one worker streams a second."""
+    spec = replace(pipeline.merge_spec(small.merge), weights="equal")
+    with artifact.staged(storage.join(small.root, "merged")) as stage:
         since = time.time()
-        merge_into(stage, models, base, spec)
-        return time.time() - since
-
-
-def _toy(uri: str) -> str:
-    """A model of one small matrix."""
-    import torch
-    from safetensors.torch import save
-
-    weights = save({"weight": torch.randn(64, 64)}, {"format": "pt"})
-    storage.write_bytes(storage.join(uri, "model.safetensors"), weights)
-    storage.write_bytes(storage.join(uri, "config.json"), b'{"model_type": "bert"}')
-    return uri
+        _, merged = merge_into(stage, models, small.base_model.path, spec)
+        whole = time.time() - since
+    rate = stages.merge_bytes(small, shape, len(models)) / merged.seconds / spec.num_workers
+    return {"merge.start_seconds": whole - merged.seconds, "merge.bytes_per_second": rate}
 
 
 @ray.remote(num_cpus=1)
