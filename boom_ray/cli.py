@@ -57,6 +57,31 @@ def run(recipe: str, storage_uri: str | None, baseline: bool, dry_run: bool, ran
 
 @main.command()
 @click.argument("recipe")
+@click.option("--gpus", "num_gpus", type=click.IntRange(min=1), metavar="N", help="GPUs, or CPUs with cpu.")
+@click.option("--gpu-type", metavar="TYPE", help="H100, H200, A100-80, A100-40, L40S, A10G, L4 or cpu.")
+@click.option("--price", type=float, metavar="RATE", help="Of one GPU and hour.")
+@click.option("--assume", multiple=True, metavar="NAME=VALUE", help="One of the numbers that a plan prints.")
+@click.option("--config", "config_file", metavar="FILE", help="The config.json of a base out of reach.")
+@click.option("--calibrate", is_flag=True, help="First measure the cluster with the recipe in miniature.")
+@click.option("--steps", default=8, show_default=True, type=click.IntRange(min=2), help="Of --calibrate.")
+@click.option("--scale", is_flag=True, help="Also plan for clusters of 8 to 4,096 GPUs.")
+@storage_option
+def plan(recipe: str, storage_uri: str | None, assume: tuple[str, ...], **given: Any) -> None:
+    """Work out rows, memory, time, bytes and price of a run, without running it."""
+    from boom_ray.planner.assumptions import parse
+    from boom_ray.recipe import load
+
+    loaded, numbers = load(recipe, storage_uri), parse(assume)
+    if given["price"] is not None:
+        numbers["price.per_gpu_hour"] = given["price"]
+    from boom_ray.planner import plan as planner
+
+    request = planner.Request(given["gpu_type"], given["num_gpus"], given["config_file"], numbers)
+    planner.plan(loaded, request, given["steps"] if given["calibrate"] else 0, given["scale"])
+
+
+@main.command()
+@click.argument("recipe")
 @click.option("--bag", type=click.IntRange(min=1), metavar="K", help="Train only this bag, counted from 1.")
 @storage_option
 @stop.heeded()

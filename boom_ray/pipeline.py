@@ -84,16 +84,15 @@ def plan(recipe: Recipe, room: int | None = None, baseline: bool = False) -> Non
     sizes = corpus.expected_rows(recipe.data, storage.join(recipe.root, "corpus"))
     for task in recipe.data.tasks:
         console.print(f"corpus: {task.name} ({task.type}): {sizes[task.name]:,} rows")
-    drawn = bags.sample(sizes, recipe.bags)
-    names, ratios = [bags.name_of(index) for index in range(len(drawn))], list(recipe.bags.ratios)
+    counts = bags.counts(sizes, recipe.bags)
+    names, ratios = [bags.name_of(index) for index in range(len(counts))], list(recipe.bags.ratios)
     if baseline and bags.whole(recipe.bags) is None:
-        drawn, names, ratios = (
-            [*drawn, *bags.sample(sizes, _full(recipe))],
+        counts, names, ratios = (
+            [*counts, *bags.counts(sizes, _full(recipe))],
             [*names, BASELINE],
             [*ratios, 100],
         )
-    counts = [[len(rows) for rows in bag.values()] for bag in drawn]
-    steps = [num_steps(tasks, train) for tasks in counts]
+    steps = [num_steps(tasks.values(), train) for tasks in counts]
     each = 1 if wanted == "auto" else wanted
     room = room or each * len(names)
     if each > room:
@@ -103,7 +102,7 @@ def plan(recipe: Recipe, room: int | None = None, baseline: bool = False) -> Non
         if wanted == "auto"
         else longest_first(steps, [each] * len(names), room)
     )
-    total, rows = sum(sizes.values()), [sum(tasks) for tasks in counts]
+    total, rows = sum(sizes.values()), [sum(tasks.values()) for tasks in counts]
     for name, ratio, count in zip(names, ratios, rows, strict=True):
         console.print(f"{name}: {ratio:g} % of every task, {count:,} rows")
     console.print(f"schedule: room for {room} ranks, longest first")

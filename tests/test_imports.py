@@ -14,6 +14,7 @@ BELOW_RAY = [
     *("model.encoder", "model.tokenizer", "model.directory", "model.card"),
     *("merge.gram", "merge.methods", "merge.tensors", "merge.plan", "merge.elementwise", "merge.stream"),
     *("merge.check", "merge.cut", "merge.distances", "page.render"),
+    *("planner.plan", "planner.outlook", "planner.calibration"),
     *("train.loss", "train.step", "train.checkpoint", "train.deepspeed"),
 ]
 STAGES = ["train", "merge", "evaluate", "mteb", "embed", "serve", "report"]

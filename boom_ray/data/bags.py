@@ -32,6 +32,16 @@ def generator(seed: int, *keys: int | str) -> np.random.Generator:
     return np.random.default_rng([seed, *words])
 
 
+def counts(sizes: dict[str, int], bags: Bags) -> list[dict[str, int]]:
+    """Rows of each task in each bag, without drawing them; arguments and errors are those of `sample`."""
+    if not bags.partition:
+        return [
+            {task: max(1, round(size * ratio / 100)) for task, size in sizes.items()} for ratio in bags.ratios
+        ]
+    parts = {task: np.diff(_partition_ends(task, n, bags), prepend=0).tolist() for task, n in sizes.items()}
+    return [{task: part[bag] for task, part in parts.items()} for bag in range(len(bags.ratios))]
+
+
 def sample(sizes: dict[str, int], bags: Bags) -> list[Bag]:
     """Draw all bags.
 
@@ -45,11 +55,10 @@ def sample(sizes: dict[str, int], bags: Bags) -> list[Bag]:
     if bags.partition:
         return _partition(sizes, bags)
     drawn = []
-    for index, ratio in enumerate(bags.ratios):
+    for index, wanted in enumerate(counts(sizes, bags)):
         bag = {}
-        for task, size in sizes.items():
-            count = max(1, round(size * ratio / 100))
-            rows = generator(bags.seed, "bag", index, task).choice(size, count, replace=False)
+        for task, count in wanted.items():
+            rows = generator(bags.seed, "bag", index, task).choice(sizes[task], count, replace=False)
             bag[task] = np.sort(rows).astype(np.int64)
         drawn.append(bag)
     return drawn
@@ -63,13 +72,18 @@ def whole(bags: Bags) -> int | None:
 def _partition(sizes: dict[str, int], bags: Bags) -> list[Bag]:
     drawn: list[Bag] = [{} for _ in bags.ratios]
     for task, size in sizes.items():
-        if size < len(drawn):
-            raise BoomError(f"task {task}: {size} rows cannot be split over {len(drawn)} disjoint bags")
+        ends = _partition_ends(task, size, bags)
         order = generator(bags.seed, "partition", task).permutation(size)
-        ends = np.round(np.cumsum(bags.ratios) * size / 100).astype(int)
         for bag, rows in zip(drawn, np.split(order, ends)[: len(drawn)], strict=True):
             bag[task] = np.sort(rows).astype(np.int64)
     return drawn
+
+
+def _partition_ends(task: str, size: int, bags: Bags) -> np.ndarray:
+    """Where each bag's part of a task ends, in its rows in random order."""
+    if size < len(bags.ratios):
+        raise BoomError(f"task {task}: {size} rows cannot be split over {len(bags.ratios)} disjoint bags")
+    return np.round(np.cumsum(bags.ratios) * size / 100).astype(int)
 
 
 def publish(corpus: Record, bags: Bags, target: str) -> Record:

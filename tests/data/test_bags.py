@@ -28,6 +28,13 @@ def test_half_and_rest_share_nothing_and_leave_nothing(sizes, seed):
         assert sorted([*first[task], *rest[task]]) == list(range(size))
 
 
+@given(sizes, st.sampled_from(["{20,40,60,80,100}", "{50}-and-rest"]), st.integers(0, 99))
+def test_counts_are_those_of_a_draw(sizes, ratios, seed):
+    settings = Bags(ratios=ratios, seed=seed)
+    drawn = [{task: len(rows) for task, rows in bag.items()} for bag in bags.sample(sizes, settings)]
+    assert bags.counts(sizes, settings) == drawn
+
+
 def test_a_draw_depends_on_the_seed_and_the_bag_but_not_on_other_tasks():
     settings = Bags(ratios=[50, 50], seed=1)
     alone, both = bags.sample({"a": 100}, settings), bags.sample({"a": 100, "b": 50}, settings)

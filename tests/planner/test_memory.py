@@ -1,0 +1,58 @@
+"""Memory by ZeRO stage, against the table of its paper."""
+
+import pytest
+
+from boom_ray.planner import memory
+from boom_ray.planner.assumptions import Assumptions
+from boom_ray.planner.shape import Shape
+from boom_ray.recipe import Lora, Train, TrainExecution
+
+BILLION = Shape(7.5e9, 7e9, 0, 32, 4096, 4096, 4096, 16384, 0, 0)
+
+
+def train(**values) -> Train:
+    own = {key: value for key, value in values.items() if key in Train.model_fields}
+    rest = {key: value for key, value in values.items() if key not in own}
+    return Train(execution=TrainExecution(**rest), **own)
+
+
+@pytest.mark.parametrize(("stage", "gigabytes"), [(0, 120), (1, 31.4), (2, 16.6), (3, 1.9)])
+def test_states_of_7_5_billion_weights_on_64_ranks_are_those_of_the_papers_figure_1(stage, gigabytes):
+    assert memory.states(BILLION, train(), 64, stage) / 1e9 == pytest.approx(gigabytes, rel=0.02)
+
+
+def test_full_precision_and_adapters_by_hand():
+    assert memory.states(BILLION, train(precision="fp32"), 1, 0) == 16 * 7.5e9
+    adapted = Shape(4e9, 4e9, 66e6, 36, 2560, 4096, 1024, 9728, 1, 0)
+    assert memory.states(adapted, train(lora=Lora()), 8, 3) == pytest.approx((2 * 4.066e9 + 14 * 66e6) / 8)
+    assert memory.checkpoint_bytes(adapted, train(lora=Lora())) == pytest.approx(2 * 4.066e9 + 12 * 66e6)
+
+
+def test_offloading_takes_the_optimizer_and_the_weights_off_the_gpu():
+    whole = memory.states(BILLION, train(zero_stage=3), 8, 3)
+    no_optimizer = memory.states(BILLION, train(zero_stage=3, offload="optimizer"), 8, 3)
+    neither = memory.states(BILLION, train(zero_stage=3, offload="all"), 8, 3)
+    assert whole - no_optimizer == pytest.approx(12 * 7.5e9 / 8)
+    assert no_optimizer - neither == pytest.approx(2 * 7.5e9 / 8)
+
+
+def test_a_layer_of_berts_shape_keeps_what_korthikanti_counts_without_masks_and_scores():
+    assert memory.layer_bytes(BILLION, 2) == 32 * BILLION.hidden
+
+
+def test_grad_cache_bounds_activations_whatever_the_batch():
+    def activations(batch: int, **values) -> float:
+        return memory.on_rank(BILLION, train(**values), 8, 2, batch, Assumptions({})).activations
+
+    assert activations(256, grad_cache=True) == activations(4096, grad_cache=True)
+    assert activations(512) == pytest.approx(2 * activations(256))
+    assert activations(256, gradient_checkpointing=True) < activations(256) / 10
+
+
+def test_the_largest_chunk_fits_exactly():
+    recipe, assume = train(grad_cache=True), Assumptions({"memory.activation_factor": 1})
+    own = memory.on_rank(BILLION, recipe, 64, 3, 256, assume)
+    tokens = memory.largest_chunk(own, BILLION, recipe, 80e9)
+    assert tokens > 0
+    at_most = train(grad_cache=True, chunk_tokens=int(tokens))
+    assert memory.on_rank(BILLION, at_most, 64, 3, 256, assume).total == pytest.approx(80e9, rel=1e-3)
