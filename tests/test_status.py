@@ -139,7 +139,11 @@ def test_storage_that_cannot_be_written_fails_no_stage(begun, capsys):
 
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize(
-    "busy", ["hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)", "ray.get(ray.remote(time.sleep).remote(60))"]
+    "busy",
+    [
+        "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)",
+        "ray.get(ray.remote(lambda: time.sleep(60)).remote())",
+    ],
 )
 def test_a_stopped_driver_ends_at_once_and_says_what_is_kept(begun, busy):
     process = start(begun.root, busy)
