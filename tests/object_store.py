@@ -93,7 +93,8 @@ use = egg:swift#listing_formats
 """
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nothing listens at now."""
     sockets = [socket.socket() for _ in range(count)]
     for one in sockets:
         one.bind(("127.0.0.1", 0))
@@ -112,7 +113,7 @@ def _configure(environment: str, root: str) -> tuple[str, int]:
     etc = os.path.join(root, "etc")
     os.makedirs(etc)
     os.makedirs(os.path.join(root, "data", "d1"))
-    *ports, proxy = _free_ports(4)
+    *ports, proxy = free_ports(4)
     python = os.path.join(environment, "bin", "python")
     subprocess.run([python, "-W", "ignore", "-c", RINGS, etc, *map(str, ports)], check=True)
     _write(f"{etc}/nosyslog.py", NO_SYSLOG)

@@ -22,12 +22,13 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from boom_ray import artifact, status, storage
 from tests import bucket_policy
 from tests.faulty_proxy import FaultyProxy, faulty_proxy
-from tests.object_store import SECRET_KEY, s3_server
+from tests.object_store import SECRET_KEY, free_ports, s3_server
 
 ROOT = str(Path(__file__).parents[1])
 SWIFT = os.environ.get("BOOM_RAY_SWIFT_ENV")
 ENTRYPOINT = "python jobs/run.py jobs/recipes/tiny.yaml --storage s3://bucket/runs"
-ADDRESS = "http://127.0.0.1:28265"
+PORT, DASHBOARD, AGENT = free_ports(3)
+ADDRESS = f"http://127.0.0.1:{DASHBOARD}"
 RUN = "s3://bucket/runs/tiny"
 MODELS = f"{RUN}/models"
 T = TypeVar("T")
@@ -61,7 +62,7 @@ def cluster(object_store, tmp_path_factory) -> Iterator[tuple[JobSubmissionClien
     bin_directory = os.path.dirname(sys.executable)
     environment = {**os.environ, "PATH": f"{bin_directory}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
     environment.pop("RAY_ADDRESS", None)
-    ports = ["--port=26379", "--dashboard-port=28265", "--dashboard-agent-listen-port=28266"]
+    ports = [f"--port={PORT}", f"--dashboard-port={DASHBOARD}", f"--dashboard-agent-listen-port={AGENT}"]
     options = [*ports, "--num-cpus=4", "--block", "--disable-usage-stats"]
     temporary = f"--temp-dir={tmp_path_factory.mktemp('r', numbered=False)}"
     command = [f"{bin_directory}/ray", "start", "--head", *options, temporary]
