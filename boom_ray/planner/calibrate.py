@@ -22,6 +22,7 @@ import ray
 from boom_ray import artifact, pipeline, session, storage
 from boom_ray.data import bags, corpus
 from boom_ray.data.batches import num_batches, num_steps
+from boom_ray.driver import driving
 from boom_ray.evaluate import find_tasks
 from boom_ray.merge.run import merge_into
 from boom_ray.model import directory
@@ -114,7 +115,8 @@ def _training(
     prepared = corpus.prepare(small.data, storage.join(small.root, "corpus"), small.name)
     drawn = bags.publish(prepared, small.bags, storage.join(small.root, "bags"))
     base, since = directory.identify(small.base_model.path), time.time()
-    models = train_bags(small, prepared, drawn, base)
+    with driving(small.root, "plan", small.name) as driver:
+        models = train_bags(small, prepared, drawn, base, driver)
     starts, work, finishes = [], [], []
     for uri in models:
         record = artifact.read_record(uri)
