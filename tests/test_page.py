@@ -65,7 +65,7 @@ class Storage:
         ]
         self.benchmarks.append(HOSTILE)
         self.start = time.time()
-        self.parent = pipeline._claim(self.recipe)
+        self.parent = pipeline.claim(self.recipe)
         self.corpus = corpus.prepare(self.recipe.data, f"{self.root}/corpus", self.recipe.name)
         self.bags = bags.publish(self.corpus, self.recipe.bags, f"{self.root}/bags")
         self.names = [bags.name_of(index) for index in range(num_bags)]
