@@ -119,12 +119,12 @@ def test_why_a_driver_failed_and_that_another_is_at_work(begun):
     assert (found.state, found.reason) == ("failed", "ZeroDivisionError: division by zero")
     merge = next(part for part in found.making["v0001"] if part.name == "merge")
     assert (merge.state, merge.detail) == ("failed", "tensor x: NaN")
+    code, output = lines(root)
+    assert code == 1 and output.splitlines()[-1].endswith("failed: ZeroDivisionError: division by zero")
     with driving(root, "run", "v0001") as driver:
         driver.begin("evaluate")
         await_state(root, "evaluation", "running")
         assert states(status.read(root))["merge"] == "done"
-    code, output = lines(root)
-    assert code == 1 and output.splitlines()[-1].endswith("failed: ZeroDivisionError: division by zero")
     with driving(root, "run", "v0001"), driving(root, "run", "v0001"):
         deadline = time.monotonic() + 20
         while len(drivers := status.read(root).drivers) < 2 and time.monotonic() < deadline:
