@@ -197,7 +197,9 @@ def _done(name: str, detail: str) -> Part:
 
 
 def _undone(name: str, stage: str, maker: Said | None) -> Part:
-    """Something that is not there: being made by the driver that is at its stage, or where that one ended."""
+    """Something not published: being made by the driver at its stage, where that one ended, or behind it."""
+    if maker and (maker.stage, stage) == ("evaluate", "merge"):
+        return Part(name, "done" if maker.state == "running" else "waiting")
     if maker is None or maker.stage != stage or maker.state == "done":
         return Part(name, "waiting")
     return Part(name, maker.state, maker.message)

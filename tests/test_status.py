@@ -121,6 +121,10 @@ def test_why_a_driver_failed_and_that_another_is_at_work(begun):
     assert (merge.state, merge.detail) == ("failed", "tensor x: NaN")
     code, output = lines(root)
     assert code == 1 and output.splitlines()[-1].endswith("failed: ZeroDivisionError: division by zero")
+    with driving(root, "run", "v0001") as driver:
+        driver.begin("evaluate")
+        await_state(root, "evaluation", "running")
+        assert states(status.read(root))["merge"] == "done"
     with driving(root, "run", "v0001"), driving(root, "run", "v0001"):
         deadline = time.monotonic() + 20
         while len(drivers := status.read(root).drivers) < 2 and time.monotonic() < deadline:
