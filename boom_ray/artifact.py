@@ -54,7 +54,8 @@ class Parent(BaseModel):
 
 
 class Record(BaseModel):
-    """The content of `artifact.json`; `times` are start and end of what made it, in seconds since 1970."""
+    """The content of `artifact.json`; `times` are start and end of what made it, in seconds since 1970, and
+    `self_test` is what a model made of a sentence (see `model.self_test`)."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -67,6 +68,7 @@ class Record(BaseModel):
     parents: list[Parent] = []
     metrics: dict[str, Any] = {}
     times: dict[str, tuple[float, float]] = {}
+    self_test: list[float] = []
     created: str = ""
     code_version: str = __version__
     files: dict[str, FileEntry] = {}

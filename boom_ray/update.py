@@ -240,6 +240,7 @@ def _merge(
         seed=recipe.train.seed,
         parents=parents,
         metrics=metrics,
+        self_test=pipeline.embed_self_test(stage),
     )
 
 

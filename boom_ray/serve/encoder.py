@@ -8,11 +8,9 @@ import numpy as np
 from ray import serve
 
 from boom_ray import artifact, storage
-from boom_ray.errors import BoomError
 from boom_ray.serve.limits import Limits
 
 DEPLOYMENT = "encoder"
-SELF_TEST = "A sentence that every version of a model must be able to embed."
 
 
 @dataclass(frozen=True)
@@ -52,19 +50,16 @@ class Encoder:
     def __init__(self, served: Served, limits: Limits, threads: int, device: str) -> None:
         import torch
 
-        from boom_ray.model import directory
+        from boom_ray.model import directory, self_test
         from boom_ray.serve.batcher import TokenBatcher
         from boom_ray.serve.metrics import EncoderMetrics
 
         torch.set_num_threads(threads)
-        if artifact.read_record(served.uri) is not None:
-            artifact.verify(served.uri)
+        recorded = artifact.verify(served.uri).self_test if artifact.read_record(served.uri) else []
         local = storage.local_directory(served.uri)
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         encoder = directory.load_encoder(local, device=device, dtype=dtype).for_inference()
-        norms = np.linalg.norm(encoder.encode([SELF_TEST]), axis=1)
-        if not np.allclose(norms, 1, atol=1e-2):
-            raise BoomError(f"{served.uri}: embeds a plain sentence as a vector of norm {norms[0]}, not 1")
+        self_test.check(encoder, recorded, served.uri)
         self.batcher = TokenBatcher(
             lambda token_ids: encoder.encode_tokens(token_ids, limits.pass_tokens),
             ThreadPoolExecutor(1),

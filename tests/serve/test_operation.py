@@ -19,9 +19,14 @@ import numpy as np
 import psutil
 import pytest
 import ray
+import schemathesis
 import yaml
+from hypothesis import HealthCheck, given, settings
 from ray import serve
 from ray.serve.schema import ServeDeploySchema
+from schemathesis.checks import not_a_server_error
+from schemathesis.generation import GenerationMode
+from schemathesis.specs.openapi import checks
 
 from boom_ray.errors import BoomError
 from boom_ray.model import directory
@@ -210,6 +215,38 @@ def test_metrics_are_named_alike_and_hold_no_text(url):
         time.sleep(1)
     assert [name for name in wanted if f"boom_ray_serve_{name}" not in text] == []
     assert "unmistakable" not in text and KEYS[0] not in text
+
+
+PROMISES = [
+    not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_schema_conformance,
+    checks.negative_data_rejection,
+]
+
+
+def test_every_answer_is_one_that_our_openapi_document_promises(url):
+    """To requests drawn from it, and to others that break it."""
+    seen: Counter = Counter()
+
+    def try_out(operation, mode: GenerationMode) -> None:
+        @settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def ask(case):
+            answer = case.call(headers={"Authorization": f"Bearer {KEYS[0]}"})
+            seen[case.path, mode, answer.status_code // 100] += 1
+            case.validate_response(answer, checks=PROMISES)
+
+        ask()
+
+    document = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    for operation in [found.ok() for found in document.get_all_operations()]:
+        for mode in GenerationMode if operation.body else [GenerationMode.POSITIVE]:
+            try_out(operation, mode)
+    answered = {path for path, mode, status in seen if mode == GenerationMode.POSITIVE and status == 2}
+    assert answered == set(document.raw_schema["paths"])
+    assert {status for _, mode, status in seen if mode == GenerationMode.NEGATIVE} == {4}
 
 
 def test_a_killed_encoder_fails_no_request(url):
