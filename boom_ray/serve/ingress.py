@@ -6,6 +6,7 @@ import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from boom_ray.serve.batcher import TokenBatcher, TokenIds
 from boom_ray.serve.encoder import DEPLOYMENT, Served
 from boom_ray.serve.limits import Limits
 from boom_ray.serve.metrics import RequestMetrics
@@ -27,11 +29,11 @@ PAUSE_SECONDS = 0.2  # before the next, doubled each time
 
 @dataclass(frozen=True)
 class Model:
-    """A served version as the ingress knows it."""
+    """A served version as the ingress knows it; what waits for `encoder` goes to a replica in one call."""
 
     served: Served
     reader: Reader
-    encoder: DeploymentHandle
+    encoder: TokenBatcher
     since: int
 
 
@@ -69,7 +71,13 @@ class Ingress:
                 continue
             reader = await loop.run_in_executor(self.tokenizing, Reader.load, served.uri)
             handle = serve.get_deployment_handle(DEPLOYMENT, served.application)
-            models[served.name] = Model(served, reader, handle, int(time.time()))
+            encoder = TokenBatcher(
+                partial(call, handle),
+                self.limits.pass_tokens,
+                self.limits.ongoing_calls,
+                self.metrics.queue(served.version),
+            )
+            models[served.name] = Model(served, reader, encoder, int(time.time()))
         self.models = models
 
     def model(self, name: str | None) -> Model:
@@ -121,20 +129,27 @@ class Ingress:
     async def _encode(self, model: Model, token_ids: list[list[int]]) -> tuple[Model, np.ndarray]:
         """By any encoder of the model: what one that was lost had accepted goes to another."""
         for attempt in itertools.count(1):
-            response = model.encoder.encode.remote(token_ids)
             try:
-                return model, await response
+                return model, await model.encoder(token_ids)
             except (RayActorError, RayServeException) as error:
                 if attempt == ATTEMPTS:
                     message = "the encoders of this model are gone; its operators must look"
                     raise RequestError(503, message, code="no_encoder", retry_after=10) from error
-            except asyncio.CancelledError:
-                response.cancel()
-                raise
             self.metrics.retries.inc()
             await asyncio.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
             model = self.models.get(model.served.name, model)
         raise AssertionError
+
+
+async def call(encoder: DeploymentHandle, token_ids: TokenIds) -> np.ndarray:
+    """[n, d] vectors by any replica; if they are wanted no more, it is told."""
+    response = encoder.encode.remote(token_ids)
+    try:
+        vectors: np.ndarray = await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
+    return vectors
 
 
 def ingress_application(models: list[Served], limits: Limits, key_digests: tuple[bytes, ...]) -> Any:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-QUEUED_PASSES = 4  # a request that is accepted waits for no more of them
+QUEUED_PASSES = 16  # a request that is accepted waits for no more of them
 LEAST_TOKENS = 4  # of an input: start, word, end and some air
 MAX_INPUTS = 2048
 BYTES_PER_TOKEN = 16  # generous: most languages need 3 to 6, and JSON may escape
@@ -31,6 +31,11 @@ class Limits:
     def ongoing_requests(self) -> int:
         """Requests under way at most, were they all as short as can be."""
         return max(64, self.waiting_tokens // LEAST_TOKENS)
+
+    @property
+    def ongoing_calls(self) -> int:
+        """Calls of encoders under way at once: one that is computed and one that waits at each."""
+        return 2 * self.num_encoders
 
     @property
     def body_bytes(self) -> int:
