@@ -1,8 +1,8 @@
 """Requests that wait while a model computes go on together next, up to a budget of tokens.
 
 `serve.batch` cuts its batches when requests arrive, so that a busy model is left with many small ones; here
-nothing waits for a timer, and the busier the model is, the fuller its passes are. Each encoder has such a queue,
-and so has the ingress, where a pass is a call of an encoder that many requests share.
+nothing waits for a timer, and the busier the model is, the fuller its passes are. Each encoder has such a
+queue, and so has the ingress, where a pass is a call of an encoder that many requests share.
 """
 
 import asyncio

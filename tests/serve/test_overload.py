@@ -91,7 +91,7 @@ def test_memory_stays_flat_for_twenty_minutes(idle_url):
                         seen[answer.status] += 1
                 except TimeoutError:
                     seen["gone"] += 1
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.2)
         return seen
 
     with Watch(SOAK_SECONDS / 80) as samples:
