@@ -16,7 +16,7 @@ from boom_ray.errors import BoomError
 from boom_ray.model import directory
 from boom_ray.serve import guard
 from boom_ray.serve.encoder import Served, encoder_application
-from boom_ray.serve.ingress import ingress_application
+from boom_ray.serve.ingress import Place, ingress_application
 from boom_ray.serve.limits import Limits
 
 APPLICATION = "boom-ray"
@@ -97,11 +97,10 @@ def encoder(args: dict[str, Any]) -> Any:
 
 
 def ingress(args: dict[str, Any]) -> Any:
-    """The application in front of the encoders."""
+    """The application in front of the encoders, behind Ray Serve's proxies unless it is given a `place`."""
     models = describe(args["models"])
-    return ingress_application(
-        models, Settings(**args["settings"]).limits(models), guard.digests(read_keys())
-    )
+    place = args.get("place") or Place("", None, guard.digests(read_keys()))
+    return ingress_application(models, Settings(**args["settings"]).limits(models), place)
 
 
 def write_config(models: list[str], settings: Settings, path: str) -> None:

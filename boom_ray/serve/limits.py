@@ -5,6 +5,7 @@ from dataclasses import dataclass
 QUEUED_PASSES = 16  # a request that is accepted waits for no more of them
 LEAST_TOKENS = 4  # of an input: start, word, end and some air
 MAX_INPUTS = 2048
+HELD_BODIES = 16  # of the longest that are allowed
 BYTES_PER_TOKEN = 16  # generous: most languages need 3 to 6, and JSON may escape
 
 
@@ -41,3 +42,8 @@ class Limits:
     def body_bytes(self) -> int:
         """Longest body: as many inputs as are allowed, but no more than a hundred passes."""
         return min(MAX_INPUTS * self.max_length, 100 * self.pass_tokens) * BYTES_PER_TOKEN
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all bodies that are not answered yet."""
+        return HELD_BODIES * self.body_bytes

@@ -11,8 +11,8 @@ from boom_ray.serve.build import KEY_VARIABLE
 from boom_ray.serve.encoder import Served
 
 
-def check_host(host: str, keys: list[str]) -> None:
-    if keys or host == "localhost":
+def check_host(host: str, has_key: bool) -> None:
+    if has_key or host == "localhost":
         return
     try:
         if ipaddress.ip_address(host).is_loopback:
@@ -25,14 +25,21 @@ def check_host(host: str, keys: list[str]) -> None:
     )
 
 
-def check_port(host: str, port: int) -> None:
+def bind(host: str, port: int, shared: bool) -> socket.socket:
+    """A socket at an address; `shared` with others that are so too.
+
+    Raises:
+        BoomError: if it cannot be had.
+    """
     try:
         (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(shared))
+        bound.bind(address)
+        return bound
     except (OSError, OverflowError) as error:
         raise BoomError(
             f"cannot listen at {host}, port {port}: {error}. Give another --port or --host"

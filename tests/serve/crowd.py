@@ -60,7 +60,7 @@ def held() -> dict[str, int]:
     """Bytes that each kind of process holds alone, all of its processes together."""
     return {
         kind: sum(info.rss - info.shared for one in processes(kind) for info in [one.memory_info()])
-        for kind in ("Proxy", ":ingress", ":encoder")
+        for kind in (":ingress", ":encoder")
     }
 
 
