@@ -16,6 +16,7 @@ from boom_ray.serve import build, guard, listen
 from boom_ray.serve.build import APPLICATION, Settings
 from boom_ray.serve.encoder import DEPLOYMENT, Served
 from boom_ray.serve.ingress import Place
+from boom_ray.serve.listener import bind
 
 
 def serve_models(
@@ -51,7 +52,7 @@ def serve_models(
     if running:
         raise BoomError("this Ray cluster runs Ray Serve already; end that first with `serve shutdown`")
     listen.check_host(host, bool(keys))
-    listen.bind(host, port, shared=False).close()
+    bind(host, port, shared=False).close()
     wanted = build.describe(models)
     try:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)

@@ -2,7 +2,6 @@
 
 import ipaddress
 import signal
-import socket
 import threading
 
 from boom_ray.errors import BoomError
@@ -23,27 +22,6 @@ def check_host(host: str, has_key: bool) -> None:
         f"--host {host} lets other machines in, and there is no key. Set {KEY_VARIABLE} to the key that "
         "clients must send, or serve at 127.0.0.1"
     )
-
-
-def bind(host: str, port: int, shared: bool) -> socket.socket:
-    """A socket at an address; `shared` with others that are so too.
-
-    Raises:
-        BoomError: if it cannot be had.
-    """
-    try:
-        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(shared))
-        bound.bind(address)
-        return bound
-    except (OSError, OverflowError) as error:
-        raise BoomError(
-            f"cannot listen at {host}, port {port}: {error}. Give another --port or --host"
-        ) from error
 
 
 def print_ready(wanted: list[Served], host: str, port: int, has_key: bool) -> None:

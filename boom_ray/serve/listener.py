@@ -7,12 +7,13 @@ proxies, they lead to the same routes.
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from boom_ray.serve import listen
+from boom_ray.errors import BoomError
 
 GRACE_SECONDS = 15  # in which answers under way are finished
 
@@ -44,7 +45,7 @@ class Listener:
         Raises:
             BoomError: if the address cannot be had.
         """
-        bound = listen.bind(host, port, shared=True)
+        bound = bind(host, port, shared=True)
         self.serving = asyncio.create_task(self.server.serve([bound]))
         while not self.server.started and not self.serving.done():
             await asyncio.sleep(0.01)
@@ -59,3 +60,24 @@ class Listener:
         """Accept nothing more, and return when all that was accepted is answered."""
         self.server.should_exit = True
         await self.serving
+
+
+def bind(host: str, port: int, shared: bool) -> socket.socket:
+    """A socket at an address; `shared` with others that are so too.
+
+    Raises:
+        BoomError: if it cannot be had.
+    """
+    try:
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(shared))
+        bound.bind(address)
+        return bound
+    except (OSError, OverflowError) as error:
+        raise BoomError(
+            f"cannot listen at {host}, port {port}: {error}. Give another --port or --host"
+        ) from error
