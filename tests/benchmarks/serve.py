@@ -1,10 +1,11 @@
 """Requests a second under closed-loop load, beside infinity and a plain FastAPI server, alternating.
 
-    BOOM_RAY_INFINITY=.../bin/infinity_emb python tests/benchmarks/serve.py [--seconds 5] [--repeats 1]
+    python tests/benchmarks/serve.py [--seconds 5] [--repeats 1]
 
 The same MiniLM on the same CPU behind OpenAI's API, asked by clients of which each waits for its answer, in a
 process of their own: 1, 8 and 32 clients with 1 and 8 inputs in a request, short texts (a docstring's first
-line) and mixed ones (docstrings and functions). The plain server is sentence-transformers behind FastAPI.
+line) and mixed ones (docstrings and functions). The plain server is sentence-transformers behind FastAPI;
+infinity is installed into `.venv/infinity`, or below $BOOM_RAY_TEST_HOME, by the first run.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import venv
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,6 +31,8 @@ sys.path.insert(0, ROOT)
 TOOLS = ["boom-ray", "infinity", "plain"]
 PACKAGES = ["email", "asyncio", "unittest", "http"]
 
+# Its own requirements leave it with versions it does not start with.
+INFINITY = ["infinity-emb[torch,server]==0.0.78", "transformers==4.48.3", "optimum==1.24.0", "click<8.2"]
 PLAIN = """
 import sys
 import uvicorn
@@ -52,11 +56,25 @@ uvicorn.run(app, port=int(sys.argv[2]), log_level="warning")
 """
 
 
+def infinity() -> str:
+    """The command of infinity, in an environment of its own that is made if it is not there."""
+    place = os.path.join(os.environ.get("BOOM_RAY_TEST_HOME", f"{ROOT}/.venv"), "infinity")
+    program, complete = f"{place}/bin/infinity_emb", f"{place}/complete"
+    if not os.path.exists(complete):
+        print(f"setting up {place}", file=sys.stderr)
+        venv.create(place, clear=True, with_pip=True)
+        install = [f"{place}/bin/pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*install, "-c", f"{ROOT}/cluster/constraints.txt", "torch"], check=True)
+        subprocess.run([*install, *INFINITY], check=True)
+        open(complete, "w").close()
+    return program
+
+
 def command(tool: str, model: str, port: int) -> list[str]:
     """How a server is started."""
     if tool == "infinity":
         options = ["--device", "cpu", "--engine", "torch", "--port", str(port), "--no-bettertransformer"]
-        return [os.environ["BOOM_RAY_INFINITY"], "v2", "--model-id", model, "--url-prefix", "/v1", *options,
+        return [infinity(), "v2", "--model-id", model, "--url-prefix", "/v1", *options,
                 "--served-model-name", "test"]  # fmt: skip
     if tool == "plain":
         return [sys.executable, "-c", PLAIN, model, str(port)]
