@@ -266,21 +266,28 @@ def test_a_killed_encoder_fails_no_request(url):
 
 
 def test_a_corrupt_version_never_takes_over(url, versions, tmp_path):
-    bad = str(tmp_path / "bad")
-    shutil.copytree(versions["v0002"], bad)
-    weights = next(name for name in os.listdir(bad) if name.endswith(".safetensors"))
-    with open(os.path.join(bad, weights), "r+b") as file:
+    damaged, different = str(tmp_path / "damaged"), str(tmp_path / "different")
+    shutil.copytree(versions["v0002"], damaged)
+    weights = next(name for name in os.listdir(damaged) if name.endswith(".safetensors"))
+    with open(os.path.join(damaged, weights), "r+b") as file:
         file.seek(-4, os.SEEK_END)
         file.write(b"\0\1\2\3")
+    shutil.copytree(versions["v0002"], different)
+    with open(os.path.join(different, "artifact.json"), "r+") as file:
+        record = json.load(file)
+        record["self_test"].reverse()
+        file.seek(0)
+        json.dump(record, file)
     reasons = []
 
     def deploy() -> None:
-        with pytest.raises(BoomError) as refusal:
-            serve_models([bad], settings=Settings(512, 2, 2), blocking=False)
-        reasons.append(str(refusal.value))
+        for bad in (damaged, different):
+            with pytest.raises(BoomError) as refusal:
+                serve_models([bad], settings=Settings(512, 2, 2), blocking=False)
+            reasons.append(str(refusal.value))
 
     seen = under_load(url, deploy)
-    assert weights in reasons[0]
+    assert weights in reasons[0] and "self-test sentence at cosine" in reasons[1]
     assert set(seen) == {(200, "v0001")}
     assert len(serve.status().applications) == 2
 
