@@ -91,7 +91,7 @@ def running(tool: str, model: str) -> Iterator[str]:
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command(tool, model, port), stdout=log, stderr=log, cwd=ROOT)
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 300
             while not asyncio.run(answers(url)):
                 if process.poll() is not None or time.monotonic() > deadline:
                     log.seek(0)
