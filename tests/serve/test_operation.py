@@ -309,7 +309,10 @@ def test_a_model_that_is_served_is_not_ended_by_serving_another(url, published_m
     assert call(f"{url}/health", key=None)[2]["model"] == "test"
 
 
-def test_two_models_by_their_names(url, versions, published_minilm, tmp_path):
+def test_two_models_by_their_names_behind_the_same_keys(
+    url, versions, published_minilm, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("BOOM_RAY_API_KEYS_FILE")
     other = str(tmp_path / "other")
     shutil.copytree(published_minilm, other, ignore=shutil.ignore_patterns("artifact.json"))
     serve_models([versions["v0002"], other], settings=Settings(512, 1, 1), blocking=False)
@@ -318,6 +321,7 @@ def test_two_models_by_their_names(url, versions, published_minilm, tmp_path):
         for name in ("test", "other")
     }
     assert sizes == {"test": 32, "other": 384}
+    assert call(f"{url}/v1/models", key=None)[0] == 401
     assert [one["id"] for one in call(f"{url}/v1/models", key=KEYS[0])[2]["data"]] == ["test", "other"]
 
 
@@ -327,3 +331,20 @@ def test_the_configuration_is_what_serve_deploy_takes(versions, tmp_path):
     with open(path, encoding="utf-8") as file:
         schema = ServeDeploySchema.model_validate(yaml.safe_load(file))
     assert [one.name for one in schema.applications][-1] == "boom-ray"
+
+
+@pytest.mark.slow
+def test_what_the_configuration_deploys_answers_behind_the_proxies_of_ray_serve(versions, tmp_path):
+    path, port = str(tmp_path / "serve.yaml"), free_port()
+    build.write_config([versions["v0001"]], Settings(), path)
+    with open(path, encoding="utf-8") as file:
+        encoder, ingress = yaml.safe_load(file)["applications"]
+    serve.shutdown()
+    serve.start(http_options={"port": port})
+    try:
+        serve.run(build.encoder(encoder["args"]), name=encoder["name"], route_prefix=None)
+        serve.run(build.ingress(ingress["args"]), name=ingress["name"], route_prefix=ingress["route_prefix"])
+        status, headers, body = post(f"http://127.0.0.1:{port}/v1/embeddings", {"input": ["a", "b"]})
+        assert (status, headers["x-model-version"], len(body["data"])) == (200, "v0001", 2)
+    finally:
+        serve.shutdown()
