@@ -273,10 +273,10 @@ def test_a_corrupt_version_never_takes_over(url, versions, tmp_path):
         file.seek(-4, os.SEEK_END)
         file.write(b"\0\1\2\3")
     shutil.copytree(versions["v0002"], different)
-    with open(os.path.join(different, "artifact.json"), "r+") as file:
+    with open(os.path.join(different, "artifact.json")) as file:
         record = json.load(file)
-        record["self_test"].reverse()
-        file.seek(0)
+    record["self_test"].reverse()
+    with open(os.path.join(different, "artifact.json"), "w") as file:
         json.dump(record, file)
     reasons = []
 
