@@ -59,8 +59,8 @@ class Parent(BaseModel):
 class Record(BaseModel):
     """The content of `artifact.json`.
 
-    `times` are start and end of what made it, in seconds since 1970; `job` is the Ray job that did, and
-    `libraries` are the versions it was made with.
+    `times` are start and end of what made it, in seconds since 1970; `self_test` is what a model made of a
+    sentence (see `model.self_test`); `job` is the Ray job that made it, with `libraries` of these versions.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -74,6 +74,7 @@ class Record(BaseModel):
     parents: list[Parent] = []
     metrics: dict[str, Any] = {}
     times: dict[str, tuple[float, float]] = {}
+    self_test: list[float] = []
     created: str = ""
     job: str | None = None
     code_version: str = __version__

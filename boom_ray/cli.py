@@ -511,7 +511,7 @@ def serve(models: tuple[str, ...], host: str, port: int, config_out: str | None,
         build.write_config(uris, settings, host, port, config_out)
         click.echo(f"config: {config_out}  (serve deploy {config_out})")
         return
-    session.connect()
+    session.connect(yielding=False)
     app.serve_models(uris, host, port, settings)
 
 

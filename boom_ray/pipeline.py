@@ -10,6 +10,8 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+import ray
+
 from boom_ray import artifact, compare, evaluate, report, session, storage
 from boom_ray.artifact import Parent, Record, Stage
 from boom_ray.data import bags, corpus
@@ -22,7 +24,7 @@ from boom_ray.lineage import FIRST_VERSION
 from boom_ray.merge.actors import MergeSpec
 from boom_ray.merge.methods import Options
 from boom_ray.merge.run import merge_into
-from boom_ray.model import card, directory
+from boom_ray.model import card, directory, self_test
 from boom_ray.progress import console
 from boom_ray.recipe import Bags, Merge, Recipe, identity
 from boom_ray.train.bagging import model_uri, train_bags
@@ -220,10 +222,18 @@ def _merge_and_publish(recipe: Recipe, models: list[str], stage: Stage, driver: 
         parents=parents,
         metrics=metrics if results else {},
         times=dict(zip(("merge", "evaluate"), itertools.pairwise(moments), strict=True)),
+        self_test=embed_self_test(stage),
     )
     table = report.markdown_table(results) if results else ""
     card.write(stage.local, record, directory.license_of(storage.local_directory(base)), table)
     return stage.commit(record)
+
+
+def embed_self_test(stage: Stage) -> list[float]:
+    """What the model in a stage makes of the self-test sentence; on a worker, which has memory for it."""
+    stage.settle()
+    found: list[float] = session.result_of(ray.remote(num_cpus=1)(self_test.of).remote(stage.uri))
+    return found
 
 
 def rows_behind(uri: str) -> int:

@@ -11,17 +11,20 @@ from boom_ray import stop
 from boom_ray.errors import BoomError
 
 
-def connect(dashboard: bool = True) -> None:
+def connect(dashboard: bool = True, yielding: bool = True) -> None:
     """Connect this process to Ray, once. Worker logs stay in the dashboard; errors reach the caller.
 
     Args:
         dashboard: Whether a Ray that is started on the spot has one, which takes it three seconds more.
+        yielding: Whether its workers let everything else on the machine go first, as is Ray's way.
     """
     if ray.is_initialized():
         return
     # A trainer that waits its turn on a busy machine has not failed.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not yielding:
+        os.environ.setdefault("RAY_worker_niceness", "0")
     with stop.handlers_kept():
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
 

@@ -253,6 +253,7 @@ def _merge(
         parents=parents,
         metrics=metrics,
         times=dict(zip(("merge", "evaluate"), itertools.pairwise(moments), strict=True)),
+        self_test=pipeline.embed_self_test(stage),
     )
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from boom_ray import artifact, recipe, session
 from boom_ray.artifact import Record
-from boom_ray.model import directory
+from boom_ray.model import directory, self_test
 from boom_ray.recipe import BaseModelSource, Recipe
 from tests import texts
 
@@ -78,7 +78,8 @@ def publish(base: str, target: str, version: str = "v0001", max_length: int = 12
     prompts = {"query": "Instruct: find the code\nQuery:", "document": ""}
     with artifact.staged(target) as stage:
         directory.save(encoder, stage.local, base, prompts, max_length)
-        stage.commit(Record(kind="model", name="test", version=version, fingerprint="0", config={"rows": 10}))
+        made = Record(kind="model", name="test", version=version, fingerprint="0", config={"rows": 10})
+        stage.commit(made.model_copy(update={"self_test": self_test.of(stage.local)}))
     return target
 
 

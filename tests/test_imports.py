@@ -11,7 +11,7 @@ ROOT = os.path.dirname(boom_ray.__file__)
 BELOW_RAY = [
     *("recipe", "storage", "artifact", "driver", "stop", "lineage", "status"),
     *("data.rows", "data.corpus", "data.bags", "data.batches", "data.collate"),
-    *("model.encoder", "model.tokenizer", "model.directory", "model.card"),
+    *("model.encoder", "model.tokenizer", "model.directory", "model.card", "model.self_test"),
     *("merge.gram", "merge.methods", "merge.tensors", "merge.plan", "merge.elementwise", "merge.stream"),
     *("merge.check", "merge.cut", "merge.distances", "page.render"),
     *("planner.plan", "planner.outlook", "planner.calibration"),

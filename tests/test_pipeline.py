@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from boom_ray import artifact, pipeline, status, storage
 from boom_ray.cli import main
 from boom_ray.errors import BoomError
-from boom_ray.model import directory
+from boom_ray.model import directory, self_test
 from boom_ray.recipe import identity
 from tests import texts
 
@@ -36,6 +36,7 @@ def test_from_corpus_to_a_measured_model(base, make_recipe, request, capsys):
     assert [parent.digest for parent in merged.parents] == [records["bag-1"].digest, records["bag-2"].digest]
     assert records["bag-1"].config["rows"] < records["bag-2"].config["rows"]
     assert records["bag-1"].digest != records["bag-2"].digest != merged.digest
+    assert np.allclose(merged.self_test, self_test.of(target), atol=1e-5)
     assert merged.config["method"] == "multislerp" and merged.config["space"] == "deltas"
 
     results = json.loads(storage.read_bytes(f"{recipe.root}/evaluation.json"))

@@ -12,6 +12,7 @@ from boom_ray import artifact, lineage, pipeline, status, storage, update
 from boom_ray import recipe as recipes
 from boom_ray.cli import main
 from boom_ray.errors import BoomError
+from boom_ray.model import self_test
 from boom_ray.page.collect import collect
 from boom_ray.page.render import page
 from boom_ray.recipe import Recipe
@@ -79,6 +80,7 @@ def test_an_update_makes_a_child_that_names_its_parent_and_can_be_made_again(run
     assert core == {name: round(0.4 * counts["rows"]) for name, counts in sizes.items()}
     assert small.config["rows"] == sum(core.values()) + 24
     assert set(child.metrics["change"]) == {"old_mean", "new_mean"}
+    assert child.self_test == pytest.approx(self_test.of(child_uri), abs=1e-5) != parent.self_test
 
     request = Request("v0001", read_tasks(rows), new_evaluation=evaluation)
     assert update.update(recipe, request) == child_uri, "the same request is the same child"

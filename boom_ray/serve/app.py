@@ -5,17 +5,19 @@ version is started beside the old one; only when it is up is the ingress told, a
 """
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from ray import serve
 
 from boom_ray.errors import BoomError
 from boom_ray.progress import console
-from boom_ray.serve import build, listen
+from boom_ray.serve import build, guard, listen
 from boom_ray.serve.build import APPLICATION, Settings
 from boom_ray.serve.encoder import DEPLOYMENT, Served
+from boom_ray.serve.ingress import Place
 from boom_ray.serve.keys import read_keys
+from boom_ray.serve.listener import bind
 
 
 def serve_models(
@@ -45,20 +47,20 @@ def serve_models(
             or the cluster serves something else.
     """
     settings, keys = settings or Settings(), read_keys()
-    listen.check_host(host, keys)
-    running = serve.status()
-    if running.proxies and APPLICATION not in running.applications:
+    running = serve.status().applications
+    if APPLICATION in running:
+        return switch(build.describe(models), settings, keys)
+    if running:
         raise BoomError("this Ray cluster runs Ray Serve already; end that first with `serve shutdown`")
-    if running.proxies:
-        return switch(build.describe(models), settings)
-    listen.check_port(host, port)
+    listen.check_host(host, bool(keys))
+    bind(host, port, shared=False).close()
     wanted = build.describe(models)
     try:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        serve.start(http_options={"host": host, "port": port})
+        serve.start(proxy_location="Disabled")
         for served in wanted:
             _start(served, settings, len(wanted))
-        _tell(wanted, settings)
+        _tell(wanted, settings, Place(host, port, guard.digests(keys)))
     except BaseException:
         serve.shutdown()
         raise
@@ -68,8 +70,10 @@ def serve_models(
         serve.shutdown()
 
 
-def switch(wanted: list[Served], settings: Settings) -> None:
+def switch(wanted: list[Served], settings: Settings, keys: list[str]) -> None:
     """Start what is not yet served, let the ingress change over, and end what is served no more.
+
+    The endpoint stays where it is, and keeps its keys unless others are given.
 
     Raises:
         BoomError: if that would end a model, or a new version does not start; then everything is as it was.
@@ -89,7 +93,8 @@ def switch(wanted: list[Served], settings: Settings) -> None:
         for served in new:
             serve.delete(served.application)
         raise
-    _tell(wanted, settings)
+    place: Place = serve.get_app_handle(APPLICATION).where.remote().result()
+    _tell(wanted, settings, replace(place, key_digests=guard.digests(keys)) if keys else place)
     for name in sorted(before - {served.application for served in wanted}):
         serve.delete(name)  # it answers first what it has accepted
         console.print(f"ended {name}", markup=False)
@@ -111,7 +116,7 @@ def _why_it_failed(served: Served) -> str:
     return message.strip().splitlines()[-1].removeprefix("boom_ray.errors.BoomError: ")
 
 
-def _tell(wanted: list[Served], settings: Settings) -> None:
+def _tell(wanted: list[Served], settings: Settings, place: Place) -> None:
     """Let the ingress serve these versions; its replicas stay, and so do the requests they hold."""
-    args = {"settings": asdict(settings), "models": [served.uri for served in wanted]}
+    args = {"settings": asdict(settings), "models": [served.uri for served in wanted], "place": place}
     serve.run(build.ingress(args), name=APPLICATION, route_prefix="/")

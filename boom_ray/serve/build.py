@@ -17,7 +17,7 @@ from boom_ray.errors import BoomError
 from boom_ray.model import directory
 from boom_ray.serve import guard, listen
 from boom_ray.serve.encoder import Served, encoder_application
-from boom_ray.serve.ingress import ingress_application
+from boom_ray.serve.ingress import Place, ingress_application
 from boom_ray.serve.keys import read_keys
 from boom_ray.serve.limits import Limits
 
@@ -80,16 +80,18 @@ def encoder(args: dict[str, Any]) -> Any:
 
 
 def ingress(args: dict[str, Any]) -> Any:
-    """The application in front of the encoders.
+    """The application in front of the encoders, behind Ray Serve's proxies unless it is given a `place`.
 
     Raises:
         BoomError: if there is no key, and other machines reach where the cluster's proxies listen.
     """
-    models, keys = describe(args["models"]), read_keys()
-    client = _get_global_client()
-    assert client is not None, "Ray Serve builds applications when it runs"
-    listen.check_host(client.http_config.host, keys)
-    return ingress_application(models, Settings(**args["settings"]).limits(models), guard.digests(keys))
+    models, place = describe(args["models"]), args.get("place")
+    if place is None:
+        keys, client = read_keys(), _get_global_client()
+        assert client is not None, "Ray Serve builds applications when it runs"
+        listen.check_host(client.http_config.host, bool(keys))
+        place = Place("", None, guard.digests(keys))
+    return ingress_application(models, Settings(**args["settings"]).limits(models), place)
 
 
 def write_config(models: list[str], settings: Settings, host: str, port: int, path: str) -> None:

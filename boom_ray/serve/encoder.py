@@ -1,18 +1,19 @@
 """The deployment that computes: one version of one model, checked before it takes a request."""
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from ray import serve
 
 from boom_ray import artifact, storage
-from boom_ray.errors import BoomError
+from boom_ray.serve.batcher import TokenBatcher, TokenIds
 from boom_ray.serve.limits import Limits
 
 DEPLOYMENT = "encoder"
-SELF_TEST = "A sentence that every version of a model must be able to embed."
 
 
 @dataclass(frozen=True)
@@ -52,28 +53,26 @@ class Encoder:
     def __init__(self, served: Served, limits: Limits, threads: int, device: str) -> None:
         import torch
 
-        from boom_ray.model import directory
-        from boom_ray.serve.batcher import TokenBatcher
+        from boom_ray.model import directory, self_test
         from boom_ray.serve.metrics import EncoderMetrics
 
         torch.set_num_threads(threads)
-        if artifact.read_record(served.uri) is not None:
-            artifact.verify(served.uri)
+        recorded = artifact.verify(served.uri).self_test if artifact.read_record(served.uri) else []
         local = storage.local_directory(served.uri)
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         encoder = directory.load_encoder(local, device=device, dtype=dtype).for_inference()
-        norms = np.linalg.norm(encoder.encode([SELF_TEST]), axis=1)
-        if not np.allclose(norms, 1, atol=1e-2):
-            raise BoomError(f"{served.uri}: embeds a plain sentence as a vector of norm {norms[0]}, not 1")
-        self.batcher = TokenBatcher(
-            lambda token_ids: encoder.encode_tokens(token_ids, limits.pass_tokens),
-            ThreadPoolExecutor(1),
-            limits.pass_tokens,
-            EncoderMetrics(served.version),
-        )
+        self_test.check(encoder, recorded, served.uri)
+        thread = ThreadPoolExecutor(1)
 
-    async def encode(self, token_ids: list[list[int]]) -> np.ndarray:
-        """[n, d] float32 vectors of one request, computed together with those that wait beside it."""
+        async def compute(token_ids: TokenIds) -> np.ndarray:
+            encode = partial(encoder.encode_tokens, token_ids, limits.pass_tokens)
+            return await asyncio.get_running_loop().run_in_executor(thread, encode)
+
+        metrics = EncoderMetrics(served.version, limits.pass_tokens)
+        self.batcher = TokenBatcher(compute, limits.pass_tokens, 1, metrics.passed)
+
+    async def encode(self, token_ids: TokenIds) -> np.ndarray:
+        """[n, d] float32 vectors of one call, computed together with those that wait beside it."""
         return await self.batcher(token_ids)
 
 
@@ -88,10 +87,10 @@ def encoder_application(
     least, most = replicas
     scaling: dict[str, Any] = {"num_replicas": least}
     if most > least:
-        target = max(1, limits.ongoing_requests // 4)
+        # An encoder with a call that is computed and another that waits has enough to do.
         scaling = {
             "autoscaling_config": {
-                "min_replicas": least, "max_replicas": most, "target_ongoing_requests": target,
+                "min_replicas": least, "max_replicas": most, "target_ongoing_requests": 1.5,
             }
         }  # fmt: skip
     deployment: Any = Encoder.options(  # type: ignore[attr-defined]

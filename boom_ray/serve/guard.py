@@ -16,6 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from boom_ray.serve.limits import Limits
 from boom_ray.serve.schema import RequestError
 
 OPEN = ("/health", "/ready", "/docs", "/openapi.json")
@@ -27,6 +28,7 @@ class Guard:
     """ASGI middleware.
 
     Args:
+        limits: What is let in, as it is at the time.
         refuse: Sends an error.
         version: The version of the default model, for answers that no model gave.
         answered: Told route, version, status and seconds of every answer.
@@ -36,12 +38,13 @@ class Guard:
         self,
         app: ASGIApp,
         key_digests: tuple[bytes, ...],
-        body_bytes: int,
+        limits: Callable[[], Limits],
         refuse: Callable[[RequestError], ASGIApp],
         version: Callable[[], str],
         answered: Callable[[str, str, int, float], None],
     ) -> None:
-        self.app, self.key_digests, self.body_bytes = app, key_digests, body_bytes
+        self.app, self.key_digests, self.limits = app, key_digests, limits
+        self.held_bytes = self.ongoing = 0
         self.refuse, self.version, self.answered = refuse, version, answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,40 +64,31 @@ class Guard:
             await send(message)
 
         error = self._error(scope, headers)
+        body = Body(self, receive)
+        self.ongoing += 1
         try:
             app = self.refuse(error) if error else self.app
-            await app(scope, self._counted(receive), sending)
+            await app(scope, body.receive, sending)
         except Exception:
             log.exception("request %s failed", scope["request_id"])
             failure = RequestError(500, "the server failed; its log says why", code="internal_error")
             await self.refuse(failure)(scope, receive, sending)
         finally:
+            self.ongoing -= 1
+            self.held_bytes -= body.received
             self._report(scope, status, time.perf_counter() - since)
 
     def _error(self, scope: Scope, headers: Headers) -> RequestError | None:
         if scope["path"] not in OPEN and not is_allowed(headers.get("authorization", ""), self.key_digests):
             message = "send the server's key in the header: Authorization: Bearer KEY"
             return RequestError(401, message, code="invalid_api_key")
-        length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self.body_bytes:
-            return RequestError(413, self._too_long(), code="body_too_large")
+        length, allowed = headers.get("content-length", "0"), self.limits().body_bytes
+        if not length.isdecimal() or int(length) > allowed:
+            return RequestError(413, too_long(allowed), code="body_too_large")
+        if self.ongoing >= self.limits().ongoing_requests and scope["path"] not in OPEN:
+            message = f"{self.ongoing} requests are under way already; come back in a second"
+            return RequestError(429, message, code="overloaded", retry_after=1)
         return None
-
-    def _too_long(self) -> str:
-        return f"the body is too long; allowed: {self.body_bytes} bytes. Send several requests"
-
-    def _counted(self, receive: Receive) -> Receive:
-        received = 0
-
-        async def receiving() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.body_bytes:
-                raise HTTPException(413, self._too_long())
-            return message
-
-        return receiving
 
     def _report(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
@@ -105,6 +99,34 @@ class Guard:
             "milliseconds": round(seconds * 1000, 1), "version": version, "tokens": scope.get("num_tokens"),
         }  # fmt: skip
         log.info(json.dumps(line))
+
+
+class Body:
+    """Of one request: counted while it arrives, and refused if it, or all that are held, are too long."""
+
+    def __init__(self, guard: Guard, receive: Receive) -> None:
+        self.guard, self.receive_more, self.received = guard, receive, 0
+
+    async def receive(self) -> Message:
+        """The next message of the client.
+
+        Raises:
+            HTTPException: if there is too much of it.
+        """
+        message, limits = await self.receive_more(), self.guard.limits()
+        length = len(message.get("body", b""))
+        self.received += length
+        self.guard.held_bytes += length
+        if self.received > limits.body_bytes:
+            raise HTTPException(413, too_long(limits.body_bytes))
+        if self.guard.held_bytes > limits.held_bytes:
+            raise HTTPException(429, f"{limits.held_bytes} bytes are held already; come back in a second")
+        return message
+
+
+def too_long(allowed: int) -> str:
+    """What is said of a body that is."""
+    return f"the body is too long; allowed: {allowed} bytes. Send several requests"
 
 
 def digests(keys: Iterable[str]) -> tuple[bytes, ...]:

@@ -6,6 +6,7 @@ import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from boom_ray.serve.batcher import TokenBatcher, TokenIds
 from boom_ray.serve.encoder import DEPLOYMENT, Served
 from boom_ray.serve.limits import Limits
+from boom_ray.serve.listener import Listener
 from boom_ray.serve.metrics import RequestMetrics
 from boom_ray.serve.request import Reader
 from boom_ray.serve.schema import EmbeddingRequest, RequestError
@@ -26,12 +29,27 @@ PAUSE_SECONDS = 0.2  # before the next, doubled each time
 
 
 @dataclass(frozen=True)
+class Place:
+    """How an endpoint is reached.
+
+    Attributes:
+        host: Address to listen at.
+        port: TCP port; none where Ray Serve's proxies listen.
+        key_digests: SHA-256 of the keys that clients may send; none lets everyone in.
+    """
+
+    host: str
+    port: int | None
+    key_digests: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
 class Model:
-    """A served version as the ingress knows it."""
+    """A served version as the ingress knows it; what waits for `encoder` goes to a replica in one call."""
 
     served: Served
     reader: Reader
-    encoder: DeploymentHandle
+    encoder: TokenBatcher
     since: int
 
 
@@ -41,12 +59,13 @@ class Ingress:
     """One replica.
 
     Args:
-        limits: What is let in.
-        key_digests: SHA-256 of the keys that clients may send; none lets everyone in.
+        place: How it is reached.
     """
 
-    def __init__(self, limits: Limits, key_digests: tuple[bytes, ...]) -> None:
-        self.limits, self.key_digests = limits, key_digests
+    def __init__(self, place: Place) -> None:
+        self.place, self.key_digests = place, place.key_digests
+        self.limits = Limits(1, 1)
+        self.listener: Listener | None = None
         self.models: dict[str, Model] = {}
         self.metrics = RequestMetrics()
         self.tokenizing = ThreadPoolExecutor(1)
@@ -56,21 +75,46 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         from boom_ray.serve.routes import build_app
 
-        return build_app(self)
+        self.routes = build_app(self)
+        return self.routes
+
+    async def where(self) -> Place:
+        """How it is reached."""
+        return self.place
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Serve these versions from the next request on; those under way end with their own."""
         loop, models = asyncio.get_running_loop(), {}
+        limits = Limits(**config["limits"])
         for values in config["models"]:
             served = Served(**values)
             known = self.models.get(served.name)
-            if known is not None and known.served == served:
+            if known is not None and known.served == served and limits == self.limits:
                 models[served.name] = known
                 continue
             reader = await loop.run_in_executor(self.tokenizing, Reader.load, served.uri)
             handle = serve.get_deployment_handle(DEPLOYMENT, served.application)
-            models[served.name] = Model(served, reader, handle, int(time.time()))
-        self.models = models
+            encoder = TokenBatcher(
+                partial(call, handle),
+                limits.pass_tokens,
+                limits.ongoing_calls,
+                self.metrics.queue(served.version),
+            )
+            models[served.name] = Model(served, reader, encoder, int(time.time()))
+        self.models, self.limits = models, limits
+        if self.place.port and self.listener is None:
+            self.listener = Listener(self.routes)
+            await self.listener.start(self.place.host, self.place.port)
+
+    async def check_health(self) -> None:
+        """Raise RuntimeError, upon which Ray Serve replaces the replica, if it no longer listens."""
+        if self.listener is not None:
+            self.listener.check()
+
+    async def stop_listening(self) -> None:
+        """Answer what was accepted, and nothing more."""
+        if self.listener is not None:
+            await self.listener.stop()
 
     def model(self, name: str | None) -> Model:
         """The model a request asks for; the first without a name.
@@ -121,27 +165,34 @@ class Ingress:
     async def _encode(self, model: Model, token_ids: list[list[int]]) -> tuple[Model, np.ndarray]:
         """By any encoder of the model: what one that was lost had accepted goes to another."""
         for attempt in itertools.count(1):
-            response = model.encoder.encode.remote(token_ids)
             try:
-                return model, await response
+                return model, await model.encoder(token_ids)
             except (RayActorError, RayServeException) as error:
                 if attempt == ATTEMPTS:
                     message = "the encoders of this model are gone; its operators must look"
                     raise RequestError(503, message, code="no_encoder", retry_after=10) from error
-            except asyncio.CancelledError:
-                response.cancel()
-                raise
             self.metrics.retries.inc()
             await asyncio.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
             model = self.models.get(model.served.name, model)
         raise AssertionError
 
 
-def ingress_application(models: list[Served], limits: Limits, key_digests: tuple[bytes, ...]) -> Any:
-    """The application in front of encoders; deployed again, its replicas only learn new versions."""
+async def call(encoder: DeploymentHandle, token_ids: TokenIds) -> np.ndarray:
+    """[n, d] vectors by any replica; if they are wanted no more, it is told."""
+    response = encoder.encode.remote(token_ids)
+    try:
+        vectors: np.ndarray = await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
+    return vectors
+
+
+def ingress_application(models: list[Served], limits: Limits, place: Place) -> Any:
+    """The application in front of encoders; deployed again at its place, it only learns new versions."""
     deployment: Any = Ingress.options(  # type: ignore[attr-defined]
         max_ongoing_requests=limits.ongoing_requests,
         ray_actor_options={"num_cpus": 0.1},
-        user_config={"models": [asdict(served) for served in models]},
+        user_config={"models": [asdict(served) for served in models], "limits": asdict(limits)},
     )
-    return deployment.bind(limits, key_digests)
+    return deployment.bind(place)

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-QUEUED_PASSES = 4  # a request that is accepted waits for no more of them
+QUEUED_PASSES = 16  # a request that is accepted waits for no more of them
 LEAST_TOKENS = 4  # of an input: start, word, end and some air
 MAX_INPUTS = 2048
+HELD_BODIES = 16  # of the longest that are allowed
 BYTES_PER_TOKEN = 16  # generous: most languages need 3 to 6, and JSON may escape
 
 
@@ -33,6 +34,16 @@ class Limits:
         return max(64, self.waiting_tokens // LEAST_TOKENS)
 
     @property
+    def ongoing_calls(self) -> int:
+        """Calls of encoders under way at once: one that is computed and one that waits at each."""
+        return 2 * self.num_encoders
+
+    @property
     def body_bytes(self) -> int:
         """Longest body: as many inputs as are allowed, but no more than a hundred passes."""
         return min(MAX_INPUTS * self.max_length, 100 * self.pass_tokens) * BYTES_PER_TOKEN
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all bodies that are not answered yet."""
+        return HELD_BODIES * self.body_bytes

@@ -2,7 +2,6 @@
 
 import ipaddress
 import signal
-import socket
 import threading
 
 from boom_ray.errors import BoomError
@@ -11,8 +10,8 @@ from boom_ray.serve.encoder import Served
 from boom_ray.serve.keys import KEY_VARIABLE
 
 
-def check_host(host: str, keys: list[str]) -> None:
-    if keys or host == "localhost":
+def check_host(host: str, has_key: bool) -> None:
+    if has_key or host == "localhost":
         return
     try:
         if ipaddress.ip_address(host).is_loopback:
@@ -23,20 +22,6 @@ def check_host(host: str, keys: list[str]) -> None:
         f"host {host} lets other machines in, and there is no key. Set {KEY_VARIABLE} to the key that "
         "clients must send, or serve at 127.0.0.1"
     )
-
-
-def check_port(host: str, port: int) -> None:
-    try:
-        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except (OSError, OverflowError) as error:
-        raise BoomError(
-            f"cannot listen at {host}, port {port}: {error}. Give another --port or --host"
-        ) from error
 
 
 def print_ready(wanted: list[Served], host: str, port: int, has_key: bool) -> None:

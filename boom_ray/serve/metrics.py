@@ -1,5 +1,7 @@
 """What Prometheus sees of an endpoint, beside Ray Serve's own metrics."""
 
+from collections.abc import Callable
+
 from ray.util.metrics import Counter, Gauge, Histogram
 
 PREFIX = "boom_ray_serve_"
@@ -20,6 +22,11 @@ class RequestMetrics:
             f"{PREFIX}retries_total", "Requests sent to another encoder after one was lost"
         )
 
+    def queue(self, version: str) -> Callable[[int, list[float]], None]:
+        """What is told of every call of an encoder of a version."""
+        queued = queue_seconds(version, "ingress")
+        return lambda tokens, waited: queued(waited)
+
     def answered(self, route: str, version: str, status: int, seconds: float) -> None:
         """One request was answered."""
         tags = {"route": route, "version": version, "status": str(status)}
@@ -28,19 +35,31 @@ class RequestMetrics:
 
 
 class EncoderMetrics:
-    """Of one encoder."""
+    """Of one encoder, with a budget of tokens in a pass."""
 
-    def __init__(self, version: str) -> None:
-        tags = {"version": version}
+    def __init__(self, version: str, budget: int) -> None:
+        self.budget, tags = budget, {"version": version}
         self.fill = Histogram(f"{PREFIX}pass_fill", "Tokens of a pass over its budget", SHARES, ("version",))
-        self.queued = Histogram(f"{PREFIX}queue_seconds", "Time before encoding", SECONDS, ("version",))
         self.passes = Counter(f"{PREFIX}passes_total", "Forward passes", ("version",))
-        for metric in (self.fill, self.queued, self.passes):
-            metric.set_default_tags(tags)
+        self.fill.set_default_tags(tags)
+        self.passes.set_default_tags(tags)
+        self.queued = queue_seconds(version, "encoder")
 
-    def passed(self, tokens: int, budget: int, waited: list[float]) -> None:
-        """One pass begins, of requests that waited so many seconds each."""
+    def passed(self, tokens: int, waited: list[float]) -> None:
+        """One pass begins, of calls that waited so many seconds each."""
         self.passes.inc()
-        self.fill.observe(tokens / budget)
+        self.fill.observe(tokens / self.budget)
+        self.queued(waited)
+
+
+def queue_seconds(version: str, place: str) -> Callable[[list[float]], None]:
+    """Records how long requests waited in the ingress, or calls at an encoder."""
+    keys = ("version", "place")
+    histogram = Histogram(f"{PREFIX}queue_seconds", "Time before the next encoder or pass", SECONDS, keys)
+    histogram.set_default_tags({"version": version, "place": place})
+
+    def record(waited: list[float]) -> None:
         for seconds in waited:
-            self.queued.observe(seconds)
+            histogram.observe(seconds)
+
+    return record

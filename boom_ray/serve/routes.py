@@ -1,6 +1,8 @@
 """The routes: OpenAI's embeddings API, text-embeddings-inference's, and what an operator asks."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -38,16 +40,28 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 def build_app(ingress: "Ingress") -> FastAPI:
     """The routes of one replica: every answer names the model's version, errors have OpenAI's shape."""
-    app = FastAPI(title="boom-ray", version=__version__, description="Text embeddings", redoc_url=None)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await ingress.stop_listening()
+
+    app = FastAPI(
+        title="boom-ray",
+        version=__version__,
+        description="Text embeddings",
+        redoc_url=None,
+        lifespan=lifespan,
+    )
     _add_openai(app, ingress)
     _add_tei(app, ingress)
     _add_health(app, ingress)
-    _answer_errors(app)
+    answer_errors(app)
     app.add_middleware(
         Guard,
         key_digests=ingress.key_digests,
-        body_bytes=ingress.limits.body_bytes,
-        refuse=_answer,
+        limits=lambda: ingress.limits,
+        refuse=answer,
         version=lambda: ingress.model(None).served.version if ingress.models else "none",
         answered=ingress.metrics.answered,
     )
@@ -120,24 +134,28 @@ def _add_health(app: FastAPI, ingress: "Ingress") -> None:
 # ── Errors ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _answer(error: RequestError) -> JSONResponse:
+def answer(error: RequestError) -> JSONResponse:
+    """A refusal in OpenAI's shape."""
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after else None
     return JSONResponse(error.body.model_dump(), error.status, headers)
 
 
-def _answer_errors(app: FastAPI) -> None:
+def answer_errors(app: FastAPI) -> None:
+    """Give everything that an app's routes raise OpenAI's shape."""
+
     @app.exception_handler(RequestError)
     async def refused(_: Request, error: RequestError) -> JSONResponse:
-        return _answer(error)
+        return answer(error)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
-        return _answer(explain(error))
+        return answer(explain(error))
 
     @app.exception_handler(HTTPException)
     async def unroutable(_: Request, error: HTTPException) -> JSONResponse:
-        code = "body_too_large" if error.status_code == 413 else None
-        return _answer(RequestError(error.status_code, str(error.detail), code=code))
+        code = {413: "body_too_large", 429: "overloaded"}.get(error.status_code)
+        retry_after = 1 if error.status_code == 429 else None
+        return answer(RequestError(error.status_code, str(error.detail), code=code, retry_after=retry_after))
 
 
 def explain(error: RequestValidationError) -> RequestError:

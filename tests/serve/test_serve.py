@@ -92,7 +92,7 @@ def test_a_model_that_cannot_be_loaded_is_one_clear_error(published_qwen3, tmp_p
     with pytest.raises(BoomError, match="cannot be loaded as a model") as refusal:
         serve_models([str(tmp_path)], port=free_port(), blocking=False)
     assert "\n" not in str(refusal.value)
-    assert not serve.status().proxies
+    assert not serve.status().applications
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "somewhere.example"])

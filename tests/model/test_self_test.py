@@ -1,0 +1,42 @@
+"""What the record of a version keeps to know the model again."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from boom_ray import artifact
+from boom_ray.errors import BoomError
+from boom_ray.model import directory, self_test
+
+
+@pytest.mark.parametrize("model", ["published_minilm", "published_qwen3"])
+def test_the_record_keeps_the_vector_of_a_sentence(model, request):
+    uri = request.getfixturevalue(model)
+    record = artifact.read_record(uri)
+    vector = directory.load_encoder(uri).encode([self_test.SENTENCE])[0]
+    assert np.allclose(record.self_test, vector[:64], atol=1e-5)
+    without = record.model_copy(update={"self_test": []})
+    assert record.digest == without.digest
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_model_passes_in_every_precision_and_another_does_not(published_minilm, dtype):
+    recorded = self_test.of(published_minilm)
+    encoder = directory.load_encoder(published_minilm, dtype=dtype).for_inference()
+    self_test.check(encoder, recorded, published_minilm)
+    self_test.check(encoder, [], published_minilm)
+    encoder.spec = encoder.spec.__class__("cls", encoder.spec.max_length, encoder.spec.prompts)
+    with pytest.raises(BoomError, match="self-test sentence at cosine"):
+        self_test.check(encoder, recorded, published_minilm)
+
+
+def test_a_model_that_embeds_nothing_is_no_version(published_qwen3, tmp_path):
+    broken = str(tmp_path / "broken")
+    shutil.copytree(published_qwen3, broken)
+    weights = load_file(f"{broken}/model.safetensors")
+    save_file({name: tensor * torch.nan for name, tensor in weights.items()}, f"{broken}/model.safetensors")
+    with pytest.raises(BoomError, match="norm nan"):
+        self_test.of(broken)

@@ -1,0 +1,96 @@
+"""What stands around every route, without Ray: how much is let in at once."""
+
+import asyncio
+import json
+from typing import Any
+
+from fastapi import FastAPI, Request
+
+from boom_ray.serve.guard import Guard
+from boom_ray.serve.limits import Limits
+from boom_ray.serve.routes import answer, answer_errors
+
+LIMITS = Limits(pass_tokens=1, max_length=1)
+
+
+class Endpoint:
+    """A route that reads its body, and answers when it is let."""
+
+    def __init__(self) -> None:
+        self.go, app = asyncio.Event(), FastAPI()
+
+        @app.post("/")
+        async def route(request: Request) -> int:
+            body = await request.body()
+            await self.go.wait()
+            return len(body)
+
+        answer_errors(app)
+        self.seen: list[tuple[Any, ...]] = []
+        self.guard = Guard(
+            app, (), lambda: LIMITS, answer, lambda: "v0001", lambda *answered: self.seen.append(answered)
+        )
+
+    def post(self, *pieces: bytes) -> "asyncio.Task[tuple[int, dict[bytes, bytes], Any]]":
+        return asyncio.create_task(self._post(list(pieces)))
+
+    async def _post(self, pieces: list[bytes]) -> tuple[int, dict[bytes, bytes], Any]:
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            if not pieces:
+                await asyncio.Event().wait()
+            return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": []}
+        await self.guard(scope, receive, send)
+        body = b"".join(message.get("body", b"") for message in sent)
+        return sent[0]["status"], dict(sent[0]["headers"]), json.loads(body)
+
+
+async def settle() -> None:
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+def test_bodies_that_wait_are_held_up_to_a_limit():
+    async def run() -> None:
+        endpoint, longest = Endpoint(), b"x" * LIMITS.body_bytes
+        waiting = [endpoint.post(longest) for _ in range(LIMITS.held_bytes // LIMITS.body_bytes)]
+        await settle()
+        status, headers, body = await endpoint.post(b"x")
+        assert (status, headers[b"retry-after"], body["error"]["code"]) == (429, b"1", "overloaded")
+        endpoint.go.set()
+        assert [(await one)[0] for one in waiting] == [200] * len(waiting)
+        assert (await endpoint.post(longest))[0] == 200
+        assert (endpoint.guard.held_bytes, endpoint.guard.ongoing) == (0, 0)
+
+    asyncio.run(run())
+
+
+def test_a_body_in_pieces_is_refused_with_the_piece_that_is_too_much():
+    async def run() -> None:
+        endpoint = Endpoint()
+        pieces = [b"x" * (LIMITS.body_bytes - 1), b"xx", b"never read"]
+        status, _, body = await endpoint._post(pieces)
+        assert (status, body["error"]["code"], pieces) == (413, "body_too_large", [b"never read"])
+        assert endpoint.guard.held_bytes == 0
+
+    asyncio.run(run())
+
+
+def test_more_requests_than_can_be_under_way_are_refused():
+    async def run() -> None:
+        endpoint = Endpoint()
+        waiting = [endpoint.post(b"") for _ in range(LIMITS.ongoing_requests)]
+        await settle()
+        status, headers, body = await endpoint.post(b"")
+        assert (status, headers[b"retry-after"], body["error"]["code"]) == (429, b"1", "overloaded")
+        endpoint.go.set()
+        assert [(await one)[0] for one in waiting] == [200] * LIMITS.ongoing_requests
+        assert endpoint.guard.ongoing == 0
+
+    asyncio.run(run())
