@@ -1,11 +1,13 @@
 """A TCP proxy in front of a server that can refuse, delay or cut requests of one kind."""
 
+import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+REQUEST = re.compile(rb"(GET|HEAD|PUT|POST|DELETE) /")
 REPLIES = {
     "500": b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
     "403": b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
@@ -18,11 +20,13 @@ class FaultyProxy:
     Attributes:
         fault: `500` or `403` (answered by the proxy), `reset` (cut in the middle), `slow` (two seconds late).
         met: Requests that met the fault so far.
+        on_request: Called with the first line of every request, before it is forwarded.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, address: str = "127.0.0.1") -> None:
         self.upstream, self.verb, self.fault, self.times, self.met = port, b"PUT", "", 0, 0
-        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.on_request: Callable[[str], None] = lambda line: None
+        self.listener = socket.create_server((address, 0))
         self.port = self.listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -43,6 +47,8 @@ class FaultyProxy:
         threading.Thread(target=_pump, args=(server, client), daemon=True).start()
         try:
             while data := client.recv(1 << 16):
+                if REQUEST.match(data):
+                    self.on_request(data.split(b"\r\n", 1)[0].decode())
                 if self.times > 0 and data.startswith(self.verb) and self._meet(client):
                     break
                 server.sendall(data)
@@ -73,9 +79,9 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
 
 
 @contextmanager
-def faulty_proxy(port: int) -> Iterator[FaultyProxy]:
-    """A proxy before the server at a port of this machine, until the block ends."""
-    proxy = FaultyProxy(port)
+def faulty_proxy(port: int, address: str = "127.0.0.1") -> Iterator[FaultyProxy]:
+    """A proxy at an address of this machine before the server at a port of it, until the block ends."""
+    proxy = FaultyProxy(port, address)
     try:
         yield proxy
     finally:
