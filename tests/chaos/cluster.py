@@ -9,6 +9,7 @@ a bridge; processes, a host name and a small disk of its own. It is started by a
 again when it ends, as systemd or Kubernetes would. All of it lies under one directory and ends with `down`.
 """
 
+import json
 import os
 import secrets
 import shlex
@@ -17,10 +18,10 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 
@@ -178,17 +179,24 @@ def await_nodes(count: int, seconds: float = 180) -> None:
 def num_alive() -> int:
     """Nodes the head counts as alive; 0 without a head."""
     try:
-        return sum(node["raylet"].get("state") == "ALIVE" for node in _asked("/nodes?view=summary"))
+        return sum(
+            node["raylet"].get("state") == "ALIVE" for node in ask("/nodes?view=summary")["data"]["summary"]
+        )
     except (OSError, ValueError, KeyError):
         return 0
 
 
-def _asked(path: str) -> list[dict]:
-    import json
+def ask(path: str) -> dict[str, Any]:
+    """What the head's API answers, with the token.
 
+    Raises:
+        OSError: if it does not; `urllib.error.HTTPError` has the code.
+    """
     with open(TOKEN) as file:
         headers = {"Authorization": f"Bearer {file.read()}"}
-    with urllib.request.urlopen(urllib.request.Request(DASHBOARD + path, headers=headers), timeout=5) as answer:
+    with urllib.request.urlopen(
+        urllib.request.Request(DASHBOARD + path, headers=headers), timeout=5
+    ) as answer:
         return json.load(answer)["data"]["summary"]
 
 
@@ -197,7 +205,11 @@ def down() -> None:
     for node in NODES:
         _attempt(lambda node=node: _end_supervisor(node))
         _attempt(lambda node=node: [process.kill() for process in node.processes()])
-        for command in (f"ip link delete {node.name}", f"ip netns delete {node.name}", f"umount -l {node.disk}"):
+        for command in (
+            f"ip link delete {node.name}",
+            f"ip netns delete {node.name}",
+            f"umount -l {node.disk}",
+        ):
             subprocess.run(command.split(), stderr=subprocess.DEVNULL)
     subprocess.run(["ip", "link", "delete", BRIDGE], stderr=subprocess.DEVNULL)
     shutil.rmtree(STATE, ignore_errors=True)
@@ -206,14 +218,17 @@ def down() -> None:
 def _end_supervisor(node: Node) -> None:
     with open(f"{STATE}/{node.name}.pid") as file:
         process = psutil.Process(int(file.read()))
-    if SUPERVISE.split("\n")[2].split()[0] in " ".join(process.cmdline()) and node.name in process.cmdline()[-1]:
+    if (
+        SUPERVISE.split("\n")[2].split()[0] in " ".join(process.cmdline())
+        and node.name in process.cmdline()[-1]
+    ):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def _attempt(act: Callable[[], object]) -> None:
     try:
         act()
-    except (OSError, psutil.Error):  # it is not there, or has ended
+    except (OSError, psutil.Error, subprocess.CalledProcessError):  # it is not there, or has ended
         return
 
 
