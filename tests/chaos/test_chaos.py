@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.chaos import cluster
-from tests.chaos.run import Head, everything, run_seeds
+from tests.chaos.place import Head, everything
+from tests.chaos.run import run_seeds
 from tests.faulty_proxy import FaultyProxy
 
 SEEDS = [int(seed) for seed in os.environ.get("BOOM_RAY_CHAOS_SEEDS", "1,4").split(",")]
