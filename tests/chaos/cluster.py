@@ -179,9 +179,8 @@ def await_nodes(count: int, seconds: float = 180) -> None:
 def num_alive() -> int:
     """Nodes the head counts as alive; 0 without a head."""
     try:
-        return sum(
-            node["raylet"].get("state") == "ALIVE" for node in ask("/nodes?view=summary")["data"]["summary"]
-        )
+        nodes = ask("/nodes?view=summary")["data"]["summary"]
+        return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
     except (OSError, ValueError, KeyError):
         return 0
 
@@ -194,10 +193,9 @@ def ask(path: str) -> dict[str, Any]:
     """
     with open(TOKEN) as file:
         headers = {"Authorization": f"Bearer {file.read()}"}
-    with urllib.request.urlopen(
-        urllib.request.Request(DASHBOARD + path, headers=headers), timeout=5
-    ) as answer:
-        return json.load(answer)["data"]["summary"]
+    request = urllib.request.Request(DASHBOARD + path, headers=headers)
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.load(answer)
 
 
 def down() -> None:
