@@ -12,8 +12,6 @@ import importlib.util
 import json
 import os
 import shutil
-import socket
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +20,7 @@ from typing import Any, Literal
 import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from boom_ray import __version__, storage
+from boom_ray import __version__, process, scratch, storage
 from boom_ray.errors import BoomError
 
 RECORD = "artifact.json"
@@ -212,19 +210,19 @@ class Stage:
 
     def __init__(self, target: str, identity: str | None = None) -> None:
         self.target, self.identity = target, identity
+        self.claim = identity or f"{process.own_name()}-{uuid.uuid4().hex[:8]}"
         self.entries: dict[str, FileEntry] = {}
         self.tensors: dict[str, TensorEntry] = {}
         if storage.is_local(target):
             parent, name = os.path.split(target)
             os.makedirs(parent, exist_ok=True)
             _sweep(parent, name)
-            owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-            stage = f".{name}.unfinished-{identity}" if identity else f".{name}.stage-{owner}"
+            stage = f".{name}.unfinished-{identity}" if identity else f".{name}.stage-{self.claim}"
             self.uri = self.local = os.path.join(parent, stage)
             os.makedirs(self.local, exist_ok=bool(identity))
         else:
-            self.uri, self.local = target, tempfile.mkdtemp(prefix="boom-ray-stage-")
-            _claim_prefix(target, identity)
+            self.uri, self.local = target, scratch.directory("stage")
+            _claim_prefix(target, self.claim, resumable=bool(identity))
 
     def commit(self, record: Record) -> Record:
         """Hash what is not hashed yet, and make the directory visible under its target in one step.
@@ -252,9 +250,10 @@ class Stage:
             storage.write_bytes(storage.join(self.local, RECORD), content)
             self._rename()
         else:
+            self._refuse_taken_over()
             storage.copy_tree(self.local, self.uri)
             self._check_upload()
-            refuse_existing(self.target)
+            self._refuse_taken_over()
             storage.write_bytes(storage.join(self.target, RECORD), content)
             storage.delete_file(storage.join(self.target, MARKER))
         return record
@@ -267,6 +266,7 @@ class Stage:
         """
         self._hash()
         if self.local != self.uri:
+            self._refuse_taken_over()
             storage.copy_tree(self.local, self.uri)
         return _digest(self.entries)
 
@@ -297,16 +297,22 @@ class Stage:
                     f"{storage.join(self.uri, name)}: not stored completely. Run the command again"
                 )
 
+    def _refuse_taken_over(self) -> None:
+        """Raise BoomError if another process fills the prefix now.
+
+        A process on a node that was cut off is taken for dead, and its work is given to another. When the
+        node comes back it must not write over what the other has made.
+        """
+        refuse_existing(self.target)
+        if _claimed_by(self.target) != self.claim:
+            raise BoomError(f"{self.target}: another process has taken it over. Run the command again")
+
     def discard(self) -> None:
         """Delete what was staged, unless it was committed or another process can go on with it."""
         if self.identity is None or self.local != self.uri:
             shutil.rmtree(self.local, ignore_errors=True)
-        if (
-            self.identity is None
-            and self.local != self.uri
-            and not storage.is_file(storage.join(self.target, RECORD))
-        ):
-            storage.delete_tree(self.uri)
+        if self.identity is None and self.local != self.uri and _claimed_by(self.target) == self.claim:
+            _give_up_prefix(self.target)
 
 
 def refuse_existing(target: str) -> None:
@@ -321,51 +327,54 @@ def refuse_existing(target: str) -> None:
         raise BoomError(f"{target}: is in the way and is not an artifact. Give another path")
 
 
-def _claim_prefix(target: str, identity: str | None) -> None:
+def _claimed_by(target: str) -> str | None:
+    """Who fills a prefix of an object store."""
+    marker = storage.join(target, MARKER)
+    return storage.read_bytes(marker).decode() if storage.is_file(marker) else None
+
+
+def _claim_prefix(target: str, claim: str, resumable: bool) -> None:
     """Mark a prefix of an object store as being filled; what a producer that died left there is deleted.
 
     Args:
-        identity: What is made, if a later process can go on with it: then what is there of it is kept.
+        claim: The process that fills it; or what is made, if a later process can go on with it: then what is
+            there of it is kept.
 
     Raises:
         BoomError: if the prefix holds something else, or a process of this machine is filling it.
     """
-    marker = storage.join(target, MARKER)
-    if storage.is_file(marker):
-        owner = storage.read_bytes(marker).decode()
-        host, _, pid = owner.rpartition("-")
-        if owner == identity:
-            return
-        if identity or not pid.isdigit():
+    owner = _claimed_by(target)
+    if owner == claim:
+        return
+    if owner is None and storage.list_files(target):
+        raise BoomError(f"{target}: is in the way and is not an artifact. Give another path")
+    if owner is not None:
+        process_name, _, _ = owner.rpartition("-")
+        if resumable or not process.is_name(process_name):
             raise BoomError(
                 f"{target}: holds the unfinished output of something else. Give another path, or delete it"
             )
-        if host == socket.gethostname() and process_runs(int(pid)):
-            raise BoomError(f"{target}: process {pid} is filling it. Wait for it, or give another path")
-        storage.delete_tree(target)
-    elif storage.list_files(target):
-        raise BoomError(f"{target}: is in the way and is not an artifact. Give another path")
-    storage.write_bytes(marker, (identity or f"{socket.gethostname()}-{os.getpid()}").encode())
+        if process.runs_here(process_name):
+            raise BoomError(f"{target}: {process_name} is filling it. Wait for it, or give another path")
+        _give_up_prefix(target)
+    storage.write_bytes(storage.join(target, MARKER), claim.encode())
+
+
+def _give_up_prefix(target: str) -> None:
+    """Delete all files below a prefix; last the claim, without which they would be nobody's."""
+    for name in storage.list_files(target):
+        if name != MARKER:
+            storage.delete_file(storage.join(target, name))
+    storage.delete_tree(target)
 
 
 def _sweep(parent: str, name: str) -> None:
     """Delete stages left beside a target by processes of this machine that no longer run."""
-    prefix = f".{name}.stage-{socket.gethostname()}-"
+    prefix = f".{name}.stage-"
     for entry in os.listdir(parent):
-        owner = entry.removeprefix(prefix).split("-")[0]
-        if entry.startswith(prefix) and owner.isdigit() and not process_runs(int(owner)):
+        owner, _, _ = entry.removeprefix(prefix).rpartition("-")
+        if entry.startswith(prefix) and process.has_ended(owner):
             shutil.rmtree(os.path.join(parent, entry), ignore_errors=True)
-
-
-def process_runs(pid: int) -> bool:
-    """Whether this machine runs a process of that number."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 @contextmanager

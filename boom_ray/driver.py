@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from boom_ray import artifact, stop, storage
+from boom_ray import artifact, process, stop, storage
 from boom_ray.errors import BoomError
 from boom_ray.progress import console
 
@@ -51,6 +51,7 @@ class Said(BaseModel):
     time: float
     host: str
     pid: int
+    process_name: str
     job: str | None = None
     bags: dict[str, BagSaid] = {}
 
@@ -59,8 +60,7 @@ class Said(BaseModel):
         if self.state != "running":
             return self
         silence = now - self.time
-        gone = self.host == socket.gethostname() and not artifact.process_runs(self.pid)
-        if silence <= LOST_AFTER_SECONDS and not gone:
+        if silence <= LOST_AFTER_SECONDS and not process.has_ended(self.process_name):
             return self
         who = f"process {self.pid} on {self.host}"
         reason = f"{who} ended without a word; it was last heard of {age(silence)} ago"
@@ -103,6 +103,7 @@ class Driver:
             time=now,
             host=socket.gethostname(),
             pid=os.getpid(),
+            process_name=process.own_name(),
             job=artifact.submission_id(),
         )
         self._lock, self._news = threading.Lock(), threading.Event()

@@ -6,9 +6,14 @@ from typing import Any
 
 import ray
 import ray.exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from boom_ray import stop
 from boom_ray.errors import BoomError
+
+
+class ProcessLost(BoomError):
+    """A process of the cluster died, and Ray did not start it again, or not often enough."""
 
 
 def connect(dashboard: bool = True, yielding: bool = True) -> None:
@@ -29,8 +34,18 @@ def connect(dashboard: bool = True, yielding: bool = True) -> None:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
 
 
+def here() -> NodeAffinitySchedulingStrategy:
+    """Places an actor on the driver's node, so that no other node that dies takes it along."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 def result_of(reference: Any) -> Any:
-    """`ray.get` that raises a user's error as itself, not as the failure of the task that found it."""
+    """`ray.get` that raises a user's error as itself, not as the failure of the task that found it.
+
+    Raises:
+        BoomError: what the task raised.
+        ProcessLost: if the process of the task, or its node, died.
+    """
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
@@ -40,3 +55,6 @@ def result_of(reference: Any) -> Any:
         if isinstance(cause, BoomError):
             raise BoomError(str(cause)) from None
         raise
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ProcessLost(f"a process of the cluster was lost: {reason} Run the command again") from error

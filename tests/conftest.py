@@ -38,7 +38,11 @@ def minilm() -> str:
 @pytest.fixture(scope="session")
 def qwen3(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny Qwen3 as a hub would hold it: a causal decoder that says nothing of pooling."""
-    path = str(tmp_path_factory.mktemp("base") / "qwen3")
+    return build_qwen3(str(tmp_path_factory.mktemp("base") / "qwen3"))
+
+
+def build_qwen3(path: str) -> str:
+    """A Qwen3 of two layers with random weights."""
     build_qwen3_tokenizer(path)
     torch.manual_seed(0)
     config = Qwen3Config(

@@ -4,7 +4,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 REQUEST_LINE = re.compile(rb"(?:GET|HEAD|PUT|POST|DELETE) \S+ HTTP/1.1")
@@ -21,12 +21,14 @@ class FaultyProxy:
         fault: `500` or `403` (answered by the proxy), `reset` (cut in the middle), `slow` (two seconds late).
         met: Requests that met the fault so far.
         asked: The first line of every request.
+        on_request: Called with the first line of every request, before it is forwarded.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, address: str = "127.0.0.1") -> None:
         self.upstream, self.verb, self.fault, self.times, self.met = port, b"PUT", "", 0, 0
         self.asked: list[str] = []
-        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.on_request: Callable[[str], None] = lambda line: None
+        self.listener = socket.create_server((address, 0))
         self.port = self.listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -49,6 +51,7 @@ class FaultyProxy:
             while data := client.recv(1 << 16):
                 if line := REQUEST_LINE.match(data):
                     self.asked.append(line[0].decode())
+                    self.on_request(line[0].decode())
                 if self.times > 0 and data.startswith(self.verb) and self._meet(client):
                     break
                 server.sendall(data)
@@ -79,9 +82,9 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
 
 
 @contextmanager
-def faulty_proxy(port: int) -> Iterator[FaultyProxy]:
-    """A proxy before the server at a port of this machine, until the block ends."""
-    proxy = FaultyProxy(port)
+def faulty_proxy(port: int, address: str = "127.0.0.1") -> Iterator[FaultyProxy]:
+    """A proxy at an address of this machine before the server at a port of it, until the block ends."""
+    proxy = FaultyProxy(port, address)
     try:
         yield proxy
     finally:

@@ -123,9 +123,12 @@ class MergeWorker:
         self.cut.check_recorded(job, index, name)
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS)
 class MergeCoordinator:
-    """Gathers the models, checks them against each other, plans files, and hands them to workers."""
+    """Gathers the models, checks them against each other, plans files, and hands them to workers.
+
+    If its process dies, Ray starts another, which hands all of them out again.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -5,10 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-import ray.exceptions
 
 from boom_ray.errors import BoomError
-from boom_ray.session import result_of
+from boom_ray.session import ProcessLost, result_of
 
 STOP_SECONDS = IDLE_SECONDS = 10.0
 Then = Callable[[Any], None]
@@ -57,7 +56,7 @@ class Pool:
     def _result(self, reference: Any) -> Any:
         try:
             return result_of(reference)
-        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+        except ProcessLost as error:
             raise BoomError(self.remedy) from error
 
     def _stop(self, running: list[Any]) -> None:

@@ -22,7 +22,7 @@ from boom_ray.merge.plan import index_json
 from boom_ray.merge.tensors import INDEX
 from boom_ray.model import card, directory
 from boom_ray.progress import Progress
-from boom_ray.session import result_of
+from boom_ray.session import here, result_of
 
 POLL_SECONDS = 0.1
 MIB = 1 << 20
@@ -92,7 +92,9 @@ def merge_into(
     models, base = [_reachable(model) for model in models], _reachable(base) if base else None
     name = f"merge-{uuid.uuid4().hex[:6]}"
     options = placements([*models, *([base] if base else []), stage.uri], spec.num_workers)
-    coordinator_class: Any = MergeCoordinator.options(name=f"{name}-coordinator", max_concurrency=4)  # type: ignore[attr-defined]
+    coordinator_class: Any = MergeCoordinator.options(  # type: ignore[attr-defined]
+        name=f"{name}-coordinator", max_concurrency=4, scheduling_strategy=here()
+    )
     worker_class: Any = MergeWorker
     workers = [  # they take longest to start, so they get the processes that Ray has waiting
         worker_class.options(name=f"{name}-worker-{number}", **where).remote(f"{name}-worker-{number}")
@@ -176,7 +178,7 @@ def _await(coordinator: Any, reference: Any) -> Merged:
     started = time.monotonic()
     with Progress() as progress:
         while not ray.wait([reference], timeout=POLL_SECONDS)[0]:
-            done, total, read = ray.get(coordinator.progress.remote())
+            done, total, read = result_of(coordinator.progress.remote())
             if not done:
                 started = time.monotonic()
             elif MIB <= done < total:

@@ -11,7 +11,6 @@ import ray
 import ray.exceptions
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from boom_ray import artifact, storage
 from boom_ray.artifact import Parent, Record
@@ -22,6 +21,7 @@ from boom_ray.driver import BagSaid, Driver
 from boom_ray.errors import BoomError
 from boom_ray.progress import Progress, console
 from boom_ray.recipe import Bags, Recipe, identity
+from boom_ray.session import here
 from boom_ray.train import checkpoint
 from boom_ray.train.board import BagState, ProgressBoard
 from boom_ray.train.cluster import await_room, capacity, resources
@@ -64,8 +64,7 @@ def train_bags(
             failed; the models of the others are kept, and a rerun trains only what is missing.
     """
     indices = range(len(recipe.bags.ratios)) if only is None else [only]
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board: Any = ProgressBoard.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    board: Any = ProgressBoard.options(scheduling_strategy=here()).remote()  # type: ignore[attr-defined]
     jobs = [make_job(recipe, index, corpus, bags, base, board) for index in indices]
     if full is not None:
         jobs.append(_baseline_job(recipe, corpus, full, base, board))

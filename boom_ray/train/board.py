@@ -30,9 +30,9 @@ class BagState:
     time: float = 0.0
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class ProgressBoard:
-    """Keeps the last state of each bag, and all warnings."""
+    """Keeps the last state of each bag, and all warnings; they are not worth a run if its process dies."""
 
     def __init__(self) -> None:
         self.states: dict[str, BagState] = {}

@@ -8,12 +8,11 @@ there; any other is never resumed from: DeepSpeed alone would take such a direct
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from boom_ray import storage
+from boom_ray import scratch, storage
 from boom_ray.errors import BoomError
 
 FIRST = re.compile(r"rank-0-of-(\d+)\.json")  # not the name it has while it is written
@@ -37,7 +36,7 @@ class Saver:
     def room(self) -> str:
         """A local directory for the next checkpoint, once the previous one is stored."""
         self.wait()
-        return tempfile.mkdtemp(prefix="boom-ray-checkpoint-")
+        return scratch.directory("checkpoint")
 
     def store(self, local: str, step: int, state: dict[str, Any]) -> None:
         """Store the files of `local` in the background, with the training state that is not DeepSpeed's."""

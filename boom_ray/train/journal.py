@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +11,8 @@ import numpy as np
 import torch
 from ray.util.metrics import Gauge
 from torch import Tensor, nn
+
+from boom_ray import scratch
 
 FILE = "metrics.jsonl"
 PREFIX = "boom_ray_train_"
@@ -50,7 +51,7 @@ class Journal:
     """All steps of one bag so far, on its first rank."""
 
     def __init__(self, tags: dict[str, str]) -> None:
-        self.path = os.path.join(tempfile.mkdtemp(prefix="boom-ray-journal-"), FILE)
+        self.path = os.path.join(scratch.directory("journal"), FILE)
         self.gauges = {name: Gauge(PREFIX + name, text, tuple(tags)) for name, text in GAUGES.items()}
         for gauge in self.gauges.values():
             gauge.set_default_tags(tags)

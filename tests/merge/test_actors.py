@@ -216,34 +216,35 @@ def test_a_taken_target_is_kept(models, tmp_path):
     assert artifact.verify(target) == before
 
 
-def merges(process: psutil.Process) -> bool:
-    """Whether a process is a worker in the middle of a shard."""
+def plays(part: str, process: psutil.Process) -> bool:
+    """Whether a process is a worker in the middle of a shard, or the coordinator."""
     try:
-        return "MergeWorker.merge" in " ".join(process.cmdline())
+        return part in " ".join(process.cmdline())
     except psutil.Error:
         return False
 
 
-def test_a_killed_worker_costs_its_shard_and_not_the_merge(published_minilm, tmp_path):
+@pytest.mark.parametrize("part", ["MergeWorker.merge", "MergeCoordinator"])
+def test_a_killed_process_costs_its_shard_and_not_the_merge(published_minilm, tmp_path, part):
     inputs = [variant(published_minilm, str(tmp_path / str(seed)), seed) for seed in (1, 2, 3)]
     spec = MergeSpec(dtype="float32", num_workers=2, max_shard_bytes=10 << 20)
     clean = merge(inputs, str(tmp_path / "clean"), published_minilm, spec)
     killed = []
 
-    def kill_a_worker() -> None:
-        """Wait until a worker of the running merge has written something, and kill its process."""
+    def kill_one() -> None:
+        """Wait until the running merge has written something, and kill a process of it."""
         while not killed:
             stages = [name for name in os.listdir(tmp_path) if name.startswith(".out.stage")]
             written = any(
                 f.endswith(".safetensors") for stage in stages for f in os.listdir(tmp_path / stage)
             )
-            workers = [process for process in psutil.Process().children(recursive=True) if merges(process)]
-            if written and workers:
-                workers[0].kill()
-                killed.append(workers[0].pid)
+            found = [process for process in psutil.Process().children(recursive=True) if plays(part, process)]
+            if written and found:
+                found[0].kill()
+                killed.append(found[0].pid)
             time.sleep(0.005)
 
-    killer = threading.Thread(target=kill_a_worker, daemon=True)
+    killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
     disturbed = merge(inputs, str(tmp_path / "out"), published_minilm, spec)
     killer.join(60)

@@ -192,3 +192,15 @@ def test_a_node_that_does_not_see_the_storage_is_named(one_bag, monkeypatch):
         BoomError, match=rf"{recipe.storage}: node {ray.util.get_node_ip_address()} does not see"
     ):
         prepare(job)
+
+
+@pytest.mark.slow
+def test_who_shows_the_progress_may_die(one_bag):
+    def kill_the_board(recipe: Recipe) -> None:
+        below = psutil.Process().children(recursive=True)
+        [board] = [process for process in below if "ray::ProgressBoard" in " ".join(process.cmdline())]
+        board.kill()
+
+    recipe = one_bag("unseen", {"max_failures": 0})
+    train_and(kill_the_board, recipe)
+    assert weights_of(recipe)

@@ -1,0 +1,137 @@
+"""What a hundred bags cost beside their training: seconds each, and memory of the head.
+
+    python tests/benchmarks/control_plane.py [--bags 100] [--cpus 4] [--real]
+
+The bags go through the scheduling of `boom_ray.train.bagging`, each as a trainer of Ray Train with one rank,
+on a node with `--cpus` logical CPUs, each of which holds one rank. Unless `--real`, the rank takes one AdamW
+step of a linear layer instead of training the bag, so that what is measured is all but training. After every
+bag the resident memory of each part of Ray is noted; its growth is the slope of a straight line.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from typing import Any
+
+import click
+import numpy as np
+import psutil
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, ROOT)
+PARTS = {"gcs": "gcs_server", "raylet": "raylet/raylet", "dashboard": "dashboard", "agents": "Agent"}
+
+
+def one_step(config: dict[str, Any]) -> None:
+    """The least a rank can do: one optimizer step, which it tells the board."""
+    import torch
+
+    from boom_ray.train.board import BagState
+
+    began, job = time.time(), config["job"]
+    layer = torch.nn.Linear(32, 32)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    loss = layer(torch.randn(8, 32)).square().mean()
+    loss.backward()
+    optimizer.step()
+    job.board.tell.remote(job.name, BagState(1, 1, loss.item(), 256.0, 0.0))
+    with open(os.path.join(job.recipe.root, f"{job.name}.json"), "w") as file:
+        json.dump(time.time() - began, file)
+
+
+def memory() -> dict[str, float]:
+    """Resident MiB of the driver and of each part of Ray that serves all bags."""
+    found = dict.fromkeys(["driver", *PARTS], 0.0)
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        try:
+            line, size = " ".join(process.cmdline()), process.memory_info().rss / 2**20
+        except psutil.Error:
+            continue
+        if process.pid == os.getpid():
+            found["driver"] += size
+        elif part := next((part for part, pattern in PARTS.items() if pattern in line), None):
+            found[part] += size
+    return found
+
+
+def prepare(directory: str, num_bags: int) -> Any:
+    """A recipe with so many bags of a tiny corpus."""
+    from boom_ray import recipe
+    from tests import texts
+    from tests.conftest import build_qwen3, recipe_values
+
+    files = texts.write_corpus(f"{directory}/corpus")
+    values = recipe_values(build_qwen3(f"{directory}/qwen3"), files, "", f"{directory}/runs")
+    values |= {"bags": {"ratios": [50] * num_bags, "seed": 7}, "evaluate": {}}
+    values["train"] |= {"max_steps": 2}
+    values["train"]["execution"] |= {"resources_per_worker": {"CPU": 1}}
+    path = f"{directory}/recipe.yaml"
+    with open(path, "w") as file:
+        json.dump(values, file)
+    return recipe.load(path)
+
+
+@click.command()
+@click.option("--bags", default=100)
+@click.option("--cpus", default=4)
+@click.option("--real", is_flag=True)
+def main(bags: int, cpus: int, real: bool) -> None:
+    """Train, and print one line of JSON."""
+    import ray
+
+    from boom_ray import pipeline, session
+    from boom_ray.train import bagging
+
+    with tempfile.TemporaryDirectory() as directory:
+        prepared = prepare(directory, bags)
+        ray.init("local", num_cpus=cpus, log_to_driver=False)
+        session.connect()
+        ended: list[tuple[float, dict[str, float]]] = [(time.time(), memory())]
+        fit, lasted = bagging._fit, []
+
+        def timed(job: Any) -> str | None:
+            began = time.time()
+            problem = fit(job)
+            ended.append((time.time(), memory()))
+            lasted.append(ended[-1][0] - began)
+            return problem
+
+        bagging._fit = timed
+        if not real:
+            bagging._train_bag = one_step
+        pipeline.train(prepared)
+        print(json.dumps(summary(prepared.root, ended, lasted, real)), flush=True)
+        ray.shutdown()
+
+
+def summary(root: str, ended: list[tuple[float, dict[str, float]]], lasted: list[float], real: bool) -> Any:
+    """Seconds and MiB; memory grows by `growth` a bag, over the bags after the first tenth."""
+    inside = [_inside(root, name) for name in os.listdir(root) if name.endswith(".json") and "bag" in name]
+    sizes = [size for _, size in ended]
+    skip = max(1, len(sizes) // 10)
+    slopes = {
+        part: float(np.polyfit(np.arange(skip, len(sizes)), [size[part] for size in sizes[skip:]], 1)[0])
+        for part in sizes[0]
+    }
+    return {
+        "bags": len(lasted),
+        "real": real,
+        "seconds": round(ended[-1][0] - ended[0][0], 1),
+        "seconds_a_bag": round((ended[-1][0] - ended[0][0]) / len(lasted), 2),
+        "latency": round(float(np.median(lasted)), 2),
+        "in_train_function": round(float(np.median(inside)), 3) if inside else None,
+        "first": {part: round(size) for part, size in sizes[0].items()},
+        "last": {part: round(size) for part, size in sizes[-1].items()},
+        "growth": {part: round(slope, 3) for part, slope in slopes.items()},
+    }
+
+
+def _inside(root: str, name: str) -> float:
+    with open(os.path.join(root, name)) as file:
+        return json.load(file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Where chaos happens: a cluster of four nodes, and an object store behind a proxy that can fail."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+import yaml
+
+from boom_ray import storage
+from tests import texts
+from tests.chaos import cluster
+from tests.chaos.cluster import DASHBOARD, OUTSIDE
+from tests.faulty_proxy import FaultyProxy, faulty_proxy
+from tests.object_store import s3_server
+
+ROOT = str(Path(__file__).parents[2])
+INPUT = "s3://bucket/input"
+SECONDS_FOR_A_JOB = 900
+NUM_TEXTS = 300
+
+
+class Head:
+    """The job API, with the token."""
+
+    def __init__(self, working_directory: str) -> None:
+        self.working_directory = working_directory
+        self.environment = {**os.environ, **cluster.client(), "RAY_ADDRESS": DASHBOARD}
+
+    def submit(self, entrypoint: str) -> str:
+        """`ray job submit`, again while the head is not up; returns the job's id."""
+        command = ["ray", "job", "submit", "--no-wait", "--working-dir", self.working_directory, "--",
+                   *entrypoint.split()]  # fmt: skip
+        deadline = time.monotonic() + SECONDS_FOR_A_JOB
+        while True:
+            done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
+            found = re.search(r"raysubmit_\w+", done.stdout)
+            if done.returncode == 0 and found:
+                return found[0]
+            if time.monotonic() > deadline:
+                raise TimeoutError(done.stdout + done.stderr)
+            time.sleep(2)
+
+    def await_end(self, job: str) -> str:
+        """SUCCEEDED, FAILED or STOPPED; LOST if the head has forgotten it."""
+        deadline = time.monotonic() + SECONDS_FOR_A_JOB
+        while time.monotonic() < deadline:
+            status = self._asked(f"/api/jobs/{job}").get("status", "LOST")
+            if status not in ("PENDING", "RUNNING", "UNKNOWN"):
+                return status
+            time.sleep(0.5)
+        raise TimeoutError(f"{job} has not ended after {SECONDS_FOR_A_JOB} s:\n{self.logs(job)}")
+
+    def logs(self, job: str) -> str:
+        """What the job printed, as far as the head knows."""
+        return self._asked(f"/api/jobs/{job}/logs").get("logs", "")
+
+    def _asked(self, path: str) -> dict[str, Any]:
+        """A job's answer; nothing for a job that is not known; UNKNOWN while the head does not answer."""
+        try:
+            return cluster.ask(path)
+        except urllib.error.HTTPError as error:
+            return {} if error.code == 404 else {"status": "UNKNOWN"}
+        except (OSError, ValueError):
+            return {"status": "UNKNOWN"}
+
+
+@contextmanager
+def everything() -> Iterator[tuple[Head, FaultyProxy]]:
+    """A store with the input, a proxy before it, and the cluster, until the block ends."""
+    swift = os.environ.get("BOOM_RAY_SWIFT_ENV")
+    if not swift:
+        sys.exit("BOOM_RAY_SWIFT_ENV is not set; tests/run.sh sets it")
+    with tempfile.TemporaryDirectory() as place:
+        os.makedirs(f"{place}/store")
+        cluster.lay_network()
+        try:
+            with (
+                s3_server(swift, f"{place}/store") as variables,
+                faulty_proxy(int(variables["AWS_ENDPOINT_URL"].rsplit(":", 1)[1]), OUTSIDE) as store,
+                patch.dict(os.environ, variables),
+            ):
+                found, _ = pyarrow.fs.FileSystem.from_uri("s3://bucket?allow_bucket_creation=true")
+                found.create_dir("bucket")
+                prepare_input()
+                endpoint = {"AWS_ENDPOINT_URL": f"http://{OUTSIDE}:{store.port}"}
+                cluster.start({**variables, **endpoint, "OMP_NUM_THREADS": "1"})
+                os.mkdir(f"{place}/job")
+                yield Head(write_job(f"{place}/job")), store
+        finally:
+            cluster.down()
+
+
+def prepare_input() -> None:
+    """Base model, corpus, new data, evaluation and texts, on the store."""
+    from tests.conftest import build_qwen3
+
+    with tempfile.TemporaryDirectory() as local:
+        build_qwen3(f"{local}/qwen3")
+        texts.write_corpus(f"{local}/corpus", num_rows=32)
+        pairs = list(texts.functions("http"))
+        texts.write_jsonl(
+            f"{local}/http.jsonl", [{"query": text, "pos": [code]} for text, code in pairs[:16]]
+        )
+        texts.write_beir(f"{local}/beir/email", list(texts.functions("email"))[12:32])
+        names = [f"{index} {pairs[index % len(pairs)][1]}" for index in range(NUM_TEXTS)]
+        os.mkdir(f"{local}/texts")
+        pq.write_table(pa.table({"id": list(range(NUM_TEXTS)), "text": names}), f"{local}/texts/0.parquet")
+        storage.copy_tree(local, INPUT)
+
+
+def write_job(directory: str) -> str:
+    """The working directory that travels with a job: code and recipe."""
+    from tests.conftest import recipe_values
+
+    for name in ("boom_ray", "jobs"):
+        shutil.copytree(os.path.join(ROOT, name), os.path.join(directory, name),
+                        ignore=shutil.ignore_patterns("__pycache__"))  # fmt: skip
+    files = {name: f"{INPUT}/corpus/{name}.jsonl" for name in ("docstring-to-code", "docstring-to-package")}
+    values = recipe_values(f"{INPUT}/qwen3", files, f"{INPUT}/beir", "s3://bucket/unset")
+    with open(os.path.join(directory, "recipe.yaml"), "w") as file:
+        yaml.safe_dump(values, file)
+    return directory

@@ -1,0 +1,145 @@
+"""`python -m tests.chaos.run --seeds 20`: the pipeline as users run it, on a cluster where things break.
+
+Each seed draws three to six faults over the stages and makes the same models in a place of its own, by jobs
+with `ray job submit` that are submitted again, unchanged, as long as they fail. What must come out is what an
+undisturbed run made: every digest is compared, every file is checked. Needs root, Linux, and
+BOOM_RAY_SWIFT_ENV.
+"""
+
+import argparse
+import json
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+
+from tests.chaos import cluster
+from tests.chaos.faults import STAGES, Strikes, draw
+from tests.chaos.outcome import Outcome, compare, made, summary
+from tests.chaos.place import INPUT, Head, everything
+from tests.faulty_proxy import FaultyProxy
+
+MOST_SUBMISSIONS = 12
+
+
+class Run:
+    """The jobs of one seed, and what strikes while they run."""
+
+    def __init__(self, head: Head, store: FaultyProxy, root: str, seed: int | None) -> None:
+        self.head, self.store, self.root = head, store, root
+        self.outcome = Outcome(seed)
+        self.faults = [] if seed is None else draw(seed)
+        self.outcome.drawn = [str(fault) for fault in self.faults]
+        self.strikes = Strikes(store, seed or 0, self._say)
+        path = "/" + root.removeprefix("s3://")
+        self.stages = {name: re.compile(pattern.format(root=path)) for name, pattern in STAGES.items()}
+        self.requests = dict.fromkeys(STAGES, 0)
+        self.started = time.monotonic()
+        self.lock = threading.Lock()
+
+    def _say(self, text: str) -> None:
+        line = f"{time.monotonic() - self.started:6.1f} s  {text}"
+        self.outcome.log.append(line)
+        print(line, flush=True)
+
+    def _watch(self, line: str) -> None:
+        """Count the requests of each stage, and strike when it is time."""
+        with self.lock:
+            for stage in [stage for stage, pattern in self.stages.items() if pattern.match(line)]:
+                self.requests[stage] += 1
+                now = stage, self.requests[stage]
+                for fault in [fault for fault in self.faults if (fault.stage, fault.request) == now]:
+                    self._say(f"FAULT {fault}")
+                    self.outcome.struck.append(fault.kind)
+                    self.faults.remove(fault)
+                    self.strikes.strike(fault)
+
+    def run(self, with_update: bool) -> Outcome:
+        """Make everything; the outcome says what was wrong."""
+        storage_option = f"--storage {self.root}"
+        jobs = {
+            "run": f"python jobs/run.py recipe.yaml {storage_option}",
+            "embed": f"python jobs/embed.py {self.root}/tiny/models/v0001 {INPUT}/texts {self.root}/vectors",
+        }
+        if with_update:
+            jobs["update"] = (
+                f"python jobs/update.py recipe.yaml {storage_option} --new-data {INPUT}/http.jsonl"
+            )
+        self.store.on_request = self._watch
+        try:
+            for name, entrypoint in jobs.items():
+                began = time.monotonic()
+                self._finish(name, entrypoint)
+                self.outcome.seconds[name] = round(time.monotonic() - began, 1)
+        except TimeoutError as error:
+            self.outcome.wrong.append(str(error))
+        finally:
+            self.store.on_request = lambda line: None
+            self.strikes.end()
+        return self.outcome
+
+    def _finish(self, name: str, entrypoint: str) -> None:
+        """Submit a job until it succeeds."""
+        for submission in range(1, MOST_SUBMISSIONS + 1):
+            self.outcome.submissions[name] = submission
+            job = self.head.submit(entrypoint)
+            self._say(f"{name}: submitted")
+            status = self.head.await_end(job)
+            self._say(f"{name}: {status}")
+            if status == "SUCCEEDED":
+                return
+            said = self.head.logs(job)
+            self.outcome.errors.append(f"{name}: {status}\n{said[-1500:]}")
+        raise TimeoutError(
+            f"{name}: not done after {MOST_SUBMISSIONS} submissions\n{self.outcome.errors[-1]}"
+        )
+
+
+def run_seeds(
+    head: Head, store: FaultyProxy, seeds: Iterable[int], deadline: float = float("inf")
+) -> Iterator[Outcome]:
+    """The undisturbed outcome, then that of each seed, as long as there is time."""
+    calm = Run(head, store, "s3://bucket/calm", None).run(with_update=True)
+    calm.digests, left = made("s3://bucket/calm")
+    calm.wrong += left
+    yield calm
+    for seed in seeds:
+        if time.monotonic() > deadline:
+            return
+        cluster.await_nodes(len(cluster.NODES))
+        run = Run(head, store, f"s3://bucket/seed-{seed}", seed)
+        outcome = run.run(with_update=any(fault.stage == "update" for fault in run.faults))
+        if not outcome.wrong:
+            compare(outcome, run.root, calm, "s3://bucket/calm")
+        yield outcome
+
+
+def main() -> None:
+    """Run seeds, write what came of each, and end with an error if anything is not as it must be."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--first", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=600, help="begin no seed after so long")
+    parser.add_argument("--out", help="JSON lines are added to this file")
+    parser.add_argument("--summary", metavar="FILE", help="only print the figures of what --out has written")
+    options = parser.parse_args()
+    if options.summary:
+        with open(options.summary) as file:
+            return print(json.dumps(summary(file.readlines()), indent=1))
+    wrong = 0
+    deadline = time.monotonic() + 60 * options.minutes
+    seeds = range(options.first, options.first + options.seeds)
+    with everything() as (head, store):
+        for outcome in run_seeds(head, store, seeds, deadline):
+            wrong += bool(outcome.wrong)
+            said = {key: value for key, value in vars(outcome).items() if key not in ("log", "errors")}
+            print(json.dumps(said), flush=True)
+            if options.out:
+                with open(options.out, "a") as file:
+                    file.write(json.dumps(vars(outcome)) + "\n")
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""The pipeline on a cluster of four nodes where things break, by seed: see `tests.chaos.run`."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.chaos import cluster
+from tests.chaos.place import Head, everything
+from tests.chaos.run import run_seeds
+from tests.faulty_proxy import FaultyProxy
+
+SEEDS = [int(seed) for seed in os.environ.get("BOOM_RAY_CHAOS_SEEDS", "1,4").split(",")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("ip"),
+        reason="network namespaces need root on Linux and iproute2",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[tuple[Head, FaultyProxy]]:
+    """The cluster, and the store behind its proxy."""
+    if not os.environ.get("BOOM_RAY_SWIFT_ENV"):
+        pytest.skip("BOOM_RAY_SWIFT_ENV is not set; tests/run.sh sets it")
+    with everything() as both:
+        yield both
+
+
+def code(*headers: str) -> str:
+    """What the job API answers to a client with these headers."""
+    command = [
+        "curl",
+        "-s",
+        "-o",
+        os.devnull,
+        "-w",
+        "%{http_code}",
+        f"{cluster.DASHBOARD}/api/jobs/",
+        *headers,
+    ]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_job_api_answers_only_who_has_the_token(running):
+    with open(cluster.TOKEN) as file:
+        token = file.read()
+    assert code() == "401" and code("-H", "Authorization: Bearer wrong") in ("401", "403")
+    assert code("-H", f"Authorization: Bearer {token}") == "200"
+
+
+@pytest.mark.timeout(3600)
+def test_whatever_breaks_submitting_again_makes_the_same(running):
+    calm, *disturbed = run_seeds(*running, SEEDS)
+    assert calm.wrong == [] and calm.submissions == {"run": 1, "embed": 1, "update": 1}
+    assert [outcome.wrong for outcome in disturbed] == [[] for _ in SEEDS]
+    assert all(outcome.struck for outcome in disturbed)
+    assert all(set(outcome.digests) <= set(calm.digests) for outcome in disturbed)

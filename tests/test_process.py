@@ -1,0 +1,49 @@
+"""Processes that were killed: what they left is known from what is in use, and is swept up."""
+
+import os
+import signal
+import subprocess
+import sys
+
+from boom_ray import process, scratch
+
+
+def name_of_another() -> str:
+    """The name of a process that has ended."""
+    code = "from boom_ray import process; print(process.own_name())"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+
+
+def test_this_process_runs_and_another_has_ended():
+    assert process.runs_here(process.own_name()) and not process.has_ended(process.own_name())
+    other = name_of_another()
+    assert process.has_ended(other) and not process.runs_here(other)
+
+
+def test_a_number_that_is_used_again_is_another_process():
+    """In a container that was started again the number of the process that died may be our own."""
+    machine, number, started = process.own_name().rsplit("-", 2)
+    earlier = f"{machine}-{number}-{int(started) - 60_000}"
+    assert process.has_ended(earlier) and not process.runs_here(earlier)
+
+
+def test_nothing_is_known_of_processes_of_other_machines():
+    _, number, started = process.own_name().rsplit("-", 2)
+    there = f"elsewhere-{number}-{started}"
+    assert process.is_name(there) and not process.has_ended(there) and not process.runs_here(there)
+
+
+def test_what_a_killed_process_left_on_the_disk_is_deleted_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    code = (
+        "import os, signal\nfrom boom_ray import scratch\nprint(scratch.directory('checkpoint'), flush=True)"
+    )
+    kill = "os.kill(os.getpid(), signal.SIGKILL)"
+    killed = subprocess.run([sys.executable, "-c", f"{code}\n{kill}"], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL and os.listdir(tmp_path) == [
+        os.path.basename(killed.stdout.strip())
+    ]
+    (tmp_path / "boom-ray-of-somebody-else").mkdir()
+    mine = [scratch.directory("checkpoint"), scratch.directory("stage")]
+    assert sorted(os.listdir(tmp_path)) == sorted([*map(os.path.basename, mine), "boom-ray-of-somebody-else"])

@@ -1,0 +1,30 @@
+"""What a driver is told of processes that die."""
+
+import os
+import signal
+
+import pytest
+import ray
+
+from boom_ray.errors import BoomError
+from boom_ray.session import ProcessLost, result_of
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def test_a_process_that_is_lost_is_a_message_and_no_traceback():
+    @ray.remote(num_cpus=0, max_retries=0)
+    def dies() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(ProcessLost, match=r"a process of the cluster was lost: .*Run the command again"):
+        result_of(dies.remote())
+
+
+def test_what_a_user_can_put_right_arrives_as_it_was_raised():
+    @ray.remote(num_cpus=0)
+    def refuses() -> None:
+        raise BoomError("bag-1: has no rows")
+
+    with pytest.raises(BoomError, match=r"^bag-1: has no rows$"):
+        result_of(refuses.remote())
