@@ -236,7 +236,8 @@ def _merge(
     config, _ = merge_into(stage, merged, recipe.base_model.path, spec)
     moments.append(time.time())
     driver.begin("evaluate")
-    metrics = _measure(recipe, request, models, stage.uri)
+    child = Subject("child", stage.uri, digest=stage.settle())
+    metrics = _measure(recipe, request, models, child)
     moments.append(time.time())
     _require(request, metrics)
     parents = [record.as_parent() for uri in merged if (record := artifact.read_record(uri))]
@@ -261,11 +262,9 @@ def _bag_models(recipe: Recipe) -> list[str]:
     return [storage.join("models", f"bag-{index + 1}") for index in range(len(recipe.bags.ratios))]
 
 
-def _measure(recipe: Recipe, request: Request, models: list[str], child: str) -> dict[str, Any]:
+def _measure(recipe: Recipe, request: Request, models: list[str], child: Subject) -> dict[str, Any]:
     """Parent, update and child on old and new tasks, and how the child's means changed."""
-    subjects = [
-        Subject(name, uri) for name, uri in zip(("parent", "update", "child"), [*models, child], strict=True)
-    ]
+    subjects = [*map(Subject, ("parent", "update"), models), child]
     prompt = directory.prompts_of(recipe.data)["query"]
     metrics: dict[str, Any] = {"change": {}, "comparison": {}}
     for name, data in (("old", recipe.evaluate.data), ("new", request.new_evaluation)):

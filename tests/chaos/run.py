@@ -31,11 +31,12 @@ class Run:
         self.outcome = Outcome(seed)
         self.faults = [] if seed is None else draw(seed)
         self.outcome.drawn = [str(fault) for fault in self.faults]
+        self.updates = any(fault.stage == "update" for fault in self.faults)
         self.strikes = Strikes(store, seed or 0, self._say)
         path = "/" + root.removeprefix("s3://")
         self.stages = {name: re.compile(pattern.format(root=path)) for name, pattern in STAGES.items()}
         self.requests = dict.fromkeys(STAGES, 0)
-        self.started = time.monotonic()
+        self.started = 0.0
         self.lock = threading.Lock()
 
     def _say(self, text: str) -> None:
@@ -66,6 +67,7 @@ class Run:
             jobs["update"] = (
                 f"python jobs/update.py recipe.yaml {storage_option} --new-data {INPUT}/http.jsonl"
             )
+        self.started = time.monotonic()
         self.store.on_request = self._watch
         try:
             for name, entrypoint in jobs.items():
@@ -100,16 +102,17 @@ def run_seeds(
     head: Head, store: FaultyProxy, seeds: Iterable[int], deadline: float = float("inf")
 ) -> Iterator[Outcome]:
     """The undisturbed outcome, then that of each seed, as long as there is time."""
-    calm = Run(head, store, "s3://bucket/calm", None).run(with_update=True)
+    runs = [Run(head, store, f"s3://bucket/seed-{seed}", seed) for seed in seeds]
+    updated = any(run.updates for run in runs)
+    calm = Run(head, store, "s3://bucket/calm", None).run(updated)
     calm.digests, left = made("s3://bucket/calm")
     calm.wrong += left
     yield calm
-    for seed in seeds:
+    for run in runs:
         if time.monotonic() > deadline:
             return
         cluster.await_nodes(len(cluster.NODES))
-        run = Run(head, store, f"s3://bucket/seed-{seed}", seed)
-        outcome = run.run(with_update=any(fault.stage == "update" for fault in run.faults))
+        outcome = run.run(run.updates)
         if not outcome.wrong:
             compare(outcome, run.root, calm, "s3://bucket/calm")
         yield outcome

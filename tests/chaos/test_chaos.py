@@ -57,7 +57,7 @@ def test_the_job_api_answers_only_who_has_the_token(running):
 @pytest.mark.timeout(3600)
 def test_whatever_breaks_submitting_again_makes_the_same(running):
     calm, *disturbed = run_seeds(*running, SEEDS)
-    assert calm.wrong == [] and calm.submissions == {"run": 1, "embed": 1, "update": 1}
+    assert calm.wrong == [] and set(calm.submissions.values()) == {1}
     assert [outcome.wrong for outcome in disturbed] == [[] for _ in SEEDS]
     assert all(outcome.struck for outcome in disturbed)
     assert all(set(outcome.digests) <= set(calm.digests) for outcome in disturbed)
