@@ -256,12 +256,11 @@ def _train_bag(config: dict[str, Any]) -> str | None:
 
 
 def _reasons(error: Exception) -> Iterator[str]:
-    """What every failed rank raised, once: the end of a traceback, the beginning of what Ray tells of a loss."""
+    """What every failed rank raised, once: the end of a traceback, or the heading of Ray's advice."""
     failures = getattr(error, "worker_failures", None) or {0: error}
     yield from dict.fromkeys(map(_reason, failures.values()))
 
 
 def _reason(failure: Exception) -> str:
     lines = str(failure).strip().splitlines()
-    # Pages of advice follow.
     return lines[0 if isinstance(failure, ray.exceptions.OutOfMemoryError) else -1]
