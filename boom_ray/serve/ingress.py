@@ -16,6 +16,8 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from boom_ray import __version__
+from boom_ray.artifact import fingerprint
 from boom_ray.serve.batcher import TokenBatcher, TokenIds
 from boom_ray.serve.encoder import DEPLOYMENT, Served
 from boom_ray.serve.limits import Limits
@@ -190,7 +192,12 @@ async def call(encoder: DeploymentHandle, token_ids: TokenIds) -> np.ndarray:
 
 def ingress_application(models: list[Served], limits: Limits, place: Place) -> Any:
     """The application in front of encoders; deployed again at its place, it only learns new versions."""
+    # Without a version of its own, Ray Serve replaces the replicas of what is deployed again, and one that
+    # listens itself would refuse connections meanwhile.
+    made_of = [__version__, place.host, place.port, [digest.hex() for digest in place.key_digests]]
     deployment: Any = Ingress.options(  # type: ignore[attr-defined]
+        version=fingerprint(made_of),
+        _internal=True,
         max_ongoing_requests=limits.ongoing_requests,
         ray_actor_options={"num_cpus": 0.1},
         user_config={"models": [asdict(served) for served in models], "limits": asdict(limits)},

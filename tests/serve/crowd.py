@@ -1,6 +1,7 @@
 """Clients of an endpoint, and what its processes hold meanwhile."""
 
 import asyncio
+import contextlib
 import threading
 import time
 
@@ -11,11 +12,13 @@ import psutil
 
 def processes(kind: str) -> list[psutil.Process]:
     """Those of Ray Serve below this process whose title holds a word."""
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if (title := " ".join(process.cmdline())).startswith("ray::") and kind in title
-    ]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            title = " ".join(process.cmdline())
+            if title.startswith("ray::") and kind in title:
+                found.append(process)
+    return found
 
 
 class Crowd:

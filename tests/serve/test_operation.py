@@ -336,7 +336,7 @@ def test_the_configuration_is_what_serve_deploy_takes(versions, tmp_path):
 @pytest.mark.slow
 def test_what_the_configuration_deploys_answers_behind_the_proxies_of_ray_serve(versions, tmp_path):
     path, port = str(tmp_path / "serve.yaml"), free_port()
-    build.write_config([versions["v0001"]], Settings(), path)
+    build.write_config([versions["v0001"]], Settings(), "127.0.0.1", port, path)
     with open(path, encoding="utf-8") as file:
         encoder, ingress = yaml.safe_load(file)["applications"]
     serve.shutdown()
