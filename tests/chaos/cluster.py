@@ -12,7 +12,6 @@ again when it ends, as systemd or Kubernetes would. All of it lies under one dir
 import json
 import os
 import secrets
-import shlex
 import shutil
 import signal
 import subprocess
@@ -98,8 +97,8 @@ def _network_of(process: psutil.Process) -> int | None:
         return None
 
 
-def _do(command: str, **options: object) -> None:
-    subprocess.run(shlex.split(command), check=True, **options)  # type: ignore[call-overload]
+def _do(command: str) -> None:
+    subprocess.run(command.split(), check=True)
 
 
 def lay_network() -> None:
@@ -203,30 +202,27 @@ def down() -> None:
     for node in NODES:
         _attempt(lambda node=node: _end_supervisor(node))
         _attempt(lambda node=node: [process.kill() for process in node.processes()])
-        for command in (
-            f"ip link delete {node.name}",
-            f"ip netns delete {node.name}",
-            f"umount -l {node.disk}",
-        ):
-            subprocess.run(command.split(), stderr=subprocess.DEVNULL)
-    subprocess.run(["ip", "link", "delete", BRIDGE], stderr=subprocess.DEVNULL)
+        for command in ("ip link delete {name}", "ip netns delete {name}", "umount -l {disk}"):
+            _undo(command.format(name=node.name, disk=node.disk))
+    _undo(f"ip link delete {BRIDGE}")
     shutil.rmtree(STATE, ignore_errors=True)
 
 
 def _end_supervisor(node: Node) -> None:
     with open(f"{STATE}/{node.name}.pid") as file:
         process = psutil.Process(int(file.read()))
-    if (
-        SUPERVISE.split("\n")[2].split()[0] in " ".join(process.cmdline())
-        and node.name in process.cmdline()[-1]
-    ):
+    if f"{STATE}/{node.name}.sh" in process.cmdline()[-1]:
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def _undo(command: str) -> None:
+    subprocess.run(command.split(), stderr=subprocess.DEVNULL)  # it may not be there
 
 
 def _attempt(act: Callable[[], object]) -> None:
     try:
         act()
-    except (OSError, psutil.Error, subprocess.CalledProcessError):  # it is not there, or has ended
+    except (OSError, psutil.Error):  # it is not there, or has ended
         return
 
 

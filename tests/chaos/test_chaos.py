@@ -13,7 +13,7 @@ from tests.chaos.place import Head, everything
 from tests.chaos.run import run_seeds
 from tests.faulty_proxy import FaultyProxy
 
-SEEDS = [int(seed) for seed in os.environ.get("BOOM_RAY_CHAOS_SEEDS", "1,4").split(",")]
+SEEDS = [int(seed) for seed in os.environ.get("BOOM_RAY_CHAOS_SEEDS", "2,6").split(",")]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
