@@ -21,14 +21,14 @@ from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.serve.schema import ServeDeploySchema
-from ray.util.metrics import Histogram
+from ray.util.metrics import Histogram, Metric
 
 from boom_ray import cli
 from boom_ray.embed.metrics import EmbedMetrics
 from boom_ray.merge.metrics import MergeMetrics
 from boom_ray.serve import build
 from boom_ray.serve.build import Settings
-from boom_ray.serve.metrics import EncoderMetrics, RequestMetrics
+from boom_ray.serve.metrics import EncoderMetrics, QueueMetrics, RequestMetrics
 from boom_ray.train.journal import Journal
 
 ROOT = Path(__file__).parent.parent
@@ -336,8 +336,9 @@ def test_no_secret_stands_in_a_file(path: str) -> None:
 
 def own_metrics() -> dict[str, set[str]]:
     """Every metric of this project by its name in Prometheus, and its labels."""
-    owners = [RequestMetrics(), EncoderMetrics("v"), MergeMetrics("m"), EmbedMetrics("o")]
-    metrics = [metric for owner in owners for metric in vars(owner).values()]
+    serving = [RequestMetrics(), EncoderMetrics("v", 1), QueueMetrics("v", "encoder")]
+    owners = [*serving, MergeMetrics("m"), EmbedMetrics("o")]
+    metrics = [one for owner in owners for one in vars(owner).values() if isinstance(one, Metric)]
     metrics += Journal({"run": "r", "bag": "b"}).gauges.values()
     names = [f"ray_{metric.info['name']}" for metric in metrics]
     return {

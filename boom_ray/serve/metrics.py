@@ -24,8 +24,8 @@ class RequestMetrics:
 
     def queue(self, version: str) -> Callable[[int, list[float]], None]:
         """What is told of every call of an encoder of a version."""
-        queued = queue_seconds(version, "ingress")
-        return lambda tokens, waited: queued(waited)
+        queue = QueueMetrics(version, "ingress")
+        return lambda tokens, waited: queue.left(waited)
 
     def answered(self, route: str, version: str, status: int, seconds: float) -> None:
         """One request was answered."""
@@ -43,23 +43,26 @@ class EncoderMetrics:
         self.passes = Counter(f"{PREFIX}passes_total", "Forward passes", ("version",))
         self.fill.set_default_tags(tags)
         self.passes.set_default_tags(tags)
-        self.queued = queue_seconds(version, "encoder")
+        self.queue = QueueMetrics(version, "encoder")
 
     def passed(self, tokens: int, waited: list[float]) -> None:
         """One pass begins, of calls that waited so many seconds each."""
         self.passes.inc()
         self.fill.observe(tokens / self.budget)
-        self.queued(waited)
+        self.queue.left(waited)
 
 
-def queue_seconds(version: str, place: str) -> Callable[[list[float]], None]:
-    """Records how long requests waited in the ingress, or calls at an encoder."""
-    keys = ("version", "place")
-    histogram = Histogram(f"{PREFIX}queue_seconds", "Time before the next encoder or pass", SECONDS, keys)
-    histogram.set_default_tags({"version": version, "place": place})
+class QueueMetrics:
+    """Of one queue: of requests in the ingress, or of calls at an encoder."""
 
-    def record(waited: list[float]) -> None:
+    def __init__(self, version: str, place: str) -> None:
+        keys = ("version", "place")
+        self.seconds = Histogram(
+            f"{PREFIX}queue_seconds", "Time before the next encoder or pass", SECONDS, keys
+        )
+        self.seconds.set_default_tags({"version": version, "place": place})
+
+    def left(self, waited: list[float]) -> None:
+        """Some left the queue, after so many seconds each."""
         for seconds in waited:
-            histogram.observe(seconds)
-
-    return record
+            self.seconds.observe(seconds)
