@@ -1,6 +1,7 @@
 """What a disturbed run came to, beside the undisturbed one: nothing may be lost, and nothing left over."""
 
 import json
+import re
 import statistics
 from collections import Counter
 from dataclasses import dataclass, field
@@ -10,9 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from boom_ray import artifact, storage
+from boom_ray.driver import DRIVERS
 from boom_ray.errors import BoomError
 
 KEPT = ("run.json", "recipe.json", "evaluation.json", "update.json")  # beside the artifacts
+KEPT_BELOW = re.compile(rf"/(evaluation|{DRIVERS})/")
 
 
 @dataclass
@@ -56,8 +59,8 @@ def made(root: str) -> tuple[dict[str, str], list[str]]:
             wrong.append(str(error))
     wrong += [
         f"left over: {name}" for name in files
-        if not name.startswith(tuple(f"{one}/" for one in directories)) and "/evaluation/" not in name
-        and not name.endswith(KEPT)
+        if not name.startswith(tuple(f"{one}/" for one in directories)) and not name.endswith(KEPT)
+        and not KEPT_BELOW.search(name)
     ]  # fmt: skip
     return digests, wrong
 
