@@ -491,8 +491,8 @@ def scale(tools: Tools, sizes: list[Inputs], repeats: int) -> dict[str, Any]:
     """Time the streaming over models, bytes and workers.
 
     Returns:
-        Medians of every point, for each number of workers a line through them over the bytes read, and how
-        much faster the most workers are than one.
+        Medians of every point, for each number of workers a plane through them over the bytes read and
+        written, and how much faster the most workers are than one: at the points, and by byte read.
     """
     out = os.path.join(tools.scratch, "ours")
     streamed: dict[tuple[int, int, int], list[float]] = {}
@@ -505,30 +505,35 @@ def scale(tools: Tools, sizes: list[Inputs], repeats: int) -> dict[str, Any]:
                 memory[key] = max(memory.get(key, 0), run.peak)
         shutil.rmtree(out)
     seconds = {key: statistics.median(values) for key, values in streamed.items()}
+    written = {inputs.num_bytes: inputs.output_bytes for inputs in sizes}
     points = [
-        {"models": key[0], "bytes_read": key[1], "workers": key[2], "seconds": round(value, 3)}
+        {"models": key[0], "bytes_read": key[1], "bytes_written": written[key[1]], "workers": key[2]}
+        | {"seconds": round(value, 3)}
         | {"rounds": [round(entry, 3) for entry in streamed[key]], "worker_anonymous_mib": memory[key] >> 20}
         for key, value in seconds.items()
     ]
-    lines = {
-        str(workers): _line({key[1]: value for key, value in seconds.items() if key[2] == workers})
+    planes = {
+        workers: _plane(
+            [(read, written[read], took) for (_, read, by), took in seconds.items() if by == workers]
+        )
         for workers in SCALING_WORKERS
     }
     first, last = SCALING_WORKERS[0], SCALING_WORKERS[-1]
     faster = [value / seconds[key[0], key[1], last] for key, value in seconds.items() if key[2] == first]
-    return {"points": points, "lines_by_workers": lines, "speedup": round(statistics.median(faster), 3)}
+    by_read = planes[first]["seconds_per_gb_read"] / planes[last]["seconds_per_gb_read"]
+    speedup = {"median": round(statistics.median(faster), 3), "by_byte_read": round(by_read, 3)}
+    return {"points": points, "planes_by_workers": planes, "speedup": speedup}
 
 
-def _line(seconds: dict[int, float]) -> dict[str, float]:
-    """The least squares line through seconds over bytes."""
-    x, y = np.array(list(seconds)) / 1e9, np.array(list(seconds.values()))
-    slope, start = np.polyfit(x, y, 1)
-    residual, total = ((y - slope * x - start) ** 2).sum(), ((y - y.mean()) ** 2).sum()
-    return {
-        "seconds_per_gb": round(float(slope), 4),
-        "seconds_at_zero": round(float(start), 4),
-        "r_squared": round(float(1 - residual / total), 4),
-    }
+def _plane(points: list[tuple[int, int, float]]) -> dict[str, float]:
+    """The least squares plane through seconds over bytes read and bytes written."""
+    read, written, seconds = np.array(points).T
+    factors = np.stack([read / 1e9, written / 1e9, np.ones(len(points))], axis=1)
+    found = np.linalg.lstsq(factors, seconds)[0]
+    residual, total = ((seconds - factors @ found) ** 2).sum(), ((seconds - seconds.mean()) ** 2).sum()
+    names = ("seconds_per_gb_read", "seconds_per_gb_written", "seconds_at_zero")
+    values = {name: round(float(value), 4) for name, value in zip(names, found, strict=True)}
+    return values | {"r_squared": round(float(1 - residual / total), 4)}
 
 
 def machine() -> dict[str, Any]:
