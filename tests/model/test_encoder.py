@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -104,6 +106,28 @@ def test_packed_weights_give_the_same_vectors(model, mixed, request):
     assert np.abs(packed.encode(mixed) - directory.load_encoder(path).encode(mixed)).max() < 1e-5
     if torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         assert not any(type(module) is torch.nn.Linear for module in packed.modules())
+
+
+MANY_SHAPES = """
+import ctypes
+import psutil
+import torch
+from boom_ray.model import packed
+layers = torch.nn.Sequential(torch.nn.Linear(384, 1536), torch.nn.Linear(1536, 384))
+packed.pack(layers)
+with torch.inference_mode():
+    for count in range(1, 401):
+        layers(torch.zeros(count, 384))
+        if count in (200, 400):
+            ctypes.CDLL(None).malloc_trim(0)
+            print(psutil.Process().memory_info().rss >> 20)
+"""
+
+
+def test_passes_of_ever_new_shapes_take_no_more_memory():
+    made = subprocess.run([sys.executable, "-c", MANY_SHAPES], capture_output=True, text=True, check=True)
+    before, after = map(int, made.stdout.split())
+    assert after - before < 30  # MiB; some 100 if all were kept
 
 
 def test_chunks_pad_no_text_by_more_than_an_eighth_once_they_are_long_enough():
