@@ -113,7 +113,7 @@ def test_pages_tell_of_a_run_and_of_its_update(run, child):
 
 
 @pytest.mark.slow
-def test_a_child_that_is_worse_than_required_is_not_published(run, tmp_path):
+def test_a_child_that_is_worse_than_required_is_not_published(run, child, tmp_path):
     recipe, _, evaluation = run
     rows = new_rows(tmp_path / "dom.jsonl", "xml/dom")
     request = Request(
