@@ -35,8 +35,8 @@ class PackedLinear(nn.Module):
 def pack(module: nn.Module) -> None:
     """Replace every linear layer below a module, where this CPU gains from it.
 
-    The layers of one pass share what oneDNN and PyTorch prepare for a shape. The next pass hardly ever has the
-    same, and of the thousand that both keep by default a process grows by hundreds of MiB.
+    The layers of one pass share what oneDNN and PyTorch prepare for a shape. The next pass hardly ever has
+    the same, and by the thousand that both keep by default a process grows by hundreds of MiB.
     """
     if not (
         torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")

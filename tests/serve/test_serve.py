@@ -1,4 +1,4 @@
-"""The endpoint over real HTTP: the vectors are those of sentence-transformers, bad requests get clear errors."""
+"""The endpoint over real HTTP: vectors are those of sentence-transformers, bad requests get clear errors."""
 
 import base64
 import json
