@@ -1,4 +1,4 @@
-"""What all verbs share: the group, how it ends, and options of several."""
+"""What all verbs share: the group, how it ends, and an option of several."""
 
 from typing import Any
 
@@ -25,7 +25,4 @@ def main() -> None:
     """Make, refresh and serve text embedding models by bagging and merging, on Ray."""
 
 
-storage_option = click.option(
-    "--storage", "storage_uri", metavar="URI", help="Overrides the recipe's storage."
-)
 workers_option = click.option("--num-workers", type=click.IntRange(min=1), metavar="N", help="Ray actors.")

@@ -5,8 +5,12 @@ from typing import Any
 import click
 
 from boom_ray import stop, storage
-from boom_ray.cli.group import main, storage_option
+from boom_ray.cli.group import main
 from boom_ray.errors import BoomError
+
+storage_option = click.option(
+    "--storage", "storage_uri", metavar="URI", help="Overrides the recipe's storage."
+)
 
 
 @main.command()

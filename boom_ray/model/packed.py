@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 ops = torch.ops.mkldnn
-SHAPES_KEPT = 32  # more than an encoder layer has
+SHAPES_KEPT = 32  # a pass has a few: one for each kind of linear layer
 
 
 class PackedLinear(nn.Module):
