@@ -1,11 +1,12 @@
 """What a hundred bags cost beside their training: seconds each, and memory of the head.
 
-    python tests/benchmarks/control_plane.py [--bags 100] [--cpus 4] [--real]
+    python tests/benchmarks/control_plane.py [--bags 100] [--nodes 4] [--real]
 
 The bags go through the scheduling of `boom_ray.train.bagging`, each as a trainer of Ray Train with one rank,
-on a node with `--cpus` logical CPUs, each of which holds one rank. Unless `--real`, the rank takes one AdamW
-step of a linear layer instead of training the bag, so that what is measured is all but training. After every
-bag the resident memory of each part of Ray is noted; its growth is the slope of a straight line.
+over `--nodes` raylets of one logical CPU, which hold one rank each, beside a head that holds none. Unless
+`--real`, the rank takes one AdamW step of a linear layer instead of training the bag, so that what is measured
+is all but training. After every bag the resident memory of the driver and of each part of the head is noted;
+its growth is the slope of a straight line.
 """
 
 import json
@@ -21,7 +22,13 @@ import psutil
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, ROOT)
-PARTS = {"gcs": "gcs_server", "raylet": "raylet/raylet", "dashboard": "dashboard", "agents": "Agent"}
+PARTS = {
+    "controllers": "TrainController",
+    "agents": "Agent",
+    "gcs": "gcs_server",
+    "raylet": "raylet/raylet",
+    "dashboard": "dashboard",
+}
 
 
 def one_step(config: dict[str, Any]) -> None:
@@ -41,18 +48,19 @@ def one_step(config: dict[str, Any]) -> None:
         json.dump(time.time() - began, file)
 
 
-def memory() -> dict[str, float]:
-    """Resident MiB of the driver and of each part of Ray that serves all bags."""
+def memory(head: Any) -> dict[str, float]:
+    """Resident MiB of the driver, and of each part of Ray on the head, which serve all bags."""
     found = dict.fromkeys(["driver", *PARTS], 0.0)
-    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-        try:
-            line, size = " ".join(process.cmdline()), process.memory_info().rss / 2**20
-        except psutil.Error:
-            continue
-        if process.pid == os.getpid():
-            found["driver"] += size
-        elif part := next((part for part, pattern in PARTS.items() if pattern in line), None):
-            found[part] += size
+    found["driver"] = psutil.Process().memory_info().rss / 2**20
+    for _, popen in head.live_processes():
+        started = psutil.Process(popen.pid)
+        for process in [started, *started.children(recursive=True)]:
+            try:
+                line, size = " ".join(process.cmdline()), process.memory_info().rss / 2**20
+            except psutil.Error:
+                continue
+            if part := next((part for part, pattern in PARTS.items() if pattern in line), None):
+                found[part] += size
     return found
 
 
@@ -75,26 +83,30 @@ def prepare(directory: str, num_bags: int) -> Any:
 
 @click.command()
 @click.option("--bags", default=100)
-@click.option("--cpus", default=4)
+@click.option("--nodes", default=4)
 @click.option("--real", is_flag=True)
-def main(bags: int, cpus: int, real: bool) -> None:
+def main(bags: int, nodes: int, real: bool) -> None:
     """Train, and print one line of JSON."""
     import ray
+    from ray.cluster_utils import Cluster
 
     from boom_ray import pipeline, session
     from boom_ray.train import bagging
 
     with tempfile.TemporaryDirectory() as directory:
         prepared = prepare(directory, bags)
-        ray.init("local", num_cpus=cpus, log_to_driver=False)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True})
+        for _ in range(nodes):
+            cluster.add_node(num_cpus=1)
+        os.environ["RAY_ADDRESS"] = cluster.address
         session.connect()
-        ended: list[tuple[float, dict[str, float]]] = [(time.time(), memory())]
+        ended: list[tuple[float, dict[str, float]]] = [(time.time(), memory(cluster.head_node))]
         fit, lasted = bagging._fit, []
 
         def timed(job: Any) -> str | None:
             began = time.time()
             problem = fit(job)
-            ended.append((time.time(), memory()))
+            ended.append((time.time(), memory(cluster.head_node)))
             lasted.append(ended[-1][0] - began)
             return problem
 
@@ -104,6 +116,7 @@ def main(bags: int, cpus: int, real: bool) -> None:
         pipeline.train(prepared)
         print(json.dumps(summary(prepared.root, ended, lasted, real)), flush=True)
         ray.shutdown()
+        cluster.shutdown()
 
 
 def summary(root: str, ended: list[tuple[float, dict[str, float]]], lasted: list[float], real: bool) -> Any:
