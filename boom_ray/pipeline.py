@@ -12,8 +12,8 @@ from typing import Any
 
 import ray
 
-from boom_ray import artifact, compare, evaluate, report, session, storage
-from boom_ray.artifact import Parent, Record, Stage
+from boom_ray import artifact, compare, evaluate, report, session, staging, storage
+from boom_ray.artifact import Parent, Record
 from boom_ray.data import bags, corpus
 from boom_ray.data.bags import BASELINE
 from boom_ray.data.batches import num_steps
@@ -27,6 +27,7 @@ from boom_ray.merge.run import merge_into
 from boom_ray.model import card, directory, self_test
 from boom_ray.progress import console
 from boom_ray.recipe import Bags, Merge, Recipe, identity
+from boom_ray.staging import Stage
 from boom_ray.train.bagging import model_uri, train_bags
 from boom_ray.train.schedule import best, longest_first, render
 
@@ -140,7 +141,7 @@ def run(recipe: Recipe, baseline: bool = False) -> str:
         models = prepare_and_train(recipe, base, driver, baseline=baseline)[: len(recipe.bags.ratios)]
         existing = artifact.read_record(target)
         if existing is None:
-            with artifact.staged(target) as stage:
+            with staging.staged(target) as stage:
                 existing = _merge_and_publish(recipe, models, stage, driver)
         else:
             console.print(f"{target}: published already")

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from boom_ray import artifact, evaluate, report, storage
+from boom_ray import evaluate, report, staging, storage
 from boom_ray.artifact import Record
 from boom_ray.evaluate import Protocol, Subject
 from boom_ray.merge.actors import MergeSpec
@@ -45,7 +45,7 @@ def search(
     Raises:
         BoomError: as the merge and the evaluation do.
     """
-    artifact.refuse_existing(target)
+    staging.refuse_existing(target)
     evaluate.find_tasks(data)
     tried = candidates(spec, len(models), trials)
     scratch = storage.join(storage.parent_of(target), f".{storage.name_of(target)}.search")

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from boom_ray import artifact, compare, evaluate, pipeline, report, storage
+from boom_ray import artifact, compare, evaluate, pipeline, report, staging, storage
 from boom_ray.artifact import Record
 from boom_ray.data import corpus
 from boom_ray.data.bags import generator
@@ -119,7 +119,7 @@ def update(recipe: Recipe, request: Request) -> str:
         small = _training(recipe, request, parent, version)
         (trained,) = pipeline.prepare_and_train(small, pipeline.claim(small), driver)
         cost = _cost(recipe, small, version)
-        with artifact.staged(target) as stage:
+        with staging.staged(target) as stage:
             record = _merge(recipe, request, parent, trained, version, stage, driver)
             record = record.model_copy(update={"metrics": {**record.metrics, "cost": cost}})
             license_name = directory.license_of(storage.local_directory(recipe.base_model.path))
@@ -176,7 +176,7 @@ def core_sample(recipe: Recipe, version: str, percent: float) -> list[Task]:
     target = storage.join(recipe.root, "core", f"{version}-{percent:g}")
     behind = history(recipe, version)
     if artifact.read_record(target) is None:
-        with artifact.staged(target) as stage:
+        with staging.staged(target) as stage:
             drawn = {}
             for uri, task in behind:
                 rows = corpus.load_task(uri, task.name)
@@ -219,7 +219,7 @@ def _merge(
     parent: Record,
     trained: str,
     version: str,
-    stage: artifact.Stage,
+    stage: staging.Stage,
     driver: Driver,
 ) -> Record:
     """Merge into a stage, measure, and say what the record will."""

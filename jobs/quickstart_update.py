@@ -16,7 +16,8 @@ from boom_ray.data import bags
 from boom_ray.evaluate import Protocol, Subject
 from boom_ray.model import directory
 from boom_ray.progress import console
-from boom_ray.recipe import Evaluate, Recipe, load
+from boom_ray.recipe import Evaluate, Recipe
+from boom_ray.recipe_file import load
 from boom_ray.train.bagging import model_uri
 from boom_ray.update import Request
 

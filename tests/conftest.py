@@ -12,7 +12,7 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from boom_ray import artifact, recipe, session
+from boom_ray import recipe_file, session, staging
 from boom_ray.artifact import Record
 from boom_ray.model import directory, self_test
 from boom_ray.recipe import BaseModelSource, Recipe
@@ -80,7 +80,7 @@ def publish(base: str, target: str, version: str = "v0001", max_length: int = 12
     """Publish a base model as it is, in the form every model of ours has."""
     encoder = directory.load_encoder(base, BaseModelSource(path=base))
     prompts = {"query": "Instruct: find the code\nQuery:", "document": ""}
-    with artifact.staged(target) as stage:
+    with staging.staged(target) as stage:
         directory.save(encoder, stage.local, base, prompts, max_length)
         made = Record(kind="model", name="test", version=version, fingerprint="0", config={"rows": 10})
         stage.commit(made.model_copy(update={"self_test": self_test.of(stage.local)}))
@@ -154,7 +154,7 @@ def make_recipe(corpus_files: dict[str, str], beir: str, tmp_path: Any) -> Any:
         values = recipe_values(base, corpus_files, beir, str(tmp_path / "runs")) | sections
         path = tmp_path / "recipe.yaml"
         path.write_text(yaml.safe_dump(values))
-        return recipe.load(str(path))
+        return recipe_file.load(str(path))
 
     return make
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from boom_ray import artifact
+from boom_ray import artifact, staging
 from boom_ray.artifact import Record
 from boom_ray.errors import BoomError
 
@@ -18,7 +18,7 @@ def record(**fields):
 
 
 def publish(target):
-    with artifact.staged(str(target)) as stage:
+    with staging.staged(str(target)) as stage:
         save_file({"a": np.arange(8, dtype=np.float32), "b": np.ones((2, 2), np.float32)},
                   os.path.join(stage.local, "model.safetensors"))  # fmt: skip
         os.makedirs(os.path.join(stage.local, "sub"))
@@ -71,7 +71,7 @@ def test_a_directory_without_a_record_is_no_artifact(tmp_path):
 
 
 def test_a_producer_that_fails_leaves_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError), artifact.staged(str(tmp_path / "model")) as stage:
+    with pytest.raises(ZeroDivisionError), staging.staged(str(tmp_path / "model")) as stage:
         with open(os.path.join(stage.local, "half"), "w") as file:
             file.write("x")
         raise ZeroDivisionError
@@ -81,8 +81,8 @@ def test_a_producer_that_fails_leaves_nothing(tmp_path):
 def test_a_producer_that_is_killed_leaves_nothing_visible_and_the_next_one_cleans_up(tmp_path):
     code = f"""
 import os, signal
-from boom_ray import artifact
-stage = artifact.Stage({str(tmp_path / "model")!r})
+from boom_ray import staging
+stage = staging.Stage({str(tmp_path / "model")!r})
 open(os.path.join(stage.local, "half"), "w").write("x")
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -104,7 +104,7 @@ def test_a_taken_target_is_refused_and_kept(tmp_path):
 
 def test_of_two_producers_one_wins_and_the_other_refuses(tmp_path):
     target = str(tmp_path / "model")
-    first, second = artifact.Stage(target), artifact.Stage(target)
+    first, second = staging.Stage(target), staging.Stage(target)
     for stage, text in ((first, "1"), (second, "2")):
         with open(os.path.join(stage.local, "file"), "w") as file:
             file.write(text)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from boom_ray import artifact, process, storage
+from boom_ray import artifact, process, staging, storage
 from boom_ray.artifact import MARKER, Record
 from boom_ray.errors import BoomError
 from tests.object_store import s3_server
@@ -32,7 +32,7 @@ def record() -> Record:
     return Record(kind="model", name="n", version="v", fingerprint="f")
 
 
-def fill(stage: artifact.Stage, text: str) -> None:
+def fill(stage: staging.Stage, text: str) -> None:
     with open(os.path.join(stage.local, "file"), "w") as file:
         file.write(text)
 
@@ -46,7 +46,7 @@ def claim_of_another(target: str, name: str) -> None:
 def test_a_claim_with_the_number_of_this_process_from_before_a_restart_is_taken_over(bucket):
     machine, number, started = process.own_name().rsplit("-", 2)
     claim_of_another(f"{bucket}/again", f"{machine}-{number}-{int(started) - 60_000}")
-    with artifact.staged(f"{bucket}/again") as stage:
+    with staging.staged(f"{bucket}/again") as stage:
         fill(stage, "whole")
         stage.commit(record())
     assert set(artifact.verify(f"{bucket}/again").files) == {"file"}
@@ -55,18 +55,18 @@ def test_a_claim_with_the_number_of_this_process_from_before_a_restart_is_taken_
 def test_a_claim_of_a_process_that_runs_is_respected(bucket):
     claim_of_another(f"{bucket}/taken", process.own_name())
     with pytest.raises(BoomError, match="is filling it"):
-        artifact.Stage(f"{bucket}/taken")
+        staging.Stage(f"{bucket}/taken")
 
 
 def test_a_producer_that_was_given_up_does_not_touch_what_its_successor_makes(bucket):
     """A node is cut off and taken for dead; another machine does its work; then the node comes back."""
     target = f"{bucket}/fenced"
-    with pytest.raises(BoomError, match="another process has taken it over"), artifact.staged(target) as old:
+    with pytest.raises(BoomError, match="another process has taken it over"), staging.staged(target) as old:
         fill(old, "old")
         claim_of_another(target, "elsewhere-1-1")
         old.commit(record())
     assert set(storage.list_files(target)) == {MARKER, "left"}
-    with artifact.staged(target) as new:
+    with staging.staged(target) as new:
         fill(new, "new")
         new.commit(record())
     late = storage.read_bytes(f"{target}/file")

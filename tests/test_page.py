@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from boom_ray import artifact, compare, evaluate, lineage, pipeline, report, storage
+from boom_ray import artifact, compare, evaluate, lineage, pipeline, report, staging, storage
 from boom_ray.artifact import Record
 from boom_ray.cli import main
 from boom_ray.data import bags, corpus
@@ -87,7 +87,7 @@ class Storage:
         """Publish a bag's model: the base, moved at random. The third paused for a while."""
         steps, start = 30 + 25 * index, self.start + 120 * (index // 4)
         pauses = [400 * (step > 20 and index == 2) for step in range(steps)]
-        with artifact.staged(f"{self.root}/models/{self.names[index]}") as stage:
+        with staging.staged(f"{self.root}/models/{self.names[index]}") as stage:
             moved = {key: value + 0.1 * self._tensor(len(value)) for key, value in self.base.items()}
             save_file(moved, os.path.join(stage.local, "model.safetensors"), {"format": "pt"})
             with open(os.path.join(stage.local, "metrics.jsonl"), "w", encoding="utf-8") as file:
@@ -129,7 +129,7 @@ class Storage:
         ranges = np.stack([found.min(0), found.mean(0), found.max(0)], axis=1).tolist()
         merged = self.weights(like) if like else {k: sum(p[k] for p in pieces) / number for k in self.base}
         models = [artifact.read_record(f"{self.root}/models/{name}") for name in self.names]
-        with artifact.staged(f"{self.root}/models/v0001") as stage:
+        with staging.staged(f"{self.root}/models/v0001") as stage:
             save_file(merged, os.path.join(stage.local, "model.safetensors"), {"format": "pt"})
             distances.write_summary(self.names, "deltas", products, stage.local)
             moments = [self.start + 900, self.start + 930, self.start + 1100]

@@ -8,8 +8,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from boom_ray import artifact, lineage, pipeline, status, storage, update
-from boom_ray import recipe as recipes
+from boom_ray import artifact, lineage, pipeline, recipe_file, status, storage, update
 from boom_ray.cli import main
 from boom_ray.errors import BoomError
 from boom_ray.model import self_test
@@ -37,7 +36,7 @@ def run(qwen3, corpus_files, beir, tmp_path_factory) -> tuple[Recipe, str, str]:
     root = tmp_path_factory.mktemp("updated")
     values = recipe_values(qwen3, corpus_files, beir, str(root / "runs")) | {"bags": {"ratios": [40, 60]}}
     (root / "recipe.yaml").write_text(yaml.safe_dump(values))
-    loaded = recipes.load(str(root / "recipe.yaml"))
+    loaded = recipe_file.load(str(root / "recipe.yaml"))
     pipeline.run(loaded)
     evaluation = texts.write_beir(str(root / "new" / "http"), list(texts.functions("http"))[24:44])
     return loaded, new_rows(root / "http.jsonl", "http"), evaluation

@@ -22,7 +22,7 @@ storage_option = click.option(
 @stop.heeded()
 def run(recipe: str, storage_uri: str | None, baseline: bool, dry_run: bool, ranks: int | None) -> None:
     """Sample bags, train a model on each, merge them, and measure the result."""
-    from boom_ray.recipe import load
+    from boom_ray.recipe_file import load
 
     if ranks and not dry_run:
         raise BoomError("--ranks goes with --dry-run: a run takes what the cluster has")
@@ -49,7 +49,7 @@ def run(recipe: str, storage_uri: str | None, baseline: bool, dry_run: bool, ran
 def plan(recipe: str, storage_uri: str | None, assume: tuple[str, ...], **given: Any) -> None:
     """Work out rows, memory, time, bytes and price of a run, without running it."""
     from boom_ray.planner.assumptions import parse
-    from boom_ray.recipe import load
+    from boom_ray.recipe_file import load
 
     loaded, numbers = load(recipe, storage_uri), parse(assume)
     if given["price"] is not None:
@@ -67,7 +67,7 @@ def plan(recipe: str, storage_uri: str | None, assume: tuple[str, ...], **given:
 @stop.heeded()
 def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
     """Train the bags' models that are missing."""
-    from boom_ray.recipe import load
+    from boom_ray.recipe_file import load
 
     loaded = load(recipe, storage_uri)
     if bag is not None and bag > len(loaded.bags.ratios):
@@ -101,7 +101,7 @@ def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
 @stop.heeded()
 def update(recipe: str, storage_uri: str | None, **given: Any) -> None:
     """Bring new data into a published version: train a small model on it, and merge."""
-    from boom_ray.recipe import load
+    from boom_ray.recipe_file import load
 
     loaded = load(recipe, storage_uri)
     from boom_ray import update as stage

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
-from boom_ray import artifact, storage
+from boom_ray import artifact, staging, storage
 from boom_ray.artifact import Record
 from boom_ray.errors import BoomError
 from boom_ray.recipe import Bags, identity
@@ -103,7 +103,7 @@ def publish(corpus: Record, bags: Bags, target: str) -> Record:
         return existing
     sizes = {task: counts["rows"] for task, counts in corpus.config["tasks"].items()}
     drawn = sample(sizes, bags)
-    with artifact.staged(target) as stage:
+    with staging.staged(target) as stage:
         for index, bag in enumerate(drawn):
             tasks = np.repeat(list(bag), [len(rows) for rows in bag.values()])
             table = pa.table(

@@ -16,7 +16,7 @@ import pyarrow as pa
 import xxhash
 from datasets import Dataset
 
-from boom_ray import artifact, storage
+from boom_ray import artifact, staging, storage
 from boom_ray.artifact import Record
 from boom_ray.data import rows
 from boom_ray.errors import BoomError
@@ -62,7 +62,7 @@ def prepare(data: Data, target: str, name: str) -> Record:
         _refuse_changes(target, existing.config["identities"], identities)
         return existing
     started = time.time()
-    with artifact.staged(target) as stage:
+    with staging.staged(target) as stage:
         counts = {}
         with open(os.path.join(stage.local, "quarantine.jsonl"), "w", encoding="utf-8") as quarantine:
             for task in data.tasks:

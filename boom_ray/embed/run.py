@@ -22,8 +22,8 @@ import ray
 from ray.data import DataContext
 from ray.exceptions import RayError, RayTaskError
 
-from boom_ray import artifact, storage
-from boom_ray.artifact import FileEntry, Record, Stage
+from boom_ray import artifact, staging, storage
+from boom_ray.artifact import FileEntry, Record
 from boom_ray.embed import probe
 from boom_ray.embed.encode import PartitionEncoder, Plan, Pool, encoded
 from boom_ray.embed.metrics import EmbedMetrics
@@ -36,6 +36,7 @@ from boom_ray.errors import BoomError
 from boom_ray.model import directory
 from boom_ray.progress import Progress, console
 from boom_ray.session import result_of
+from boom_ray.staging import Stage
 
 GONE, CALIBRATION = "gone.json", "calibration.json"
 CALIBRATION_ROWS = 512
@@ -65,7 +66,7 @@ def embed(model: str, source: str, target: str, options: Options | None = None) 
     """
     options = options or Options()
     _prepare_ray_data()
-    artifact.refuse_existing(target)
+    staging.refuse_existing(target)
     started = time.monotonic()
     parent, spec = directory.identify(model), directory.read_spec(storage.local_directory(model))
     asked = _asked(model, spec.prompts, options)
@@ -80,7 +81,7 @@ def embed(model: str, source: str, target: str, options: Options | None = None) 
     identity = artifact.fingerprint([parent.digest, asked, seen.content, options.columns, options.since,
                                      options.precision])  # fmt: skip
     plan = Plan(opened, model, spec, asked["prompt"], seen.rows, ray.put(known.keys), target, reduction)
-    with artifact.resumable(target, identity) as stage:
+    with staging.resumable(target, identity) as stage:
         made, spent = _encode(replace(plan, target=stage.uri), stage, seen)
         record = Record(
             kind="embeddings",

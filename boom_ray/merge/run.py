@@ -10,8 +10,8 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from boom_ray import artifact, storage
-from boom_ray.artifact import Record, Stage
+from boom_ray import artifact, staging, storage
+from boom_ray.artifact import Record
 from boom_ray.errors import BoomError
 from boom_ray.merge import distances
 from boom_ray.merge.actors import MergeCoordinator, Merged, MergeSpec, MergeWorker
@@ -23,6 +23,7 @@ from boom_ray.merge.tensors import INDEX
 from boom_ray.model import card, directory
 from boom_ray.progress import Progress
 from boom_ray.session import here, result_of
+from boom_ray.staging import Stage
 
 POLL_SECONDS = 0.1
 MIB = 1 << 20
@@ -51,7 +52,7 @@ def merge_models(
     Raises:
         BoomError: listing why they cannot be merged; nothing is left at `target`.
     """
-    with artifact.staged(target) as stage:
+    with staging.staged(target) as stage:
         config, merged = merge_into(stage, models, base, spec, known)
         parents = [directory.identify(uri) for uri in models]
         record = Record(

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from boom_ray import artifact, pipeline, session, storage
+from boom_ray import artifact, pipeline, session, staging, storage
 from boom_ray.data import bags, corpus
 from boom_ray.data.batches import num_batches, num_steps
 from boom_ray.driver import driving
@@ -151,7 +151,7 @@ def _arithmetic(
 def _merging(small: Recipe, shape: Shape, models: list[str]) -> dict[str, float]:
     """A merge that is thrown away: the start of its processes, and what one worker streams a second."""
     spec = replace(pipeline.merge_spec(small.merge), weights="equal")
-    with artifact.staged(storage.join(small.root, "merged")) as stage:
+    with staging.staged(storage.join(small.root, "merged")) as stage:
         since = time.time()
         _, merged = merge_into(stage, models, small.base_model.path, spec)
         whole = time.time() - since

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from boom_ray import artifact, storage
+from boom_ray import artifact, staging, storage
 from boom_ray.artifact import Record
 from boom_ray.errors import BoomError
 from boom_ray.model import card, directory
@@ -236,7 +236,7 @@ class BagTraining:
             return
         if self.train.lora:
             weights = lora.fold(weights, self.train.lora)
-        with artifact.staged(self.job.target) as stage:
+        with staging.staged(self.job.target) as stage:
             self.journal.write_to(stage.local)
             write_model(self.job, self.encoder, weights, state, stage)
         storage.delete_tree(self.job.checkpoints)
@@ -308,7 +308,7 @@ def write_model(
     encoder: Encoder,
     weights: dict[str, Tensor],
     state: dict[str, Any],
-    stage: artifact.Stage,
+    stage: staging.Stage,
 ) -> Record:
     """Fill a stage with the trained model and commit it."""
     recipe = job.recipe

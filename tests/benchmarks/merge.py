@@ -45,9 +45,10 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3Model
 
-from boom_ray import artifact
-from boom_ray.artifact import Record, Stage
+from boom_ray import artifact, staging
+from boom_ray.artifact import Record
 from boom_ray.merge.writer import ShardWriter
+from boom_ray.staging import Stage
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 WEIGHTS = "model.safetensors"
@@ -180,7 +181,7 @@ def make_models(root: str, shape: Shape, num_models: int) -> list[str]:
     shapes = shape.tensors()
     declared = {name: ("BF16", size) for name, size in shapes.items()}
     with contextlib.ExitStack() as stack:
-        stages = [stack.enter_context(artifact.staged(paths[number])) for number in missing]
+        stages = [stack.enter_context(staging.staged(paths[number])) for number in missing]
         writers = [ShardWriter(os.path.join(stage.local, WEIGHTS), declared) for stage in stages]
         for index, (name, size) in enumerate(shapes.items()):
             base = torch.randn(size, generator=_seeded(index, 0)).mul_(0.02)

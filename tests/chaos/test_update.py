@@ -13,7 +13,7 @@ import pytest
 import ray
 import yaml
 
-from boom_ray import artifact, pipeline, recipe, update
+from boom_ray import artifact, pipeline, recipe_file, update
 from boom_ray.update import Request
 from tests import texts
 from tests.conftest import recipe_values
@@ -28,7 +28,7 @@ def command(qwen3, corpus_files, beir, tmp_path) -> tuple[list[str], Request]:
     """A published v0001 under `runs`, a copy under `unharmed`, and an update of it, to run or to call."""
     values = recipe_values(qwen3, corpus_files, beir, f"{tmp_path}/runs") | {"bags": {"ratios": [40, 60]}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
-    pipeline.run(recipe.load(f"{tmp_path}/recipe.yaml"))
+    pipeline.run(recipe_file.load(f"{tmp_path}/recipe.yaml"))
     shutil.copytree(tmp_path / "runs", tmp_path / "unharmed")
     pairs = list(texts.functions("http"))
     rows = [{"query": text, "pos": [code]} for text, code in pairs[:24]]
@@ -102,7 +102,7 @@ def test_an_update_killed_at_every_stage_makes_the_same_child(command, tmp_path)
     assert glob(stage) == [] and not os.path.exists(f"{root}/models/v0003")
     assert artifact.verify(f"{mine}/models/bag-1").created == trained.created, "trained once"
 
-    unharmed = recipe.load(f"{tmp_path}/recipe.yaml", f"{tmp_path}/unharmed")
+    unharmed = recipe_file.load(f"{tmp_path}/recipe.yaml", f"{tmp_path}/unharmed")
     expected = artifact.verify(update.update(unharmed, request))
     found = artifact.verify(child)
     assert found.digest == expected.digest and found.metrics == expected.metrics

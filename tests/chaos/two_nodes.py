@@ -11,7 +11,7 @@ import time
 import ray
 from ray.cluster_utils import Cluster
 
-from boom_ray import pipeline, recipe
+from boom_ray import pipeline, recipe_file
 from boom_ray.train import checkpoint
 
 
@@ -26,7 +26,7 @@ def take_away(cluster: Cluster, root: str) -> None:
 
 def main() -> None:
     """Start the nodes, train, and say which models there are."""
-    loaded = recipe.load(sys.argv[1])
+    loaded = recipe_file.load(sys.argv[1])
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "900"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     for _ in range(2):

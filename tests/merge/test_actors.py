@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from boom_ray import artifact
+from boom_ray import artifact, staging
 from boom_ray.errors import BoomError
 from boom_ray.merge.actors import MergeSpec
 from boom_ray.merge.run import merge_models
@@ -29,7 +29,7 @@ def merge(models: list[str], target: str, base: str | None, spec: MergeSpec) -> 
 def variant(source: str, target: str, seed: int, dtype: torch.dtype = torch.float32, rows: int = 10) -> str:
     """A model directory with every tensor moved a little at random, with a record of its own."""
     generator = torch.Generator().manual_seed(seed)
-    with artifact.staged(target) as stage:
+    with staging.staged(target) as stage:
         directory.copy_all_but_weights(source, stage.local, str(dtype).removeprefix("torch."))
         moved = {
             name: (tensor + 0.02 * torch.randn(tensor.shape, generator=generator)).to(dtype)
