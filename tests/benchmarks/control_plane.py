@@ -4,9 +4,9 @@
 
 The bags go through the scheduling of `boom_ray.train.bagging`, each as a trainer of Ray Train with one rank,
 over `--nodes` raylets of one logical CPU, which hold one rank each, beside a head that holds none. Unless
-`--real`, the rank takes one AdamW step of a linear layer instead of training the bag, so that what is measured
-is all but training. After every bag the resident memory of the driver and of each part of the head is noted;
-its growth is the slope of a straight line.
+`--real`, the rank takes one AdamW step of a linear layer instead of training the bag, so that what is
+measured is all but training. After every bag the resident memory of the driver and of each part of the head
+is noted; its growth is the slope of a straight line.
 """
 
 import json
