@@ -29,6 +29,7 @@ class Outlook:
         best_makespan: With it.
         young, daly: The best interval by formula, for the bag on the most nodes.
         head: Share of its time that the head node starts ranks, and answers.
+        head_memory: Bytes that Ray and the controllers of all bags side by side hold on it.
     """
 
     makespan: float
@@ -41,6 +42,7 @@ class Outlook:
     young: float
     daly: float
     head: float
+    head_memory: float
 
 
 def conditions_of(estimate: Estimate, assume: Assumptions) -> Conditions:
@@ -96,6 +98,7 @@ def outlook(estimate: Estimate, assume: Assumptions, seeds: Sequence[int] | None
         young=young,
         daly=daly,
         head=head_load(estimate, runs, assume),
+        head_memory=head_memory(estimate, assume),
     )
 
 
@@ -111,6 +114,15 @@ def head_load(estimate: Estimate, runs: list[Outcome], assume: Assumptions) -> f
     calls += sum(bag.steps for bag in estimate.bags) / estimate.train
     starting = float(np.mean([run.head / run.makespan for run in runs]))
     return max(starting, calls * call / cpus)
+
+
+def head_memory(estimate: Estimate, assume: Assumptions) -> float:
+    """Bytes on the head node: what serves all bags, and Ray Train's controller of each that is trained."""
+    source = "resident, tests/benchmarks/RESULTS.md"
+    ray = assume.take("head.ray_memory", 2.1e9, "B", f"driver, GCS, dashboard and agents; {source}")
+    controller = assume.take("head.controller_memory", 405e6, "B", f"of the process of a bag; {source}")
+    most = max(sum(one.start <= bag.start < one.end for one in estimate.bags) for bag in estimate.bags)
+    return ray + most * controller
 
 
 def bottleneck(estimate: Estimate, seen: Outlook) -> str:

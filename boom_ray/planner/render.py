@@ -114,7 +114,8 @@ def _failures(estimate: Estimate, seen: Outlook) -> Iterator[str]:
         f"{duration(seen.best)} ({steps:,} steps; training takes {duration(seen.best_makespan)}), by Young's "
         f"formula {duration(seen.young)}, by Daly's {duration(seen.daly)}"
     )
-    head = f"the head node is busy {100 * seen.head:.2g} % of the time"
+    held = seen.head_memory / GIB
+    head = f"the head node is busy {100 * seen.head:.2g} % of the time and holds {held:.1f} GiB"
     yield f"  bottleneck: {bottleneck(estimate, seen)}; {head}"
 
 

@@ -14,7 +14,7 @@ from boom_ray.planner import hardware
 from boom_ray.planner.assumptions import Assumptions
 from boom_ray.planner.calibration import Calibration, store, stored
 from boom_ray.planner.estimate import estimate
-from boom_ray.planner.outlook import bottleneck, outlook
+from boom_ray.planner.outlook import bottleneck, head_memory, outlook
 from boom_ray.planner.plan import gather
 from boom_ray.train.schedule import best
 
@@ -104,6 +104,12 @@ def test_a_slow_head_node_or_a_slow_merge_is_named(billion):
     assert slow.head > 1 and bottleneck(made, slow) == "head"
     crawling, _ = estimated(billion, 4096, {"merge.bytes_per_second": 1e3})
     assert bottleneck(crawling, outlook(crawling, Assumptions({}), range(1))) == "merge"
+
+
+def test_the_head_node_holds_a_controller_for_each_bag_side_by_side(billion):
+    given = {"head.ray_memory": 1000, "head.controller_memory": 1}
+    sizes = [head_memory(estimated(billion, num_gpus, {})[0], Assumptions(given)) for num_gpus in (1, 4096)]
+    assert sizes == [1001, 1100]
 
 
 def test_a_calibration_counts_for_the_processors_it_was_made_on(billion):
