@@ -2,14 +2,19 @@
 
 import logging
 import os
+import socket
+import time
 from typing import Any
 
 import ray
 import ray.exceptions
+from ray._private.services import find_bootstrap_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from boom_ray import stop
 from boom_ray.errors import BoomError
+
+SECONDS_TO_ANSWER = 10
 
 
 class ProcessLost(BoomError):
@@ -22,9 +27,13 @@ def connect(dashboard: bool = True, yielding: bool = True) -> None:
     Args:
         dashboard: Whether a Ray that is started on the spot has one, which takes it three seconds more.
         yielding: Whether its workers let everything else on the machine go first, as is Ray's way.
+
+    Raises:
+        BoomError: if there should be a cluster, and nothing answers where it is.
     """
     if ray.is_initialized():
         return
+    _refuse_silence(os.environ.get("RAY_ADDRESS") or find_bootstrap_address(None))
     # A trainer that waits its turn on a busy machine has not failed.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -32,6 +41,30 @@ def connect(dashboard: bool = True, yielding: bool = True) -> None:
         os.environ.setdefault("RAY_worker_niceness", "0")
     with stop.handlers_kept():
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
+
+
+def _refuse_silence(address: str | None) -> None:
+    """Raise BoomError if nothing answers where `ray.init` would connect to, and wait for many minutes."""
+    if address and address.startswith(("http://", "https://")):
+        raise BoomError(
+            f"RAY_ADDRESS={address}: is where `ray job submit` takes jobs. Submit this command as one, or "
+            "unset RAY_ADDRESS to run it on this machine"
+        )
+    host, _, port = (address or "").rpartition(":")
+    if not host or "/" in host:
+        return
+    deadline = time.monotonic() + SECONDS_TO_ANSWER
+    while True:
+        try:
+            return socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
+        except (OSError, ValueError) as error:
+            if time.monotonic() > deadline:
+                source = (
+                    "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "the last cluster of this machine"
+                )
+                remedy = "Start it; or unset RAY_ADDRESS, and let `ray stop` forget what has ended"
+                raise BoomError(f"{address} ({source}): Ray does not answer. {remedy}") from error
+        time.sleep(0.5)
 
 
 def here() -> NodeAffinitySchedulingStrategy:

@@ -55,6 +55,13 @@ def test_a_missing_recipe_and_a_missing_model():
     assert_refused(boom_ray("verify", "nowhere"), "not an artifact")
 
 
+def test_a_cluster_that_is_not_there(recipe_file):
+    silent = boom_ray("run", recipe_file(), RAY_ADDRESS="127.0.0.1:9")
+    assert_refused(silent, "127.0.0.1:9 (RAY_ADDRESS): Ray does not answer")
+    jobs = boom_ray("run", recipe_file(), RAY_ADDRESS="http://127.0.0.1:8265")
+    assert_refused(jobs, "Submit this command as one")
+
+
 def test_a_missing_data_file(recipe_file, tmp_path):
     data = {"tasks": [{"name": "t", "path": "nowhere.jsonl"}]}
     assert_refused(boom_ray("train", recipe_file(data=data)), "nowhere.jsonl: no data there")
