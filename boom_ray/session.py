@@ -18,7 +18,18 @@ SECONDS_TO_ANSWER = 10
 
 
 class ProcessLost(BoomError):
-    """A process of the cluster died, and Ray did not start it again, or not often enough."""
+    """A process of the cluster died, and Ray did not start it again, or not often enough.
+
+    Attributes:
+        reason: One line of what Ray says; of an environment that could not be set up, what it failed of.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"a process of the cluster was lost: {self.reason} Run the command again"
 
 
 def connect(dashboard: bool = True, yielding: bool = True) -> None:
@@ -89,5 +100,5 @@ def result_of(reference: Any) -> Any:
             raise BoomError(str(cause)) from None
         raise
     except ray.exceptions.RayError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ProcessLost(f"a process of the cluster was lost: {reason} Run the command again") from error
+        in_setup = isinstance(error, ray.exceptions.RuntimeEnvSetupError)
+        raise ProcessLost(str(error).strip().splitlines()[-1 if in_setup else 0]) from error

@@ -121,7 +121,8 @@ def test_every_started_node_authenticates() -> None:
         assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
         for role in ("head", "worker"):
             [start] = [command for command in config[f"{role}_start_ray_commands"] if "ray start" in command]
-            assert start.startswith("export RAY_AUTH_MODE=token;")
+            assert start.startswith("export RAY_AUTH_MODE=token ")
+            assert " BAD_RUNTIME_ENV_CACHE_TTL_SECONDS=10;" in start
             assert ("--dashboard-host=127.0.0.1" in start) == (role == "head")
 
 
@@ -280,7 +281,7 @@ def test_image_holds_what_its_install_and_its_jobs_read() -> None:
     assert set(copied) >= PROJECT
     assert dockerfile.count("pip install") == dockerfile.count(f"--constraint {CONSTRAINTS}")
     assert re.search(r"^USER [1-9]\d*$", dockerfile, re.MULTILINE), "the image must not run as root"
-    assert re.search(r"^ENV .*\bRAY_AUTH_MODE=token\b", dockerfile, re.MULTILINE)
+    assert re.search(r"^ENV .*\bRAY_AUTH_MODE=token BAD_RUNTIME_ENV_\w+=10$", dockerfile, re.MULTILINE)
 
 
 def steps() -> Iterator[tuple[str, str]]:

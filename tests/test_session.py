@@ -22,6 +22,14 @@ def test_a_process_that_is_lost_is_a_message_and_no_traceback():
         result_of(dies.remote())
 
 
+def test_of_an_environment_that_cannot_be_set_up_the_cause_is_told():
+    @ray.remote(num_cpus=0, runtime_env={"working_dir": "file:///nowhere/code.zip"})
+    def never_runs() -> None: ...
+
+    with pytest.raises(ProcessLost, match=r"nowhere/code\.zip"):
+        result_of(never_runs.remote())
+
+
 def test_what_a_user_can_put_right_arrives_as_it_was_raised():
     @ray.remote(num_cpus=0)
     def refuses() -> None:

@@ -57,7 +57,7 @@ class Pool:
         try:
             return result_of(reference)
         except ProcessLost as error:
-            raise BoomError(self.remedy) from error
+            raise BoomError(f"{self.remedy}. Ray says: {error.reason}") from error
 
     def _stop(self, running: list[Any]) -> None:
         """End workers: one that began a task only now would make the stage anew after it was deleted."""

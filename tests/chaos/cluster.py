@@ -36,7 +36,7 @@ START = """
 hostname {name}
 mount --bind {state}/hosts /etc/hosts
 ulimit -c 0
-export TMPDIR={disk}/tmp XDG_CACHE_HOME={disk}/cache
+export TMPDIR={disk}/tmp XDG_CACHE_HOME={disk}/cache BAD_RUNTIME_ENV_CACHE_TTL_SECONDS=10
 mkdir -p $TMPDIR
 exec {ray} start --block --disable-usage-stats --node-ip-address={address} --temp-dir={disk}/ray \\
     --object-store-memory=80000000 {role}

@@ -8,6 +8,7 @@ BOOM_RAY_SWIFT_ENV.
 
 import argparse
 import json
+import os
 import re
 import sys
 import threading
@@ -124,7 +125,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=600, help="begin no seed after so long")
-    parser.add_argument("--out", help="JSON lines are added to this file")
+    parser.add_argument("--out", help="JSON lines are added to this file; seeds in it are not run again")
     parser.add_argument("--summary", metavar="FILE", help="only print the figures of what --out has written")
     options = parser.parse_args()
     if options.summary:
@@ -132,7 +133,11 @@ def main() -> None:
             return print(json.dumps(summary(file.readlines()), indent=1))
     wrong = 0
     deadline = time.monotonic() + 60 * options.minutes
-    seeds = range(options.first, options.first + options.seeds)
+    seeds = list(range(options.first, options.first + options.seeds))
+    if options.out and os.path.exists(options.out):
+        with open(options.out) as file:
+            done = {json.loads(line)["seed"] for line in file}
+        seeds = [seed for seed in seeds if seed not in done]
     with everything() as (head, store):
         for outcome in run_seeds(head, store, seeds, deadline):
             wrong += bool(outcome.wrong)
