@@ -1,13 +1,13 @@
 """Where chaos happens: a cluster of four nodes, and an object store behind a proxy that can fail."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.error
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,15 +40,15 @@ class Head:
         self.environment = {**os.environ, **cluster.client(), "RAY_ADDRESS": DASHBOARD}
 
     def submit(self, entrypoint: str) -> str:
-        """`ray job submit`, again while the head is not up; returns the job's id."""
-        command = ["ray", "job", "submit", "--no-wait", "--working-dir", self.working_directory, "--",
-                   *entrypoint.split()]  # fmt: skip
+        """`ray job submit`, again while the head does not have the job; returns the job's id."""
+        job = f"chaos-{uuid.uuid4().hex}"
+        command = ["ray", "job", "submit", "--no-wait", f"--submission-id={job}",
+                   f"--working-dir={self.working_directory}", "--", *entrypoint.split()]  # fmt: skip
         deadline = time.monotonic() + SECONDS_FOR_A_JOB
         while True:
             done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
-            found = re.search(r"raysubmit_\w+", done.stdout)
-            if done.returncode == 0 and found:
-                return found[0]
+            if done.returncode == 0 or "submission_id" in self._asked(f"/api/jobs/{job}"):
+                return job
             if time.monotonic() > deadline:
                 raise TimeoutError(done.stdout + done.stderr)
             time.sleep(2)

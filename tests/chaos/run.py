@@ -22,6 +22,7 @@ from tests.chaos.place import INPUT, Head, everything
 from tests.faulty_proxy import FaultyProxy
 
 MOST_SUBMISSIONS = 12
+FIRST_PAUSE, LONGEST_PAUSE = 2, 60  # seconds before a job is submitted again, doubled each time
 
 
 class Run:
@@ -94,6 +95,7 @@ class Run:
                 return
             said = self.head.logs(job)
             self.outcome.errors.append(f"{name}: {status}\n{said[-1500:]}")
+            time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE << (submission - 1)))
         raise TimeoutError(
             f"{name}: not done after {MOST_SUBMISSIONS} submissions\n{self.outcome.errors[-1]}"
         )
