@@ -42,8 +42,12 @@ def _is_of_this_machine(name: str) -> bool:
 
 
 def _started(pid: int) -> int | None:
-    """When a process was started, in milliseconds since 1970; None if there is none."""
+    """When a process was started, in milliseconds since 1970; None if there is none, or it has ended.
+
+    In a container nobody may ever collect the processes that have: they stay, as zombies.
+    """
     try:
-        return round(psutil.Process(pid).create_time() * 1000)
+        found = psutil.Process(pid)
+        return None if found.status() == psutil.STATUS_ZOMBIE else round(found.create_time() * 1000)
     except psutil.NoSuchProcess:
         return None

@@ -20,6 +20,18 @@ def test_this_process_runs_and_another_has_ended():
     assert process.has_ended(other) and not process.runs_here(other)
 
 
+def test_a_killed_process_that_nobody_collects_has_ended():
+    code = "from boom_ray import process; print(process.own_name(), flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        name = other.stdout.readline().decode().strip()
+        assert process.runs_here(name)
+        other.kill()
+        os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
+        assert process.has_ended(name) and not process.runs_here(name)
+
+
 def test_a_number_that_is_used_again_is_another_process():
     """In a container that was started again the number of the process that died may be our own."""
     machine, number, started = process.own_name().rsplit("-", 2)

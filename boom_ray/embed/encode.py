@@ -93,11 +93,12 @@ class Pool:
         cpus, gpus = (ray.cluster_resources().get(kind, 0) for kind in ("CPU", "GPU"))
         wanted = num_workers or int(gpus) or int(cpus) // (compute.threads or int(cpus) or 1)
         size = max(1, min(wanted, num_partitions))
+        nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
         return cls(
             size=size,
             num_cpus=min(1, max(0, cpus - 1) / size),
             num_gpus=min(1, gpus / size),
-            compute=replace(compute, threads=max(1, int(cpus) // size)),
+            compute=replace(compute, threads=max(1, int(min(cpus // size, max(nodes))))),
         )
 
 

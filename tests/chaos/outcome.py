@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -15,6 +16,7 @@ from boom_ray.driver import DRIVERS
 from boom_ray.errors import BoomError
 
 KEPT = ("run.json", "recipe.json", "evaluation.json", "update.json")  # beside the artifacts
+MOST_APART = 1e-6  # of numbers of embeddings: their sums depend on an encoder's threads
 KEPT_BELOW = re.compile(rf"/(evaluation|{DRIVERS})/")
 
 
@@ -81,11 +83,13 @@ def compare(outcome: Outcome, root: str, expected: Outcome, expected_root: str) 
     outcome.wrong += left
     names = [name for name in expected.digests if "v0002" not in name and "core" not in name]
     names = list(expected.digests) if "update" in outcome.submissions else names
-    for name in names:
+    for name in set(names) - {"vectors"}:
         if outcome.digests.get(name) != expected.digests[name]:
             outcome.wrong.append(f"{name}: {outcome.digests.get(name)}, undisturbed {expected.digests[name]}")
-    if vectors(root) != vectors(expected_root):
-        outcome.wrong.append("vectors: differ from the undisturbed ones")
+    ours, theirs = vectors(root), vectors(expected_root)
+    apart = np.abs(np.stack(ours["embedding"].to_numpy()) - np.stack(theirs["embedding"].to_numpy())).max()
+    if ours.drop(["embedding"]) != theirs.drop(["embedding"]) or apart > MOST_APART:
+        outcome.wrong.append(f"vectors: {apart:g} from the undisturbed ones")
 
 
 def summary(lines: list[str]) -> dict[str, Any]:
