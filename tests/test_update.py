@@ -88,6 +88,12 @@ def test_an_update_makes_a_child_that_names_its_parent_and_can_be_made_again(run
     assert original.digest == again.digest
 
 
+def test_a_first_version_is_made_again_with_the_same_digest(run, tmp_path):
+    recipe, _, _ = run
+    original, again = reproduce(f"{recipe.root}/models/v0001", str(tmp_path / "again"))
+    assert original.digest == again.digest
+
+
 def test_pages_tell_of_a_run_and_of_its_update(run, child):
     recipe, _, _ = run
     records = {name: artifact.verify(f"{recipe.root}/models/{name}") for name in ("v0001", "v0002")}
