@@ -108,18 +108,25 @@ def is_file(uri: str) -> bool:
 
 def list_files(uri: str) -> dict[str, pyarrow.fs.FileInfo]:
     """All files below a directory, by their path relative to it, sorted. Empty if the directory is absent."""
-    fs, path = filesystem(uri)
-    with explained(uri):
-        infos = fs.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
+    path, infos = _list(uri, recursive=True)
     found = {info.path[len(path) :].lstrip("/"): info for info in infos if info.type == FileType.File}
     return dict(sorted(found.items()))
 
 
 def list_names(uri: str) -> list[str]:
     """The names directly below a directory, sorted. Empty if the directory is absent."""
+    _, infos = _list(uri, recursive=False)
+    return sorted(info.base_name for info in infos)
+
+
+def _list(uri: str, recursive: bool) -> tuple[str, list[pyarrow.fs.FileInfo]]:
     fs, path = filesystem(uri)
+    selector = FileSelector(path, recursive=recursive, allow_not_found=True)
     with explained(uri):
-        return sorted(info.base_name for info in fs.get_file_info(FileSelector(path, allow_not_found=True)))
+        try:
+            return path, fs.get_file_info(selector)
+        except FileNotFoundError:  # it came into being between two looks of arrow
+            return path, fs.get_file_info(selector)
 
 
 def open_input(uri: str) -> pyarrow.NativeFile:
