@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -16,7 +17,7 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from boom_ray import pipeline
+from boom_ray import artifact, pipeline
 from boom_ray.errors import BoomError
 from boom_ray.recipe import Recipe
 from boom_ray.train import checkpoint
@@ -191,6 +192,22 @@ def test_a_node_that_does_not_see_the_storage_is_named(one_bag, monkeypatch):
         BoomError, match=rf"{recipe.storage}: node {ray.util.get_node_ip_address()} does not see"
     ):
         prepare(job)
+
+
+@pytest.mark.slow
+def test_a_bag_that_a_rank_taken_for_dead_has_published_is_done(one_bag):
+    first, second = one_bag("first"), one_bag("second")
+    pipeline.train(first)
+
+    def publish(recipe: Recipe) -> None:
+        models = f"{recipe.root}/models"
+        shutil.copytree(f"{first.root}/models/bag-1", f"{models}/.bag-1")
+        os.rename(f"{models}/.bag-1", f"{models}/bag-1")
+
+    train_and(publish, second)
+    one, other = (artifact.verify(f"{recipe.root}/models/bag-1") for recipe in (first, second))
+    assert one.digest == other.digest
+    assert not glob.glob(f"{second.root}/checkpoints/*")
 
 
 @pytest.mark.slow
