@@ -113,18 +113,23 @@ def kill_driver() -> None:
             os.kill(process.pid, signal.SIGKILL)
 
 
+def published_bags() -> list[str]:
+    return [name for name in storage.list_names(MODELS) if artifact.read_record(f"{MODELS}/{name}")]
+
+
 @pytest.mark.timeout(1200)
 def test_a_killed_job_is_finished_by_the_next_and_nothing_is_trained_twice(cluster):
     client, home = cluster
     first = submit(client, home)
     deadline = time.monotonic() + 400
-    while not (published := [n for n in storage.list_names(MODELS) if artifact.read_record(f"{MODELS}/{n}")]):
+    while not published_bags():
         assert time.monotonic() < deadline and not client.get_job_status(first).is_terminal(), (
             client.get_job_logs(first)
         )
         time.sleep(0.2)
     kill_driver()
     assert await_end(client, first) == JobStatus.FAILED
+    published = published_bags()
     before = {
         f"{n}/{f}": i.mtime_ns for n in published for f, i in storage.list_files(f"{MODELS}/{n}").items()
     }
@@ -143,8 +148,7 @@ def test_a_killed_job_is_finished_by_the_next_and_nothing_is_trained_twice(clust
     assert before == after
     last = client.get_job_logs(second).splitlines()[-1]
     assert last == f"model:   {MODELS}/v0001  (digest {records['v0001'].digest})"
-    jobs = {name: record.job for name, record in records.items()}
-    assert jobs == {name: first if name in published else second for name in records}
+    assert {records[name].job for name in published} == {first} and records["v0001"].job == second
     assert status.read(RUN).is_well and status.read(RUN).state == "done"
     everything = json.dumps([record.model_dump() for record in records.values()]) + client.get_job_logs(
         second
