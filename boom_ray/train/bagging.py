@@ -158,12 +158,10 @@ def _run_all(jobs: list[BagJob], board: Any, driver: Driver) -> None:
             done, _ = wait(running, POLL_SECONDS, FIRST_COMPLETED)
             for future in done:
                 job, message = running.pop(future), future.result()
-                failures |= {job.name: message} if message else {}
+                # a rank that was cut off and taken for dead may have published before its successor
+                if message and not _is_published(job):
+                    failures[job.name] = message
             monitor.show(room, failures)
-    # a rank that was cut off and taken for dead may have published before its successor came to it
-    failures = {
-        job.name: failures[job.name] for job in jobs if job.name in failures and not _is_published(job)
-    }
     if failures:
         kept = len(jobs) - len(failures)
         raise BoomError.of(

@@ -91,7 +91,7 @@ def compare(outcome: Outcome, root: str, expected: Outcome, expected_root: str) 
         outcome.wrong.append("vectors: of other rows than the undisturbed ones")
         return
     apart = np.abs(np.stack(ours["embedding"].to_numpy()) - np.stack(theirs["embedding"].to_numpy())).max()
-    if apart > MOST_APART:
+    if not apart <= MOST_APART:  # also if one is NaN
         outcome.wrong.append(f"vectors: {apart:g} from the undisturbed ones")
 
 
