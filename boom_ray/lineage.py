@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.tree import Tree
 
-from boom_ray import artifact, report, storage
+from boom_ray import artifact, claim, report, storage
 from boom_ray.artifact import Parent, Record
 from boom_ray.errors import BoomError
 
@@ -46,6 +46,13 @@ def current(root: str) -> str:
     return chosen["version"] if chosen.get("newest") == newest and chosen["version"] in records else newest
 
 
+def model_at(uri: str) -> str:
+    """A model, named by its own URI or by that of a run, which stands for the run's current version."""
+    uri = storage.absolute(uri)
+    is_run = not uri.startswith("hf://") and storage.is_file(storage.join(uri, claim.FILE))
+    return storage.join(uri, "models", current(uri)) if is_run else uri
+
+
 def roll_back(root: str, version: str) -> None:
     """Make an older version the current one, until a new one is published.
 
@@ -60,30 +67,48 @@ def roll_back(root: str, version: str) -> None:
 
 
 def table(root: str) -> Table:
-    """A line for each version: parents, rows, means, size, and which is current."""
+    """A line for each version: parents, data, means, size, and which is current."""
     records, chosen = versions(root), current(root)
-    lines = Table("version", "created", "made from", "rows", "mean ndcg@10", "size", box=None)
+    lines = Table("version", "created", "made from", "data", "rows", "mean ndcg@10", "size", box=None)
     for name, record in records.items():
         parents = ", ".join(parent.version for parent in record.parents)
         size = sum(entry.size for entry in record.files.values())
         rows = f"{record.config.get('rows', 0):,}"
         shown = name + ("  (current)" if name == chosen else "")
-        lines.add_row(shown, record.created, parents, rows, means_of(record),
-                      f"{size / 2**20:,.0f} MiB")  # fmt: skip
+        cells = [record.created, parents, data_of(root, record), rows, means_of(record)]
+        lines.add_row(shown, *cells, f"{size / 2**20:,.0f} MiB")
     return lines
 
 
-def means_of(record: Record) -> str:
-    """The mean of a version's own model on each set of tasks it was measured on."""
+def data_of(root: str, record: Record) -> str:
+    """The tasks that a version brought in: of an update those that were new, else the whole corpus."""
+    if "new_tasks" in record.config:
+        return " ".join(f"+{task}" for task in record.config["new_tasks"])
+    corpus = artifact.read_record(storage.join(root, "corpus"))
+    return f"{len(corpus.config['tasks'])} tasks" if corpus else "-"
+
+
+def results_of(record: Record) -> dict[str, report.Scores]:
+    """The scores of a version's own model on each set of tasks it was measured on; an update's by age."""
     metrics = record.metrics
     results = {"": metrics["evaluation"]["merged"]} if "evaluation" in metrics else {}
-    results |= {f"{name} ": metrics[name]["child"] for name in ("old", "new") if name in metrics}
-    means = {name: report.means(scores)["all"][report.MAIN_METRIC] for name, scores in results.items()}
-    return ", ".join(f"{name}{mean:.3f}" for name, mean in means.items()) or "-"
+    return results | {kind: metrics[kind]["child"] for kind in ("old", "new") if kind in metrics}
+
+
+def means_of(record: Record) -> str:
+    """The means of `results_of`, as people read them."""
+    means = {
+        name: report.means(scores)["all"][report.MAIN_METRIC] for name, scores in results_of(record).items()
+    }
+    return ", ".join(f"{name} {mean:.3f}".strip() for name, mean in means.items()) or "-"
 
 
 def diff(one: str, other: str) -> list[str]:
-    """What differs between two models: configuration, parents, metrics, tensors."""
+    """What differs between two models: configuration, parents, tensors, and scores on each task.
+
+    Raises:
+        BoomError: if one of them is no artifact.
+    """
     records = [artifact.read_record(uri) for uri in (one, other)]
     for uri, record in zip((one, other), records, strict=True):
         if record is None:
@@ -98,11 +123,17 @@ def diff(one: str, other: str) -> list[str]:
 
 
 def _facts(record: Record) -> dict[str, Any]:
-    means = {"means": means_of(record), "digest": record.digest, "code": record.code_version}
-    facts = {f"config.{key}": value for key, value in record.config.items()} | means
+    facts: dict[str, Any] = {f"config.{key}": value for key, value in record.config.items()}
+    facts |= {"digest": record.digest, "code": record.code_version}
     facts["parents"] = ", ".join(f"{parent.version} {parent.digest[:8]}" for parent in record.parents)
     tensors = {name: (entry.dtype, tuple(entry.shape)) for name, entry in record.tensors.items()}
-    return facts | {"tensors": f"{len(tensors)} of {artifact.fingerprint(sorted(tensors.items()))[:8]}"}
+    facts["tensors"] = f"{len(tensors)} of {artifact.fingerprint(sorted(tensors.items()))[:8]}"
+    facts[f"mean {report.MAIN_METRIC}"] = means_of(record)
+    for scores in results_of(record).values():
+        facts |= {
+            f"{report.MAIN_METRIC} {task}": f"{scores[task][report.MAIN_METRIC]:.4f}" for task in scores
+        }
+    return facts
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import ray
 
 from boom_ray import artifact, compare, evaluate, report, session, staging, storage
 from boom_ray.artifact import Parent, Record
+from boom_ray.claim import claim
 from boom_ray.data import bags, corpus
 from boom_ray.data.bags import BASELINE
 from boom_ray.data.batches import num_steps
@@ -136,6 +137,8 @@ def run(recipe: Recipe, baseline: bool = False) -> str:
         )
     if baseline and not recipe.evaluate.data:
         raise BoomError("--baseline compares two models: give the recipe evaluate.data to measure them on")
+    if recipe.evaluate.data:
+        evaluate.find_tasks(recipe.evaluate.data)
     base, target = claim(recipe), model_uri(recipe, FIRST_VERSION)
     with driving(recipe.root, "run", FIRST_VERSION) as driver:
         models = prepare_and_train(recipe, base, driver, baseline=baseline)[: len(recipe.bags.ratios)]
@@ -150,36 +153,6 @@ def run(recipe: Recipe, baseline: bool = False) -> str:
             _compare(recipe, target)
         _say_results(recipe, existing, target)
     return target
-
-
-def claim(recipe: Recipe) -> Parent:
-    """Make the name this recipe's, or refuse it if it is another's; returns the base model's identity."""
-    base = directory.identify(recipe.base_model.path)
-    mine = {
-        "base_model": {**identity(recipe.base_model), "digest": base.digest},
-        "bags": identity(recipe.bags),
-        "train": identity(recipe.train),
-        "merge": identity(recipe.merge),
-    }
-    place = storage.join(recipe.root, "run.json")
-    if not storage.is_file(place):
-        storage.write_bytes(
-            storage.join(recipe.root, "recipe.json"), recipe.model_dump_json(indent=1).encode()
-        )
-        storage.write_bytes(place, json.dumps(mine, indent=1).encode())
-        return base
-    theirs = json.loads(storage.read_bytes(place))
-    different = [
-        f"{section}.{key}: {theirs[section].get(key)} there, {mine[section].get(key)} in the recipe"
-        for section in mine
-        for key in sorted(mine[section].keys() | theirs[section].keys())
-        if mine[section].get(key) != theirs[section].get(key)
-    ]
-    if different:
-        raise BoomError.of(
-            different, f"{recipe.root}: holds the run of another recipe. Give this one another name:"
-        )
-    return base
 
 
 def merge_spec(merge: Merge) -> MergeSpec:

@@ -39,7 +39,7 @@ def load(path: str, storage_uri: str | None = None) -> Recipe:
     try:
         recipe = Recipe.model_validate(_expanded(values, path))
     except ValidationError as error:
-        raise BoomError.of(_explain(error), f"{path}: not a valid recipe:") from error
+        raise BoomError.of(explain(error, Recipe), f"{path}: not a valid recipe:") from error
     return _absolute(recipe, os.path.dirname(os.path.abspath(path)))
 
 
@@ -76,12 +76,13 @@ def _absolute(recipe: Recipe, base: str) -> Recipe:
     )
 
 
-def _explain(error: ValidationError) -> list[str]:
+def explain(error: ValidationError, section: type[BaseModel]) -> list[str]:
+    """Every mistake in a section, or in a list of such sections, by its place."""
     problems = []
     for entry in error.errors(include_url=False):
         place = ".".join(str(part) for part in entry["loc"]) or "recipe"
         if entry["type"] == "extra_forbidden":
-            allowed = _allowed_keys(entry["loc"][:-1])
+            allowed = _allowed_keys(section, entry["loc"][:-1])
             nearest = difflib.get_close_matches(str(entry["loc"][-1]), allowed, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"allowed: {', '.join(allowed)}"
             problems.append(f"{place}: unknown key; {hint}")
@@ -91,9 +92,8 @@ def _explain(error: ValidationError) -> list[str]:
     return problems
 
 
-def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
-    """The keys of the section that a validation error points into."""
-    section: type[BaseModel] = Recipe
+def _allowed_keys(section: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys of the part of a section that a validation error points into."""
     for part in location:
         if isinstance(part, str) and part in section.model_fields:
             section = _section_of(section.model_fields[part].annotation) or section

@@ -1,15 +1,22 @@
 """Make a version again from what its run left behind, and compare."""
 
-from boom_ray import artifact, pipeline, storage, update
+from dataclasses import replace
+
+from boom_ray import artifact, pipeline, storage
 from boom_ray.artifact import Record
+from boom_ray.claim import recipe_of
 from boom_ray.errors import BoomError
-from boom_ray.recipe import Evaluate, Recipe
+from boom_ray.recipe import Evaluate
+from boom_ray.update import run as update_run
+from boom_ray.update.request import ancestors
 
 SHARED = ("corpus", "bags", "run.json", "recipe.json", "core")
 
 
 def reproduce(uri: str, scratch: str) -> tuple[Record, Record]:
     """Train and merge a version once more, elsewhere, from its corpus, bags, seeds and recipe.
+
+    The files that the corpus was made from are not needed: the run has kept their rows.
 
     Args:
         uri: The version, `<storage>/<name>/models/<version>`.
@@ -23,24 +30,22 @@ def reproduce(uri: str, scratch: str) -> tuple[Record, Record]:
     """
     root, version = storage.parent_of(storage.parent_of(uri)), storage.name_of(uri)
     original = artifact.read_record(uri)
-    place = storage.join(root, "recipe.json")
-    if original is None or not storage.is_file(place):
-        raise BoomError(f"{uri}: not a version of a run, or its recipe.json is gone; it cannot be made again")
-    recipe = Recipe.model_validate_json(storage.read_bytes(place)).model_copy(
-        update={"storage": scratch, "evaluate": Evaluate()}
-    )
-    for name in SHARED:
+    if original is None:
+        raise BoomError(f"{uri}: no such version of a run; it cannot be made again")
+    recipe = recipe_of(root).model_copy(update={"storage": scratch, "evaluate": Evaluate()})
+    kept = list(SHARED)
+    led_here = ancestors(root, version)
+    for child, _ in led_here:
+        kept += [f"updates/{child}/{name}" for name in ("update.json", "corpus", "bags", "run.json")]
+    if led_here:
+        kept += [f"models/{original.config['parent']}", *original.config["leaves"][:-1]]
+    for name in kept:
         _copy(storage.join(root, name), storage.join(recipe.root, name))
-    request = update.read_request(root, version)
-    if request is None:
-        again = pipeline.run(recipe)
+    if led_here:
+        request = replace(led_here[-1][1], requirements=())
+        again = update_run.make(recipe, request, version, tasks={})
     else:
-        begun = storage.join("updates", version)
-        for name in ("update.json", "corpus", "bags", "run.json"):
-            _copy(storage.join(root, begun, name), storage.join(recipe.root, begun, name))
-        for name in ["models/" + request.parent, *original.config["leaves"][:-1]]:
-            _copy(storage.join(root, name), storage.join(recipe.root, name))
-        again = update.update(recipe, request)
+        again = pipeline.run(recipe)
     copy = artifact.read_record(again)
     assert copy is not None
     return original, copy

@@ -9,18 +9,17 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import ValidationError
 from rich.table import Table
 from rich.text import Text
 
 from boom_ray import artifact, lineage, storage
 from boom_ray.artifact import Record
+from boom_ray.claim import recipe_of
 from boom_ray.data.bags import BASELINE, name_of
 from boom_ray.data.batches import num_steps
 from boom_ray.driver import Said, age, read_drivers
 from boom_ray.errors import BoomError
 from boom_ray.lineage import FIRST_VERSION
-from boom_ray.recipe import Recipe
 from boom_ray.train import checkpoint
 
 State = Literal["done", "running", "waiting", "stopped", "failed", "lost"]
@@ -171,7 +170,7 @@ def _parts(place: str, version: str, published: Record | None, drivers: list[Sai
         _done("corpus", _corpus(corpus)) if corpus else _undone("corpus", "corpus", maker),
         _done("bags", _rows(drawn.config["rows"])) if drawn else _undone("bags", "bags", maker),
     ]
-    recipe = _recipe(place) if corpus and drawn else None
+    recipe = recipe_of(place) if corpus and drawn else None
     if recipe and drawn:
         totals = {name_of(i): tasks.values() for i, tasks in enumerate(drawn.config["tasks"])}
         full = artifact.read_record(storage.join(place, BASELINE))
@@ -213,13 +212,6 @@ def _corpus(record: Record) -> str:
 
 def _rows(counts: list[int]) -> str:
     return f"{', '.join(f'{count:,}' for count in counts)} rows"
-
-
-def _recipe(place: str) -> Recipe:
-    try:
-        return Recipe.model_validate_json(storage.read_bytes(storage.join(place, "recipe.json")))
-    except ValidationError as error:
-        raise BoomError(f"{place}/recipe.json: not a recipe of this version of boom-ray: {error}") from error
 
 
 def _bag(place: str, name: str, num_steps: int, maker: Said | None, now: float) -> Part:

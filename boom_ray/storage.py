@@ -9,6 +9,7 @@ import errno
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -201,6 +202,31 @@ def write_bytes(uri: str, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, uri)
+
+
+def create(uri: str, content: bytes) -> bool:
+    """Write a small file unless it is there already, all at once.
+
+    An object store is asked before and after; of two writers at one moment both can still be told yes.
+
+    Returns:
+        Whether this call made it.
+    """
+    if not is_local(uri):
+        if is_file(uri):
+            return False
+        write_bytes(uri, content)
+        return read_bytes(uri) == content
+    temporary = f"{uri}.{os.getpid()}-{uuid.uuid4().hex[:8]}.new"
+    write_bytes(temporary, content)
+    with explained(uri):
+        try:
+            os.link(temporary, uri)
+        except FileExistsError:
+            return False
+        finally:
+            os.unlink(temporary)
+    return True
 
 
 def copy_tree(source: str, target: str) -> None:

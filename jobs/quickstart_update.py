@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from rich.table import Table
 
-from boom_ray import artifact, evaluate, pipeline, report, storage, update
+from boom_ray import artifact, evaluate, pipeline, report, storage
 from boom_ray.data import bags
 from boom_ray.evaluate import Protocol, Subject
 from boom_ray.model import directory
@@ -19,7 +19,8 @@ from boom_ray.progress import console
 from boom_ray.recipe import Evaluate, Recipe
 from boom_ray.recipe_file import load
 from boom_ray.train.bagging import model_uri
-from boom_ray.update import Request
+from boom_ray.update.request import Request, read_tasks
+from boom_ray.update.run import update
 
 HOME = os.path.join(os.environ["BOOM_RAY_HOME"], "update")
 NUM_WEEKS = 3
@@ -36,24 +37,24 @@ class Line:
 
 def lines_of(recipe: Recipe) -> Iterator[Line]:
     """v0001, what updates make of it, and what training everything again gives, each made when it is due."""
-    weeks = [update.read_tasks(f"{HOME}/later/week-{week}.yaml") for week in range(1, NUM_WEEKS + 1)]
+    weeks = [read_tasks(f"{HOME}/later/week-{week}.yaml") for week in range(1, NUM_WEEKS + 1)]
     new = [task for week in weeks for task in week]
     first = pipeline.run(unmeasured(recipe))
     yield Line("v0001", first, bags_of(recipe))
     asked = Request("v0001", new, new_evaluation=f"{HOME}/eval/later")
-    child = update.update(recipe, asked)
+    child = update(recipe, asked)
     yield Line("the update's own model", trained_for(recipe, child), [trained_for(recipe, child)])
     yield Line("update", child, [trained_for(recipe, child)])
     data = recipe.data.model_copy(update={"tasks": [*recipe.data.tasks, *new]})
     full = recipe.model_copy(update={"name": f"{recipe.name}-full", "data": data})
     yield Line("all bags again", pipeline.run(unmeasured(full)), bags_of(full))
-    child = update.update(recipe, replace(asked, weights="mass"))
+    child = update(recipe, replace(asked, weights="mass"))
     yield Line("update --weights mass", child, [trained_for(recipe, child)])
-    child = update.update(recipe, replace(asked, flat=True))
+    child = update(recipe, replace(asked, flat=True))
     yield Line("update --flat", child, [trained_for(recipe, child)])
     trained, parent = [], first
     for number, week in enumerate(weeks, 1):
-        parent = update.update(recipe, replace(asked, parent=storage.name_of(parent), tasks=week))
+        parent = update(recipe, replace(asked, parent=storage.name_of(parent), tasks=week))
         trained.append(trained_for(recipe, parent))
         yield Line(f"chain, week {number}", parent, list(trained))
 

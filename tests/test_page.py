@@ -13,8 +13,9 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from boom_ray import artifact, compare, evaluate, lineage, pipeline, report, staging, storage
+from boom_ray import artifact, compare, evaluate, lineage, report, staging, storage
 from boom_ray.artifact import Record
+from boom_ray.claim import claim
 from boom_ray.cli import main
 from boom_ray.data import bags, corpus
 from boom_ray.errors import BoomError
@@ -65,7 +66,7 @@ class Storage:
         ]
         self.benchmarks.append(HOSTILE)
         self.start = time.time()
-        self.parent = pipeline.claim(self.recipe)
+        self.parent = claim(self.recipe)
         self.corpus = corpus.prepare(self.recipe.data, f"{self.root}/corpus", self.recipe.name)
         self.bags = bags.publish(self.corpus, self.recipe.bags, f"{self.root}/bags")
         self.names = [bags.name_of(index) for index in range(num_bags)]

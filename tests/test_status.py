@@ -11,7 +11,8 @@ import pytest
 import ray
 from click.testing import CliRunner
 
-from boom_ray import pipeline, status, storage
+from boom_ray import status, storage
+from boom_ray.claim import claim
 from boom_ray.cli import main
 from boom_ray.data import bags, corpus
 from boom_ray.data.batches import num_steps
@@ -25,7 +26,7 @@ from boom_ray.train.checkpoint import Saver
 def begun(make_recipe, qwen3) -> Recipe:
     """A run whose corpus and bags are there, and no driver."""
     recipe = make_recipe(qwen3)
-    pipeline.claim(recipe)
+    claim(recipe)
     prepared = corpus.prepare(recipe.data, f"{recipe.root}/corpus", recipe.name)
     bags.publish(prepared, recipe.bags, f"{recipe.root}/bags")
     return recipe

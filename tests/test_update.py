@@ -8,7 +8,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from boom_ray import artifact, lineage, pipeline, recipe_file, status, storage, update
+from boom_ray import artifact, lineage, pipeline, recipe_file, status, storage
 from boom_ray.cli import main
 from boom_ray.errors import BoomError
 from boom_ray.model import self_test
@@ -16,7 +16,8 @@ from boom_ray.page.collect import collect
 from boom_ray.page.render import page
 from boom_ray.recipe import Recipe
 from boom_ray.reproduce import reproduce
-from boom_ray.update import Request, parse_requirements, read_tasks
+from boom_ray.update.request import Request, parse_requirements, read_tasks
+from boom_ray.update.run import update
 from tests import texts
 from tests.conftest import recipe_values
 from tests.pages import Reader
@@ -46,7 +47,7 @@ def run(qwen3, corpus_files, beir, tmp_path_factory) -> tuple[Recipe, str, str]:
 def child(run) -> str:
     """Its child v0002."""
     recipe, rows, evaluation = run
-    return update.update(recipe, Request("v0001", read_tasks(rows), new_evaluation=evaluation))
+    return update(recipe, Request("v0001", read_tasks(rows), new_evaluation=evaluation))
 
 
 def test_requirements_are_read_or_refused():
@@ -82,7 +83,7 @@ def test_an_update_makes_a_child_that_names_its_parent_and_can_be_made_again(run
     assert child.self_test == pytest.approx(self_test.of(child_uri), abs=1e-5) != parent.self_test
 
     request = Request("v0001", read_tasks(rows), new_evaluation=evaluation)
-    assert update.update(recipe, request) == child_uri, "the same request is the same child"
+    assert update(recipe, request) == child_uri, "the same request is the same child"
     assert lineage.current(recipe.root) == "v0002"
     original, again = reproduce(child_uri, str(tmp_path / "again"))
     assert original.digest == again.digest
@@ -108,7 +109,8 @@ def test_pages_tell_of_a_run_and_of_its_update(run, child):
             assert [task, *(f"{score:.3f}" for score in (*others, scores["ndcg@10"]))] in second.rows
         difference = told["comparison"][kind]["means"]["all"]
         assert f"{difference['ours']:.3f} against {difference['theirs']:.3f} on average" in second.text
-    assert f"{cost['all_steps']:,} steps and {cost['all_rows']:,} rows" in second.text
+    again = f"{cost['all_steps']:,} steps, {cost['all_rows']:,} rows and about {cost['all_tokens']:,} tokens"
+    assert again in second.text
     assert "24 new rows of 1 task (http)" in second.text
     assert told["comparison"].keys() == {"old", "new"} and "tasks better than v0001" in second.text
     for reader, bars in ((first, ["bag-1", "bag-2"]), (second, ["update"])):
@@ -130,13 +132,13 @@ def test_a_child_that_is_worse_than_required_is_not_published(run, child, tmp_pa
     with pytest.raises(
         BoomError, match=r"worse than required and is not published:\n.*new_mean: .* required \+500 %"
     ):
-        update.update(recipe, request)
+        update(recipe, request)
     assert not os.path.exists(f"{recipe.root}/models/v0003")
     found = status.read(recipe.root)
     last = found.making["v0003"][-1]
     assert found.state == last.state == "failed" and last.name == "evaluation" and "500 %" in last.detail
     with pytest.raises(BoomError, match="no such version"):
-        update.update(recipe, Request("v0007", read_tasks(rows)))
+        update(recipe, Request("v0007", read_tasks(rows)))
 
 
 def test_versions_are_listed_compared_drawn_and_rolled_back(run, child):
@@ -170,9 +172,9 @@ def test_versions_are_listed_compared_drawn_and_rolled_back(run, child):
 def test_updates_in_a_chain_flat_or_by_mass(run, tmp_path, how):
     recipe, rows, _ = run
     recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"data": None})})
-    first = update.update(recipe, Request("v0001", read_tasks(rows), core_percent=50, **how))
+    first = update(recipe, Request("v0001", read_tasks(rows), core_percent=50, **how))
     later = Request(storage.name_of(first), read_tasks(new_rows(tmp_path / "xml.jsonl", "xml/dom")), **how)
-    record = artifact.verify(update.update(recipe, later))
+    record = artifact.verify(update(recipe, later))
     core = artifact.read_record(f"{recipe.root}/core/{later.parent}-40").config
     assert set(core) == {"docstring-to-code", "docstring-to-package", "http"}
     assert record.config["leaves"] == [

@@ -48,9 +48,10 @@ def embed(model: str, source: str, target: str, **given: Any) -> None:
     from boom_ray import session
     from boom_ray.embed.options import Options
     from boom_ray.embed.run import embed as run_stage
+    from boom_ray.lineage import model_at
 
     options = Options(**{**given, "since": tuple(map(storage.absolute, given["since"]))})
-    model, source, target = (storage.absolute(uri) for uri in (model, source, target))
+    model, source, target = model_at(model), storage.absolute(source), storage.absolute(target)
     session.connect()
     record = run_stage(model, source, target, options)
     made = record.config
@@ -77,8 +78,9 @@ def drift(model_a: str, model_b: str, data: str, **given: Any) -> None:
     """How far the vectors of one model lie from those of another: must an index be built again?"""
     from boom_ray import session
     from boom_ray.embed.drift import drift as measure
+    from boom_ray.lineage import model_at
 
-    model_a, model_b, data = (storage.absolute(uri) for uri in (model_a, model_b, data))
+    model_a, model_b, data = model_at(model_a), model_at(model_b), storage.absolute(data)
     session.connect()
     for line in measure(model_a, model_b, data, **given).lines():
         click.echo(line)

@@ -48,13 +48,14 @@ def evaluate(models: tuple[str, ...], data: str | None, json_file: str | None, *
     Through mteb go its own benchmarks and tasks, and local tasks as soon as one is not of BEIR.
     """
     from boom_ray import report, session
+    from boom_ray.lineage import model_at
     from boom_ray.mteb import formats
     from boom_ray.progress import console
 
     found = formats.find(storage.absolute(data)) if data else []
     if not found and not given["names"]:
         raise BoomError("evaluate: nothing to measure on. Give --data DIR, --mteb NAME, or both")
-    uris = [storage.absolute(model) for model in models]
+    uris = [model_at(model) for model in models]
     names = [storage.name_of(uri) for uri in uris]
     labels = names if len(set(names)) == len(names) else list(models)
     subjects = dict(zip(labels, uris, strict=True))

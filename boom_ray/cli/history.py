@@ -43,7 +43,7 @@ def models(words: tuple[str, ...]) -> None:
 
     match words:
         case ("diff", one, other):
-            for line in lineage.diff(storage.absolute(one), storage.absolute(other)):
+            for line in lineage.diff(lineage.model_at(one), lineage.model_at(other)):
                 click.echo(line)
         case ("rollback", root, version):
             lineage.roll_back(storage.absolute(root), version)
@@ -58,10 +58,10 @@ def models(words: tuple[str, ...]) -> None:
 @click.argument("model")
 def lineage(model: str) -> None:
     """Draw what a model was made from, down to corpus and base."""
-    from boom_ray.lineage import tree
+    from boom_ray.lineage import model_at, tree
     from boom_ray.progress import console
 
-    console.print(tree(storage.absolute(model)))
+    console.print(tree(model_at(model)))
 
 
 @main.command()
@@ -83,10 +83,11 @@ def reproduce(model: str, scratch: str | None) -> None:
     """Train and merge a version again from its record, and compare the digests."""
     import tempfile
 
+    from boom_ray.lineage import model_at
     from boom_ray.reproduce import reproduce as make_again
 
     with tempfile.TemporaryDirectory(prefix="boom-ray-reproduce-") as temporary:
-        original, copy = make_again(storage.absolute(model), storage.absolute(scratch or temporary))
+        original, copy = make_again(model_at(model), storage.absolute(scratch or temporary))
     if original.digest != copy.digest:
         different = [name for name in original.files if copy.files.get(name) != original.files[name]]
         raise BoomError(

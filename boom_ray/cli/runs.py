@@ -80,16 +80,20 @@ def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
 
 @main.command()
 @click.argument("recipe")
-@click.option(
-    "--parent", default="v0001", show_default=True, metavar="VERSION", help="What the update adds to."
-)
+@click.option("--parent", metavar="VERSION", help="What the update adds to; by default the current version.")
 @click.option(
     "--new-data", required=True, multiple=True, metavar="URI", help="Rows, or a YAML list of tasks."
 )
 @click.option("--new-evaluation", metavar="DIR", help="BEIR directories for the new data.")
 @click.option(
-    "--core", default=40.0, show_default=True, metavar="PERCENT", help="Of earlier rows, trained again."
+    "--core",
+    type=click.FloatRange(0, 100, min_open=True),
+    default=40.0,
+    show_default=True,
+    metavar="PERCENT",
+    help="Of earlier rows, trained again.",
 )
+@click.option("--method", metavar="METHOD", help="How the update is merged; by default as in the recipe.")
 @click.option("--weights", type=click.Choice(["equal", "mass"]), default="equal", show_default=True)
 @click.option(
     "--flat", is_flag=True, help="Merge all models that contribute, not the parent with the update."
@@ -104,16 +108,18 @@ def update(recipe: str, storage_uri: str | None, **given: Any) -> None:
     from boom_ray.recipe_file import load
 
     loaded = load(recipe, storage_uri)
-    from boom_ray import update as stage
+    from boom_ray.update.request import Request, parse_requirements, read_tasks
+    from boom_ray.update.run import update as bring_in
 
-    tasks = [task for uri in given["new_data"] for task in stage.read_tasks(storage.absolute(uri))]
-    request = stage.Request(
+    tasks = [task for uri in given["new_data"] for task in read_tasks(storage.absolute(uri))]
+    request = Request(
         parent=given["parent"],
         tasks=tasks,
         core_percent=given["core"],
+        method=given["method"],
         weights=given["weights"],
         flat=given["flat"],
         new_evaluation=given["new_evaluation"] and storage.absolute(given["new_evaluation"]),
-        requirements=stage.parse_requirements(given["require"]),
+        requirements=parse_requirements(given["require"]),
     )
-    stage.update(loaded, request)
+    bring_in(loaded, request)

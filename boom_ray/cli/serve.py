@@ -4,7 +4,6 @@ from typing import Any
 
 import click
 
-from boom_ray import storage
 from boom_ray.cli.group import main
 
 
@@ -20,12 +19,15 @@ from boom_ray.cli.group import main
 def serve(models: tuple[str, ...], host: str, port: int, config_out: str | None, **given: Any) -> None:
     """Serve models, or new versions of them where they are served already.
 
+    A run (STORAGE/NAME) stands for its current version.
+
     POST /v1/embeddings as OpenAI's clients speak it, POST /embed as text-embeddings-inference's, GET /docs.
     """
     from boom_ray import session
+    from boom_ray.lineage import model_at
     from boom_ray.serve import app, build
 
-    uris, settings = [storage.absolute(model) for model in models], build.Settings(**given)
+    uris, settings = [model_at(model) for model in models], build.Settings(**given)
     if config_out:
         build.write_config(uris, settings, host, port, config_out)
         click.echo(f"config: {config_out}  (serve deploy {config_out})")

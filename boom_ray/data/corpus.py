@@ -20,6 +20,7 @@ from boom_ray import artifact, staging, storage
 from boom_ray.artifact import Record
 from boom_ray.data import rows
 from boom_ray.errors import BoomError
+from boom_ray.progress import console
 from boom_ray.recipe import Data, Task
 
 ROWS_PER_WRITE = 4096
@@ -53,10 +54,8 @@ def prepare(data: Data, target: str, name: str) -> Record:
             others.
     """
     existing = artifact.read_record(target)
-    known = (
-        {(source["task"], source["uri"]): source for source in existing.config["sources"]} if existing else {}
-    )
-    sources = [_source(task.name, uri, known) for task in data.tasks for uri in rows.data_files(task.path)]
+    known = existing.config["sources"] if existing else []
+    sources = [source for task in data.tasks for source in _sources(task, known)]
     identities = {task.name: _identity(task, data, sources) for task in data.tasks}
     if existing:
         _refuse_changes(target, existing.config["identities"], identities)
@@ -114,11 +113,27 @@ def load_task(corpus: str, task: str) -> Dataset:
     return Dataset.from_file(os.path.join(storage.local_directory(corpus), f"{task}.arrow"))
 
 
-def _source(task: str, uri: str, known: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
+def _sources(task: Task, known: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Identities of a task's files; a corpus that is stored does not need those it was made from any more.
+
+    Args:
+        known: The identities of all files as they were when the corpus was stored.
+    """
+    before = {source["uri"]: source for source in known if source["task"] == task.name}
+    try:
+        uris = rows.data_files(task.path)
+    except BoomError as gone:
+        if not before:
+            raise
+        console.print(f"corpus: {task.name}: {gone}. The rows that were stored of it are used")
+        return list(before.values())
+    return [_source(task.name, uri, before.get(uri, {})) for uri in uris]
+
+
+def _source(task: str, uri: str, seen: dict[str, Any]) -> dict[str, Any]:
     """Identity of one source file; it is read only if size or time changed since it was last seen."""
     fs, path = storage.filesystem(uri)
     info = fs.get_file_info(path)
-    seen = known.get((task, uri), {})
     if (seen.get("size"), seen.get("mtime_ns")) == (info.size, info.mtime_ns):
         return seen
     content = artifact.hash_file(uri).xxh3_128

@@ -174,8 +174,10 @@ def _cost(found: Found, timeline: Timeline | None) -> Iterator[tuple[str, str]]:
     told = found.record.metrics.get("cost") if found.record else None
     if told:
         text += (
-            f" Training all bags again on all data would be {told['all_steps']:,} steps and "
-            f"{told['all_rows']:,} rows; the update had {told['rows'] / told['all_rows']:.0%} of these rows."
+            f" Training all bags again on all data would be {told['all_steps']:,} steps, "
+            f"{told['all_rows']:,} rows and about {told['all_tokens']:,} tokens; the update had "
+            f"{told['rows'] / told['all_rows']:.0%} of these rows and "
+            f"{told['tokens'] / told['all_tokens']:.0%} of the tokens."
         )
     yield "Cost", text
 

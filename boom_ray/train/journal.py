@@ -31,12 +31,16 @@ GAUGES = {
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One optimizer step, which ended at `time` (seconds since 1970); see `GAUGES`. On CPUs `mfu` is None."""
+    """One optimizer step over `tokens` of distinct texts, which ended at `time` (seconds since 1970).
+
+    See `GAUGES`; on CPUs `mfu` is None.
+    """
 
     step: int
     time: float
     task: str
     loss: float
+    tokens: int
     grad_norm: float
     learning_rate: float
     tokens_per_second: float

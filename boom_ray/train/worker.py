@@ -98,7 +98,7 @@ class BagTraining:
             state |= {
                 "step": step + 1,
                 "loss": metrics.loss,
-                "tokens": state["tokens"] + int(fed.lengths.sum()),
+                "tokens": state["tokens"] + metrics.tokens,
             }
             state["seconds"] += time.monotonic() - since
             since = time.monotonic()
@@ -137,13 +137,15 @@ class BagTraining:
             )
         learning_rate = self.engine.get_lr()[0]
         grad_norm = deepspeed.optimizer_step(self.engine)
-        pace = int(fed.lengths.sum()) / (time.monotonic() - started)
+        tokens = int(fed.lengths.sum())
+        pace = tokens / (time.monotonic() - started)
         named = fed.batch.candidates.size + len(fed.batch.queries)
         return StepMetrics(
             step=step + 1,
             time=time.time(),
             task=fed.batch.task,
             loss=loss,
+            tokens=tokens,
             grad_norm=grad_norm,
             learning_rate=learning_rate,
             tokens_per_second=pace,

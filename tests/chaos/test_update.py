@@ -13,8 +13,9 @@ import pytest
 import ray
 import yaml
 
-from boom_ray import artifact, pipeline, recipe_file, update
-from boom_ray.update import Request
+from boom_ray import artifact, pipeline, recipe_file
+from boom_ray.update.request import Request, read_tasks
+from boom_ray.update.run import update
 from tests import texts
 from tests.conftest import recipe_values
 
@@ -35,7 +36,7 @@ def command(qwen3, corpus_files, beir, tmp_path) -> tuple[list[str], Request]:
     texts.write_jsonl(f"{tmp_path}/http.jsonl", rows)
     texts.write_beir(f"{tmp_path}/new/http", pairs[24:44])
     arguments = ["update", f"{tmp_path}/recipe.yaml", "--new-data", f"{tmp_path}/http.jsonl"]
-    request = Request("v0001", update.read_tasks(f"{tmp_path}/http.jsonl"), new_evaluation=f"{tmp_path}/new")
+    request = Request("v0001", read_tasks(f"{tmp_path}/http.jsonl"), new_evaluation=f"{tmp_path}/new")
     return [*arguments, "--new-evaluation", f"{tmp_path}/new"], request
 
 
@@ -103,6 +104,6 @@ def test_an_update_killed_at_every_stage_makes_the_same_child(command, tmp_path)
     assert artifact.verify(f"{mine}/models/bag-1").created == trained.created, "trained once"
 
     unharmed = recipe_file.load(f"{tmp_path}/recipe.yaml", f"{tmp_path}/unharmed")
-    expected = artifact.verify(update.update(unharmed, request))
+    expected = artifact.verify(update(unharmed, request))
     found = artifact.verify(child)
     assert found.digest == expected.digest and found.metrics == expected.metrics
