@@ -129,11 +129,8 @@ def _facts(record: Record) -> dict[str, Any]:
     tensors = {name: (entry.dtype, tuple(entry.shape)) for name, entry in record.tensors.items()}
     facts["tensors"] = f"{len(tensors)} of {artifact.fingerprint(sorted(tensors.items()))[:8]}"
     facts[f"mean {report.MAIN_METRIC}"] = means_of(record)
-    for scores in results_of(record).values():
-        facts |= {
-            f"{report.MAIN_METRIC} {task}": f"{scores[task][report.MAIN_METRIC]:.4f}" for task in scores
-        }
-    return facts
+    scores = {task: found for results in results_of(record).values() for task, found in results.items()}
+    return facts | {f"score {task}": f"{found[report.MAIN_METRIC]:.4f}" for task, found in scores.items()}
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,8 @@ def trained_for(recipe: Recipe, child: str) -> str:
 
 
 def table(recipe: Recipe, lines: list[Line]) -> Table:
-    """Rows and steps trained for each model, and its mean on old and new tasks."""
-    result = Table("model", "rows", "steps", "old mean", "new mean", title="nDCG@10", box=None)
+    """Rows, steps and tokens trained for each model, and its mean on old and new tasks."""
+    result = Table("model", "rows", "steps", "tokens", "old mean", "new mean", title="nDCG@10", box=None)
     subjects = [Subject(line.label, line.model) for line in lines]
     prompt, cache = directory.prompts_of(recipe.data)["query"], storage.join(recipe.root, "evaluation")
     old, new = (
@@ -87,10 +87,11 @@ def table(recipe: Recipe, lines: list[Line]) -> Table:
     )
     for line in lines:
         records = [record for uri in line.trained if (record := artifact.read_record(uri))]
-        rows = sum(record.config["rows"] for record in records)
-        steps = sum(record.metrics["step"] for record in records)
+        spent = [sum(record.config["rows"] for record in records)]
+        spent += [sum(record.metrics[key] for record in records) for key in ("step", "tokens")]
         means = [report.means(scores[line.label])["all"][report.MAIN_METRIC] for scores in (old, new)]
-        result.add_row(line.label, f"{rows:,}", f"{steps:,}", *(f"{mean:.4f}" for mean in means))
+        cells = [*(f"{count:,}" for count in spent), *(f"{mean:.4f}" for mean in means)]
+        result.add_row(line.label, *cells)
     return result
 
 

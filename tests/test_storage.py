@@ -2,6 +2,7 @@
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from boom_ray import storage
 
@@ -24,3 +25,18 @@ def test_a_directory_that_comes_into_being_while_it_is_listed(tmp_path):
         while not os.path.isdir(place):
             assert storage.list_names(place) == [] and storage.list_files(place) == {}
     maker.join()
+
+
+def test_of_writers_at_one_moment_one_makes_a_file(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(50):
+            place, start = f"{tmp_path}/{number}/file", threading.Barrier(8)
+
+            def write(content: bytes, place: str = place, start: threading.Barrier = start) -> bool:
+                start.wait()
+                return storage.create(place, content)
+
+            contents = [b"%d" % writer for writer in range(8)]
+            made = list(pool.map(write, contents))
+            assert made.count(True) == 1 and storage.read_bytes(place) == contents[made.index(True)]
+            assert os.listdir(os.path.dirname(place)) == ["file"]

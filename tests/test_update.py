@@ -1,7 +1,9 @@
 """Updates: new data enters by one small model, the parent stays, and all can be told and made again."""
 
 import json
+import math
 import os
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -16,6 +18,9 @@ from boom_ray.page.collect import collect
 from boom_ray.page.render import page
 from boom_ray.recipe import Recipe
 from boom_ray.reproduce import reproduce
+from boom_ray.update import measure
+from boom_ray.update import request as requests
+from boom_ray.update.cost import cost
 from boom_ray.update.request import Request, parse_requirements, read_tasks
 from boom_ray.update.run import update
 from tests import texts
@@ -85,8 +90,12 @@ def test_an_update_makes_a_child_that_names_its_parent_and_can_be_made_again(run
     request = Request("v0001", read_tasks(rows), new_evaluation=evaluation)
     assert update(recipe, request) == child_uri, "the same request is the same child"
     assert lineage.current(recipe.root) == "v0002"
-    original, again = reproduce(child_uri, str(tmp_path / "again"))
-    assert original.digest == again.digest
+    os.rename(rows, f"{rows}.gone")
+    try:
+        original, again = reproduce(child_uri, str(tmp_path / "again"))
+    finally:
+        os.rename(f"{rows}.gone", rows)
+    assert original.digest == again.digest, "made of the rows that the run has kept"
 
 
 def test_a_first_version_is_made_again_with_the_same_digest(run, tmp_path):
@@ -119,6 +128,80 @@ def test_pages_tell_of_a_run_and_of_its_update(run, child):
         assert records["v0001"].digest in reader.text and recipe.root in reader.text
 
 
+def test_a_request_without_a_parent_is_the_one_begun_or_one_of_the_current_version(run, child, tmp_path):
+    recipe, rows, _ = run
+    assert update(recipe, Request(None, read_tasks(rows))) == child, "found though v0002 is current now"
+    other = read_tasks(new_rows(tmp_path / "dom.jsonl", "xml/dom"))
+    for request in (
+        Request("v0002", read_tasks(rows)),
+        Request(None, read_tasks(rows), method="linear"),
+        Request(None, read_tasks(rows), core_percent=30),
+        Request(None, other),
+    ):
+        assert requests.find(recipe, request) is None
+
+
+def test_what_came_with_earlier_updates_is_old_to_later_ones(run, child):
+    recipe, _, evaluation = run
+    first = measure.tasks_of(recipe, Request("v0001", [], new_evaluation=evaluation))
+    assert first == {"old": {recipe.evaluate.data: ""}, "new": {evaluation: ""}}
+    later = measure.tasks_of(recipe, Request("v0002", []))
+    assert later == {"old": {recipe.evaluate.data: "", evaluation: "v0002/"}}
+    again = measure.tasks_of(recipe, Request("v0002", [], new_evaluation=evaluation))
+    assert again == first, "what is new once more is not old as well"
+
+
+def test_what_cannot_be_is_refused_before_anything_is_trained(run, child, tmp_path):
+    recipe, rows, _ = run
+    tasks = read_tasks(new_rows(tmp_path / "dom.jsonl", "xml/dom"))
+    no_old = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"data": None})})
+    other_merge = recipe.model_copy(update={"merge": recipe.merge.model_copy(update={"space": "weights"})})
+    more = recipe.data.model_copy(update={"tasks": [*recipe.data.tasks, *tasks]})
+    refusals = [
+        (recipe, Request("v0007", tasks), "no such version"),
+        (recipe, Request("v0002", read_tasks(rows), core_percent=30), "a task http behind v0002 already"),
+        (recipe, Request("v0001", tasks, new_evaluation=f"{tmp_path}/none"), "no BEIR directory there"),
+        (recipe, Request("v0001", tasks, requirements=(("new_mean", 1.0),)), "Give --new-evaluation"),
+        (no_old, Request("v0001", tasks, requirements=(("old_mean", 1.0),)), "evaluate.data in the recipe"),
+        (recipe, Request("v0001", tasks, method="slerp", flat=True), "slerp merges 2 models; got 3"),
+        (recipe, Request("v0001", tasks, method="mean"), "no merge method 'mean'"),
+        (other_merge, Request("v0001", tasks), "merge.space: deltas there, weights in the recipe"),
+        (recipe.model_copy(update={"data": more}), Request("v0001", tasks), "data.tasks dom: None there"),
+    ]
+    before = sorted(os.listdir(f"{recipe.root}/updates"))
+    for used, request, message in refusals:
+        with pytest.raises(BoomError, match=message):
+            update(used, request)
+    assert sorted(os.listdir(f"{recipe.root}/updates")) == before
+
+
+def test_the_cost_of_all_bags_is_told_in_tokens_of_the_steps_that_were_made(run, child):
+    recipe, _, _ = run
+    trained = f"{recipe.root}/updates/v0002/models/bag-1"
+    spent, record = cost(recipe, "v0002", trained), artifact.read_record(trained)
+    assert (spent.rows, spent.steps) == (record.config["rows"], record.metrics["step"])
+    with open(f"{trained}/metrics.jsonl", encoding="utf-8") as file:
+        steps = [json.loads(line) for line in file]
+    assert spent.tokens == sum(step["tokens"] for step in steps)
+    tokens, sizes = 0.0, {"http": 24, **corpus_sizes(recipe)}
+    for task, size in sizes.items():
+        mean = fmean(step["tokens"] for step in steps if step["task"] == task)
+        for ratio in recipe.bags.ratios:
+            tokens += mean * math.ceil(round(size * ratio / 100) / recipe.train.batch_size)
+    assert spent.all_tokens == round(tokens) > spent.tokens
+
+
+def corpus_sizes(recipe: Recipe) -> dict[str, int]:
+    record = artifact.read_record(f"{recipe.root}/corpus")
+    return {name: counts["rows"] for name, counts in record.config["tasks"].items()}
+
+
+def test_a_run_stands_for_its_current_version(run, child):
+    recipe, _, _ = run
+    assert lineage.model_at(recipe.root) == f"{recipe.root}/models/{lineage.current(recipe.root)}"
+    assert lineage.model_at(child) == child and lineage.model_at("hf://owner/name") == "hf://owner/name"
+
+
 @pytest.mark.slow
 def test_a_child_that_is_worse_than_required_is_not_published(run, child, tmp_path):
     recipe, _, evaluation = run
@@ -137,8 +220,6 @@ def test_a_child_that_is_worse_than_required_is_not_published(run, child, tmp_pa
     found = status.read(recipe.root)
     last = found.making["v0003"][-1]
     assert found.state == last.state == "failed" and last.name == "evaluation" and "500 %" in last.detail
-    with pytest.raises(BoomError, match="no such version"):
-        update(recipe, Request("v0007", read_tasks(rows)))
 
 
 def test_versions_are_listed_compared_drawn_and_rolled_back(run, child):
@@ -156,10 +237,17 @@ def test_versions_are_listed_compared_drawn_and_rolled_back(run, child):
         boom_ray("lineage", child)
     shown = capture.get()
     assert "v0001" in shown and "v0002  (current)" in shown and "bag-1" in shown
+    assert "2 tasks" in shown and "+http" in shown
     corpus = artifact.read_record(f"{recipe.root}/corpus")
     assert corpus.digest in shown and f"seed {recipe.train.seed}" in shown
     different = boom_ray("models", "diff", f"{recipe.root}/models/v0001", child)
     assert "config.rows: " in different and "parents: " in different
+    scores = [
+        artifact.verify(f"{recipe.root}/models/v0001").metrics["evaluation"]["merged"],
+        artifact.verify(child).metrics["old"]["child"],
+    ]
+    before, after = (found["in_domain/email"]["ndcg@10"] for found in scores)
+    assert f"score in_domain/email: {before:.4f} -> {after:.4f}" in different or before == after
     boom_ray("models", "rollback", recipe.root, "v0001")
     assert lineage.current(recipe.root) == "v0001"
     assert json.loads(storage.read_bytes(f"{recipe.root}/current.json"))["version"] == "v0001"
@@ -174,7 +262,8 @@ def test_updates_in_a_chain_flat_or_by_mass(run, tmp_path, how):
     recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"data": None})})
     first = update(recipe, Request("v0001", read_tasks(rows), core_percent=50, **how))
     later = Request(storage.name_of(first), read_tasks(new_rows(tmp_path / "xml.jsonl", "xml/dom")), **how)
-    record = artifact.verify(update(recipe, later))
+    made = update(recipe, later)
+    record = artifact.verify(made)
     core = artifact.read_record(f"{recipe.root}/core/{later.parent}-40").config
     assert set(core) == {"docstring-to-code", "docstring-to-package", "http"}
     assert record.config["leaves"] == [
@@ -185,3 +274,6 @@ def test_updates_in_a_chain_flat_or_by_mass(run, tmp_path, how):
     assert len(record.parents) == (4 if how.get("flat") else 2)
     if how.get("weights") == "mass":
         assert record.config["weights"][0] > record.config["weights"][1]
+    os.remove(tmp_path / "xml.jsonl")
+    original, again = reproduce(made, str(tmp_path / "again"))
+    assert original.digest == again.digest

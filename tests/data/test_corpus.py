@@ -87,6 +87,15 @@ def test_a_corpus_that_changed_is_refused_and_an_unchanged_one_is_not_made_again
         prepare(tmp_path, path)
 
 
+def test_a_corpus_that_is_stored_does_not_need_its_files(tmp_path, capsys):
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n")
+    first = prepare(tmp_path, path)
+    path.unlink()
+    assert prepare(tmp_path, path) == first
+    assert f"{path}: no data there" in capsys.readouterr().out
+
+
 def test_missing_or_empty_sources_are_named(tmp_path):
     with pytest.raises(BoomError, match="nowhere"):
         prepare(tmp_path, tmp_path / "nowhere")
