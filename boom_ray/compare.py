@@ -5,6 +5,7 @@ there are, with replacement, within each task: the tasks are those that matter, 
 """
 
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 from rich.table import Table
@@ -18,25 +19,27 @@ CONFIDENCE = 0.95
 NUM_RESAMPLES = 9999
 SEED = 0
 MAX_DRAWN = 1 << 22  # queries drawn at once: 32 MiB
+Pair = tuple[Measurement, Measurement]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """nDCG@10 of one model less that of another.
+    """The score of one model less that of another.
 
     Attributes:
-        ours: Mean over tasks of the mean over queries.
+        ours: Mean over tasks of their main scores.
         theirs: The same of the other model.
-        low: Lower end of the interval that holds the difference with `CONFIDENCE`.
+        low: Lower end of the interval that holds the difference with `CONFIDENCE`; None if there is none, as
+            a task is not made of queries.
         high: Upper end.
-        verdict: What the interval says of our model: `better`, `worse`, or `undecided`.
+        verdict: What the interval says of our model: `better`, `worse`, `undecided`, or `unknown`.
         queries: How many it was measured on.
     """
 
     ours: float
     theirs: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     verdict: str
     queries: int
 
@@ -47,6 +50,7 @@ class Comparison:
 
     ours: str
     theirs: str
+    metric: str
     tasks: dict[str, Difference]
     means: dict[str, Difference]
 
@@ -58,38 +62,50 @@ def compare(results: dict[str, dict[str, Measurement]]) -> Comparison:
         results: Label -> task -> measurement, of our model and of the other.
     """
     ours, theirs = results
-    pairs = {task: _pairs(results[ours][task], results[theirs][task]) for task in results[ours]}
-    of_tasks = {task: _difference([values]) for task, values in pairs.items()}
+    metric = report.main_metric({task: found.scores for task, found in results[ours].items()})
+    pairs = {task: (results[ours][task], results[theirs][task]) for task in results[ours]}
     groups = report.groups(list(pairs)).items()
     return Comparison(
-        ours, theirs, of_tasks, {name: _difference([pairs[task] for task in tasks]) for name, tasks in groups}
+        ours,
+        theirs,
+        metric,
+        {task: _difference([pair]) for task, pair in pairs.items()},
+        {name: _difference([pairs[task] for task in tasks]) for name, tasks in groups},
     )
 
 
 def table(comparison: Comparison) -> Table:
     """A line for each task and mean, with the interval of the difference."""
     title = f"{comparison.ours} against {comparison.theirs}"
-    lines = Table(report.MAIN_METRIC, title=title, show_edge=False)
+    lines = Table(comparison.metric, title=title, show_edge=False)
     for name in (comparison.ours, comparison.theirs, "difference", f"{CONFIDENCE:.0%}", "", "queries"):
         lines.add_column(name, justify="right", no_wrap=True)
     named = comparison.tasks | {f"mean {group}": found for group, found in comparison.means.items()}
     for name, found in named.items():
         cells = [f"{found.ours:.3f}", f"{found.theirs:.3f}", f"{found.ours - found.theirs:+.3f}"]
-        cells += [f"{found.low:+.3f} … {found.high:+.3f}", found.verdict, f"{found.queries:,}"]
+        cells += [_spoken(found.low, found.high), found.verdict, f"{found.queries:,}"]
         lines.add_row(name, *cells, style="bold" if name.startswith("mean ") else None)
     return lines
 
 
-def _pairs(ours: Measurement, theirs: Measurement) -> np.ndarray:
-    """[n, 2] scores of both models on each query."""
-    return np.array([[ours.queries[query], theirs.queries[query]] for query in sorted(ours.queries)])
+def _spoken(low: float | None, high: float | None) -> str:
+    return "-" if low is None or high is None else f"{low:+.3f} … {high:+.3f}"
 
 
-def _difference(tasks: list[np.ndarray]) -> Difference:
-    ours, theirs = np.mean([values.mean(0) for values in tasks], axis=0)
-    low, high = _interval([values[:, 0] - values[:, 1] for values in tasks])
+def _difference(tasks: list[Pair]) -> Difference:
+    """In the mean over tasks, each of which both models were measured on."""
+    ours, theirs = (fmean(report.main(pair[side].scores) for pair in tasks) for side in (0, 1))
+    queries = sum(len(mine.queries) for mine, _ in tasks)
+    if not all(mine.queries for mine, _ in tasks):
+        return Difference(ours, theirs, None, None, "unknown", queries)
+    low, high = _interval([_of_queries(*pair) for pair in tasks])
     verdict = "better" if low > 0 else "worse" if high < 0 else "undecided"
-    return Difference(float(ours), float(theirs), low, high, verdict, sum(map(len, tasks)))
+    return Difference(ours, theirs, low, high, verdict, queries)
+
+
+def _of_queries(ours: Measurement, theirs: Measurement) -> np.ndarray:
+    """[n] differences on each query."""
+    return np.array([score - theirs.queries[query] for query, score in sorted(ours.queries.items())])
 
 
 def _interval(tasks: list[np.ndarray]) -> tuple[float, float]:

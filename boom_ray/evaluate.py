@@ -1,10 +1,11 @@
 """Evaluation: nDCG@10, MRR@10 and recall@100 on BEIR directories, with the evaluator of
-sentence-transformers.
+sentence-transformers; and the main score of local tasks of other types, with mteb.
 
-A directory is searched for BEIR directories (`corpus.jsonl queries.jsonl qrels/*.tsv`); the folders a task
-lies in are its group, and every group has a mean: `in_domain/numpy` and `out_of_domain/scipy` give two.
+A directory is searched for tasks (`boom_ray.mteb.formats`); the folders a task lies in are its group, and
+every group has a mean: `in_domain/numpy` and `out_of_domain/scipy` give two.
 """
 
+import importlib.util
 import json
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -14,6 +15,9 @@ import ray
 from boom_ray import artifact, storage
 from boom_ray.errors import BoomError
 from boom_ray.model import directory
+from boom_ray.model.encoder import Encoder
+from boom_ray.mteb import formats
+from boom_ray.mteb.formats import LocalTask
 from boom_ray.progress import Progress
 from boom_ray.recipe import BaseModelSource
 from boom_ray.session import result_of
@@ -44,7 +48,7 @@ class Protocol:
     """How all models are measured.
 
     Attributes:
-        data: Directory of BEIR directories.
+        data: Directory of tasks.
         query_prompt: Text before every query; None for each model's own `query` prompt.
         max_length: Tokens after which texts are cut; None for each model's own.
         chunk_tokens: Padded tokens in one forward pass.
@@ -61,39 +65,49 @@ class Measurement:
     """One model on one task.
 
     Attributes:
-        scores: Mean over the queries of each of `METRICS`.
-        queries: nDCG@10 of each query, by its id.
+        scores: The main score first: of retrieval the means over the queries of each of `METRICS`.
+        queries: nDCG@10 of each query, by its id; empty for tasks that are not made of queries.
     """
 
     scores: dict[str, float]
     queries: dict[str, float]
 
 
-def find_tasks(data: str) -> dict[str, str]:
-    """Every BEIR directory at or below `data`, by its path relative to it.
+def find_tasks(data: str) -> dict[str, LocalTask]:
+    """Every task at or below `data`, by its path relative to it.
 
     Raises:
-        BoomError: if there is none.
+        BoomError: if there is none, or mteb is needed for one and is not installed.
     """
-    suffix = "corpus.jsonl"
-    found = [name[: -len(suffix)].rstrip("/") for name in storage.list_files(data) if name.endswith(suffix)]
-    if not found:
+    found = {task.name: task for task in formats.find(data)}
+    others = [task.name for task in found.values() if task.type != "Retrieval"]
+    if others and importlib.util.find_spec("mteb") is None:
         raise BoomError(
-            f"{data}: no BEIR directory there. Expected corpus.jsonl, queries.jsonl and qrels/*.tsv"
+            f"{data}: {', '.join(others)}: measured by mteb, which is not installed. Run here and on the "
+            "cluster's nodes: pip install 'boom-ray[mteb]'"
         )
-    return {name or storage.name_of(data): storage.join(data, name).rstrip("/") for name in found}
+    return found
 
 
 @ray.remote(num_cpus=1)
-def _score(subject: Subject, protocol: Protocol, task: str) -> Measurement:
+def _score(subject: Subject, protocol: Protocol, task: LocalTask) -> Measurement:
+    encoder = directory.load_encoder(storage.local_directory(subject.uri), subject.source).for_inference()
+    prompt = protocol.query_prompt
+    prompt = encoder.spec.prompts.get("query", "") if prompt is None else prompt
+    if task.type == "Retrieval":
+        return _search(encoder, prompt, protocol, task)
+    from boom_ray.mteb.local import score  # brings mteb, which few workers need
+
+    found = score(task, encoder, prompt, protocol.max_length, protocol.chunk_tokens)
+    return Measurement({formats.METRICS[task.type]: found}, {})
+
+
+def _search(encoder: Encoder, prompt: str, protocol: Protocol, task: LocalTask) -> Measurement:
     from boom_ray.retrieval import (
         RetrievalEvaluator,  # brings sentence-transformers: seconds, for workers only
     )
 
-    encoder = directory.load_encoder(storage.local_directory(subject.uri), subject.source).for_inference()
-    prompt = protocol.query_prompt
-    prompt = encoder.spec.prompts.get("query", "") if prompt is None else prompt
-    evaluator = RetrievalEvaluator(task, protocol.max_length, protocol.chunk_tokens, query_prompt=prompt)
+    evaluator = RetrievalEvaluator(task.uri, protocol.max_length, protocol.chunk_tokens, query_prompt=prompt)
     scores: Any = evaluator.compute_all_metrics(cast(Any, encoder))["cosine"]
     means = {name: float(scores[f"{kind}@k"][int(k)]) for name in METRICS for kind, k in [name.split("@")]}
     return Measurement(means, evaluator.ndcg_of_queries)
@@ -127,25 +141,27 @@ def measure(
         BoomError: if a model or a task cannot be read.
     """
     tasks = find_tasks(protocol.data)
-    contents = {task: artifact.hash_tree(uri) for task, uri in tasks.items()} if cache else {}
     results: dict[str, dict[str, Measurement]] = {subject.label: {} for subject in subjects}
     pending = {}
     for subject in subjects:
         digest = subject.digest or directory.identify(subject.uri).digest
-        for task, uri in tasks.items():
-            key = artifact.fingerprint(
-                [digest, contents.get(task), protocol.query_prompt, protocol.max_length, "of each query"]
-            )
-            place = storage.join(cache, f"{key}.json") if cache else None
+        for name, task in tasks.items():
+            place = storage.join(cache, f"{_identity(digest, task, protocol)}.json") if cache else None
             if place and storage.is_file(place):
-                results[subject.label][task] = Measurement(**json.loads(storage.read_bytes(place)))
+                results[subject.label][name] = Measurement(**json.loads(storage.read_bytes(place)))
             else:
-                pending[_score.remote(subject, protocol, uri)] = subject.label, task, place
+                pending[_score.remote(subject, protocol, task)] = subject.label, name, place
     for reference, (label, task, place) in _finished(pending):
         results[label][task] = result_of(reference)
         if place:
             storage.write_bytes(place, json.dumps(asdict(results[label][task])).encode())
     return {label: dict(sorted(tasks.items())) for label, tasks in results.items()}
+
+
+def _identity(digest: str, task: LocalTask, protocol: Protocol) -> str:
+    """Of a measurement: everything its scores depend on."""
+    how = [protocol.query_prompt, protocol.max_length, "of each query"]
+    return artifact.fingerprint([digest, task.revision, *how])
 
 
 def _finished(pending: dict[Any, Any]) -> Any:

@@ -69,7 +69,7 @@ def roll_back(root: str, version: str) -> None:
 def table(root: str) -> Table:
     """A line for each version: parents, data, means, size, and which is current."""
     records, chosen = versions(root), current(root)
-    lines = Table("version", "created", "made from", "data", "rows", "mean ndcg@10", "size", box=None)
+    lines = Table("version", "created", "made from", "data", "rows", "mean score", "size", box=None)
     for name, record in records.items():
         parents = ", ".join(parent.version for parent in record.parents)
         size = sum(entry.size for entry in record.files.values())
@@ -97,9 +97,7 @@ def results_of(record: Record) -> dict[str, report.Scores]:
 
 def means_of(record: Record) -> str:
     """The means of `results_of`, as people read them."""
-    means = {
-        name: report.means(scores)["all"][report.MAIN_METRIC] for name, scores in results_of(record).items()
-    }
+    means = {name: report.main(report.means(scores)["all"]) for name, scores in results_of(record).items()}
     return ", ".join(f"{name} {mean:.3f}".strip() for name, mean in means.items()) or "-"
 
 
@@ -128,9 +126,9 @@ def _facts(record: Record) -> dict[str, Any]:
     facts["parents"] = ", ".join(f"{parent.version} {parent.digest[:8]}" for parent in record.parents)
     tensors = {name: (entry.dtype, tuple(entry.shape)) for name, entry in record.tensors.items()}
     facts["tensors"] = f"{len(tensors)} of {artifact.fingerprint(sorted(tensors.items()))[:8]}"
-    facts[f"mean {report.MAIN_METRIC}"] = means_of(record)
+    facts["mean score"] = means_of(record)
     scores = {task: found for results in results_of(record).values() for task, found in results.items()}
-    return facts | {f"score {task}": f"{found[report.MAIN_METRIC]:.4f}" for task, found in scores.items()}
+    return facts | {f"score {task}": f"{report.main(found):.4f}" for task, found in scores.items()}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from statistics import fmean
 from rich.table import Table
 
 Scores = dict[str, dict[str, float]]
-MAIN_METRIC = "ndcg@10"
+MAIN_SCORE = "main score"  # of tasks with different main metrics
 
 
 def groups(tasks: list[str]) -> dict[str, list[str]]:
@@ -16,38 +16,54 @@ def groups(tasks: list[str]) -> dict[str, list[str]]:
     return {group: found[group] for group in sorted(found) if group} | {"all": tasks}
 
 
+def main(scores: dict[str, float]) -> float:
+    """The main score of a task or of a mean: the first."""
+    return next(iter(scores.values()))
+
+
+def main_metric(scores: Scores) -> str:
+    """What the main scores of tasks are: of all the same metric, or of each its own."""
+    metrics = {next(iter(found)) for found in scores.values()}
+    return metrics.pop() if len(metrics) == 1 else MAIN_SCORE
+
+
 def means(scores: Scores) -> dict[str, dict[str, float]]:
-    """Mean of every metric per group of tasks, and over all tasks as `all`.
+    """Mean of every metric per group of tasks, and over all tasks as `all`; the main score comes first.
 
     Args:
         scores: task -> metric -> value.
     """
     return {
-        group: {metric: fmean(scores[task][metric] for task in tasks) for metric in scores[tasks[0]]}
-        for group, tasks in groups(list(scores)).items()
+        group: _mean({task: scores[task] for task in tasks}) for group, tasks in groups(list(scores)).items()
     }
 
 
-def rows(results: dict[str, Scores], metric: str = MAIN_METRIC) -> list[list[str]]:
-    """The cells of the table, header first: one row per task and per mean, one column per model.
+def _mean(scores: Scores) -> dict[str, float]:
+    """Of the main scores, and of the other metrics that all tasks have."""
+    metric, found = main_metric(scores), list(scores.values())
+    shared = [name for name in found[0] if name != metric and all(name in one for one in found)]
+    return {metric: fmean(map(main, found))} | {name: fmean(one[name] for one in found) for name in shared}
+
+
+def rows(results: dict[str, Scores]) -> list[list[str]]:
+    """The cells of the table of main scores, header first: a row per task and mean, a column per model.
 
     Args:
         results: label -> task -> metric -> value.
     """
-    labels = list(results)
+    labels, first = list(results), next(iter(results.values()))
     averages = {label: means(results[label]) for label in labels}
-    tasks = next(iter(results.values()))
-    body = [[task, *(f"{results[label][task][metric]:.3f}" for label in labels)] for task in tasks]
+    body = [[task, *(f"{main(results[label][task]):.3f}" for label in labels)] for task in first]
     body += [
-        [f"mean {group}", *(f"{averages[label][group][metric]:.3f}" for label in labels)]
+        [f"mean {group}", *(f"{main(averages[label][group]):.3f}" for label in labels)]
         for group in averages[labels[0]]
     ]
-    return [[metric, *labels], *body]
+    return [[main_metric(first), *labels], *body]
 
 
-def terminal_table(results: dict[str, Scores], metric: str = MAIN_METRIC) -> Table:
+def terminal_table(results: dict[str, Scores]) -> Table:
     """The table for a terminal."""
-    header, *body = rows(results, metric)
+    header, *body = rows(results)
     table = Table(header[0], show_edge=False)
     for label in header[1:]:
         table.add_column(label, justify="right")
@@ -65,7 +81,7 @@ def markdown_table(results: dict[str, Scores]) -> str:
 
 def score_table(scores: dict[str, float]) -> Table:
     """One score per line, best first."""
-    table = Table("candidate", MAIN_METRIC, box=None)
+    table = Table("candidate", "mean score", box=None)
     for label, score in sorted(scores.items(), key=lambda item: -item[1]):
         table.add_row(label, f"{score:.4f}")
     return table

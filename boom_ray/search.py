@@ -58,7 +58,7 @@ def search(
             known = known or merged.reusable
         subjects = [Subject(c.label, storage.join(scratch, c.label)) for c in tried]
         results = evaluate.evaluate(subjects, Protocol(data))
-        scores = {label: report.means(found)["all"][report.MAIN_METRIC] for label, found in results.items()}
+        scores = {label: report.main(report.means(found)["all"]) for label, found in results.items()}
         best = max(tried, key=lambda candidate: scores[candidate.label])
         metrics: dict[str, Any] = {"search": scores, "chosen": best.label, "evaluation": results}
         record, _ = merge_models(models, target, base, best.spec, known, metrics)

@@ -181,7 +181,7 @@ def _parts(place: str, version: str, published: Record | None, drivers: list[Sai
     if published:
         parts.append(_done("merge", f"{published.config['method']}, {published.config['space']}"))
         means = lineage.means_of(published)
-        parts += [_done("evaluation", f"mean ndcg@10 {means}")] if published.metrics else []
+        parts += [_done("evaluation", f"mean score {means}")] if published.metrics else []
     else:
         parts.append(_undone("merge", "merge", maker))
         if version != FIRST_VERSION or recipe is None or recipe.evaluate.data:

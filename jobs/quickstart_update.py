@@ -89,7 +89,7 @@ def table(recipe: Recipe, lines: list[Line]) -> Table:
         records = [record for uri in line.trained if (record := artifact.read_record(uri))]
         spent = [sum(record.config["rows"] for record in records)]
         spent += [sum(record.metrics[key] for record in records) for key in ("step", "tokens")]
-        means = [report.means(scores[line.label])["all"][report.MAIN_METRIC] for scores in (old, new)]
+        means = [report.main(report.means(scores[line.label])["all"]) for scores in (old, new)]
         cells = [*(f"{count:,}" for count in spent), *(f"{mean:.4f}" for mean in means)]
         result.add_row(line.label, *cells)
     return result

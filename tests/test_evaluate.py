@@ -2,13 +2,14 @@
 
 import math
 import os
+from statistics import fmean
 
 import numpy as np
 import pytest
 
-from boom_ray import evaluate, report, retrieval
+from boom_ray import compare, evaluate, report, retrieval
 from boom_ray.errors import BoomError
-from boom_ray.evaluate import Protocol, Subject
+from boom_ray.evaluate import Measurement, Protocol, Subject
 from boom_ray.model import directory
 from tests import texts
 
@@ -54,6 +55,29 @@ def test_means_are_per_group_and_over_all():
     assert means == pytest.approx({"in": 0.3, "out": 0.9, "all": 0.5})
     table = report.markdown_table({"base": scores, "merged": scores}).splitlines()
     assert table[0] == "| ndcg@10 | base | merged |" and table[-1] == "| mean all | 0.500 | 0.500 |"
+
+
+def test_tasks_of_different_types_have_means_of_their_main_scores():
+    search = {"ndcg@10": 0.2, "mrr@10": 0.1}
+    scores = {"in/a": search, "in/b": {"ndcg@10": 0.4, "mrr@10": 0.3}, "out/c": {"accuracy": 0.9}}
+    means = report.means(scores)
+    assert means["in"] == pytest.approx({"ndcg@10": 0.3, "mrr@10": 0.2}) and means["out"] == {"accuracy": 0.9}
+    assert means["all"] == pytest.approx({"main score": 0.5})
+    table = report.markdown_table({"base": scores}).splitlines()
+    assert table[0] == "| main score | base |" and table[4] == "| out/c | 0.900 |"
+
+
+def test_without_queries_there_is_no_interval_and_no_verdict():
+    def models(*scores: float) -> dict[str, Measurement]:
+        search = Measurement({"ndcg@10": fmean(scores)}, {f"q{n}": score for n, score in enumerate(scores)})
+        return {"in/a": search, "in/b": Measurement({"map": 0.5}, {})}
+
+    found = compare.compare({"ours": models(0.8, 0.9, 0.7), "theirs": models(0.1, 0.2, 0.1)})
+    assert found.metric == "main score" and found.tasks["in/a"].verdict == "better"
+    for one, queries in ((found.tasks["in/b"], 0), (found.means["all"], 3)):
+        assert (one.low, one.high, one.verdict, one.queries) == (None, None, "unknown", queries)
+    assert found.means["in"].ours == pytest.approx(0.65)
+    assert "-" in [cell for column in compare.table(found).columns for cell in column.cells]
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ from mteb.abstasks import AbsTaskClassification, AbsTaskClustering, AbsTaskRetri
 from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
 from sentence_transformers import SentenceTransformer
 
-from boom_ray import artifact, retrieval
+from boom_ray import artifact, evaluate, report, retrieval
 from boom_ray.cli import main
 from boom_ray.errors import BoomError
+from boom_ray.evaluate import Protocol, Subject
 from boom_ray.mteb import formats, run, tasks
 from tests import texts
 
@@ -147,6 +148,16 @@ def test_every_type_of_task_has_the_score_that_mteb_gives_by_hand(data, measured
     assert set(scores) == set(expected)
     assert scores == pytest.approx(expected, abs=1e-6)
     assert all(0.1 < score < 1 for score in scores.values()), "a score that says something"
+
+
+def test_a_run_measures_all_types_as_mteb_does(data, measured, published_minilm):
+    scores, _ = measured
+    found = evaluate.evaluate([Subject("m", published_minilm)], Protocol(data["root"]))["m"]
+    rounded = 1e-5  # by mteb, for searches
+    assert {name: report.main(one) for name, one in found.items()} == pytest.approx(scores, abs=rounded)
+    assert report.main_metric(found) == report.MAIN_SCORE
+    metrics = [next(iter(one)) for one in found.values()]
+    assert metrics == ["ndcg@10", "spearman", "map", "accuracy", "v-measure"]
 
 
 def test_results_are_files_as_mteb_keeps_them_and_are_not_measured_again(data, measured, published_minilm):

@@ -65,6 +65,7 @@ class Storage:
             f"{('in', 'out_of')[number % 2]}_domain/{number}" for number in range(num_tasks - 1)
         ]
         self.benchmarks.append(HOSTILE)
+        self.labelled: set[str] = set()
         self.start = time.time()
         self.parent = claim(self.recipe)
         self.corpus = corpus.prepare(self.recipe.data, f"{self.root}/corpus", self.recipe.name)
@@ -95,7 +96,8 @@ class Storage:
                 for step, pause in enumerate(pauses):
                     loss = 1.2 / (1 + 0.05 * step) + 0.2 * self.random.random()
                     ended = start + 5 + step + pause
-                    line = StepMetrics(step + 1, ended, "task-0", loss, 1.0, 1e-5, 900.0, 0.1, 0.2, 0.9, 0.3)
+                    shares = (900.0, 0.1, 0.2, 0.9, 0.3)
+                    line = StepMetrics(step + 1, ended, "task-0", loss, 900, 1.0, 1e-5, *shares)
                     file.write(json.dumps(asdict(line)) + "\n")
             config = {"ratio": self.recipe.bags.ratios[index], **identity(self.recipe.train)}
             metrics = {"step": steps, "loss": 0.4, "tokens": 900 * steps, "seconds": 1.0 * steps}
@@ -161,8 +163,8 @@ class Storage:
             queries = self.random.uniform(0.2, 0.8, 30)
             for place, label in enumerate(labels):
                 shift = (-0.2 if task == HOSTILE else 0.2) * place / len(labels)
-                measured[label][task] = self._measurement(queries + shift)
-            measured["baseline"][task] = self._measurement(queries + 0.15)
+                measured[label][task] = self._measurement(task, queries + shift)
+            measured["baseline"][task] = self._measurement(task, queries + 0.15)
         ours, base, full = ({label: measured[label]} for label in ("merged", "base", "baseline"))
         content = asdict(compare.compare(ours | full))
         storage.write_bytes(f"{self.root}/comparison.json", json.dumps(content).encode())
@@ -170,9 +172,11 @@ class Storage:
         means = {label: report.means(scores) for label, scores in results.items()}
         return {"evaluation": results, "means": means, "comparison": asdict(compare.compare(ours | base))}
 
-    def _measurement(self, scores: np.ndarray) -> Measurement:
+    def _measurement(self, task: str, scores: np.ndarray) -> Measurement:
         scores = np.clip(scores + self.random.normal(0, 0.05, len(scores)), 0, 1)
         mean = float(scores.mean())
+        if task in self.labelled:
+            return Measurement({"accuracy": mean}, {})
         queries = {f"q{number}": float(score) for number, score in enumerate(scores)}
         return Measurement(
             {"ndcg@10": mean, "mrr@10": 0.9 * mean, "recall@100": min(1.0, 1.2 * mean)}, queries
@@ -301,6 +305,24 @@ def test_without_intervals_nothing_is_called_better_or_worse(small):
     told = Reader(page(found)).text
     assert "large v0001 is ahead of its base model" in told and f"Behind on {HOSTILE}." in told
     assert not any(word in told for word in ("Better on", "undecided", "95 %"))
+
+
+def test_tasks_of_other_types_stand_in_the_same_table(small):
+    labelled, *_ = small.benchmarks
+    small.labelled = {labelled}
+    for index in range(3):
+        small.train(index)
+    metrics = small.merge().metrics
+    reader = Reader(page(collect(small.root)))
+    for task in small.benchmarks:
+        of_models = [next(iter(found[task].values())) for found in metrics["evaluation"].values()]
+        shown = [row for row in reader.rows if row[0] == task and row[1] == f"{of_models[0]:.3f}"]
+        assert shown and shown[0][1:-1] == [f"{score:.3f}" for score in of_models]
+    assert metrics["comparison"]["tasks"][labelled]["verdict"] == "unknown"
+    assert metrics["comparison"]["means"]["all"]["low"] is None
+    assert "accuracy of classification" in reader.text and "large v0001 is ahead of its base" in reader.text
+    with_recall = [row for row in reader.rows if row[0] == labelled]
+    assert len(with_recall) < len([row for row in reader.rows if row[0] == HOSTILE]), "it has no recall"
 
 
 def test_a_long_pause_is_left_out_of_the_time(small):

@@ -62,12 +62,11 @@ def evaluate(models: tuple[str, ...], data: str | None, json_file: str | None, *
     session.connect()
     problems: list[str] = []
     if data and not given["names"] and all(task.type == "Retrieval" for task in found):
-        metric, results = report.MAIN_METRIC, _retrieval(subjects, data, given)
+        results = _retrieval(subjects, data, given)
     else:
-        metric = "main score"
         results, problems = _through_mteb(subjects, found, given)
     if any(results.values()):
-        console.print(report.terminal_table(results, metric))
+        console.print(report.terminal_table(results))
     if json_file:
         means = {label: report.means(scores) for label, scores in results.items()}
         content = json.dumps({"evaluation": results, "means": means}, indent=1)
@@ -97,6 +96,8 @@ def _through_mteb(models: dict[str, str], found: list[Any], given: dict[str, Any
         raise BoomError("mteb is not installed. Run: pip install 'boom-ray[mteb]'") from None
     if given["name"] and (len(models) > 1 or given["name"].count("/") != 1):
         raise BoomError("--name ORG/NAME names one model, with its organization; give the models one by one")
+    from boom_ray.report import MAIN_SCORE
+
     results = storage.absolute(given["results"])
     chosen = {task.name: tasks.local(task) for task in found}
     chosen |= {f"{task.metadata.type}/{task.metadata.name}": task for task in tasks.named(given["names"])}
@@ -105,6 +106,6 @@ def _through_mteb(models: dict[str, str], found: list[Any], given: dict[str, Any
     scores, problems = run.measure(subjects, chosen, protocol, results)
     click.echo(f"results: {results}")
     return {
-        label: {name: {"main score": score} for name, score in measured.items()}
+        label: {name: {MAIN_SCORE: score} for name, score in measured.items()}
         for label, measured in scores.items()
     }, problems

@@ -12,6 +12,7 @@
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
@@ -22,6 +23,13 @@ from boom_ray.errors import BoomError
 
 Type = Literal["Retrieval", "Reranking", "STS", "Classification", "Clustering"]
 SUFFIXES = (".jsonl", ".parquet")
+METRICS: dict[Type, str] = {
+    "Retrieval": "ndcg@10",
+    "Reranking": "map",
+    "STS": "spearman",
+    "Classification": "accuracy",
+    "Clustering": "v-measure",
+}
 
 
 class Ranking(BaseModel):
@@ -56,13 +64,16 @@ class LocalTask:
 
     Attributes:
         name: Its path below the directory that was searched.
-        revision: Identity of its content.
     """
 
     name: str
     type: Type
     uri: str
-    revision: str
+
+    @cached_property
+    def revision(self) -> str:
+        """Identity of its content, for which every file is read."""
+        return artifact.hash_tree(self.uri)
 
 
 def find(data: str) -> list[LocalTask]:
@@ -88,7 +99,7 @@ def find(data: str) -> list[LocalTask]:
 def _task(data: str, folder: str, files: set[str]) -> LocalTask:
     uri = storage.join(data, folder).rstrip("/")
     type_ = "Retrieval" if "corpus.jsonl" in files else _type_by_columns(uri, files)
-    return LocalTask(folder or storage.name_of(data), type_, uri, artifact.hash_tree(uri))
+    return LocalTask(folder or storage.name_of(data), type_, uri)
 
 
 def _type_by_columns(uri: str, files: set[str]) -> Type:

@@ -6,7 +6,7 @@ from typing import Any
 from boom_ray import report
 from boom_ray.page.collect import Found
 from boom_ray.page.scale import Axis, axis
-from boom_ray.report import MAIN_METRIC, Scores
+from boom_ray.report import Scores
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Contest:
 
     Attributes:
         title: What is compared: `Against the base`, `Old tasks`.
+        metric: Of all tasks, or `report.MAIN_SCORE`.
         ours: What the page calls our model.
         theirs: What it calls the other.
         tasks: Of every task.
@@ -39,6 +40,7 @@ class Contest:
     """
 
     title: str
+    metric: str
     ours: str
     theirs: str
     tasks: dict[str, Change]
@@ -93,6 +95,7 @@ def _contest(
 
     return Contest(
         title=title,
+        metric=report.main_metric(results[ours]),
         ours=names.get(ours, ours),
         theirs=names.get(theirs, theirs),
         tasks=changes("tasks", tasks),
@@ -102,14 +105,20 @@ def _contest(
 
 
 def _main(scores: Scores) -> dict[str, float]:
-    return {place: found[MAIN_METRIC] for place, found in scores.items()}
+    return {place: report.main(found) for place, found in scores.items()}
 
 
 def _compared(entries: dict[str, Any]) -> dict[str, Change]:
     """Tasks or means as `boom_ray.compare` has them."""
     return {
-        place: Change(e["ours"], e["theirs"], (e["low"], e["high"]), e["verdict"], e["queries"])
-        for place, e in entries.items()
+        place: Change(
+            ours=entry["ours"],
+            theirs=entry["theirs"],
+            interval=None if entry["low"] is None else (entry["low"], entry["high"]),
+            verdict=entry["verdict"],
+            queries=entry["queries"] or None,
+        )
+        for place, entry in entries.items()
     }
 
 
@@ -117,6 +126,7 @@ def _against_full(comparison: dict[str, Any]) -> Contest:
     """What `boom-ray run --baseline` wrote."""
     return Contest(
         title="Against one model of the full corpus",
+        metric=comparison["metric"],
         ours=comparison["ours"],
         theirs=comparison["theirs"],
         tasks=_compared(comparison["tasks"]),
@@ -220,32 +230,46 @@ class Table:
 
 
 def tables(found: Found) -> list[Table]:
-    """A table for each metric of each evaluation, the main metric first."""
+    """A table for each metric of each evaluation, the main scores first."""
     metrics = found.record.metrics if found.record else {}
     parts = {kind: metrics[kind] for kind in ("evaluation", "new", "old") if kind in metrics}
     return [
-        _table(f"{metric}, {kind} tasks" if found.request else metric, _all(found, results, metric), metric)
+        _table(f"{metric}, {kind} tasks" if found.request else metric, scores)
         for kind, results in parts.items()
-        for metric in next(iter(next(iter(results.values())).values()))
+        for metric, scores in _by_metric(found, results).items()
     ]
 
 
-def _all(found: Found, results: dict[str, Scores], metric: str) -> dict[str, Scores]:
-    """All models by the page's names, with the baseline, of which the main metric is known."""
-    names = names_of(found)
+def _by_metric(found: Found, results: dict[str, Scores]) -> dict[str, dict[str, Scores]]:
+    """Metric -> model, by the page's name -> task -> that metric alone, of the tasks that have it."""
+    names, first = names_of(found), next(iter(results.values()))
     named = {names.get(label, label): scores for label, scores in results.items()}
-    if found.comparison and metric == MAIN_METRIC:
+    metric = report.main_metric(first)
+    mains = {
+        label: {task: {metric: report.main(scores)} for task, scores in tasks.items()}
+        for label, tasks in named.items()
+    }
+    if found.comparison:
         full = {task: {metric: entry["theirs"]} for task, entry in found.comparison["tasks"].items()}
-        named[found.comparison["theirs"]] = full
-    return named
+        mains[found.comparison["theirs"]] = full
+    further = dict.fromkeys(name for scores in first.values() for name in list(scores)[1:])
+    return {metric: mains} | {
+        name: {
+            label: {task: {name: scores[name]} for task, scores in tasks.items() if name in scores}
+            for label, tasks in named.items()
+        }
+        for name in further
+    }
 
 
-def _table(title: str, results: dict[str, Scores], metric: str) -> Table:
-    """The first model is the reference that the others are coloured by."""
+def _table(title: str, results: dict[str, Scores]) -> Table:
+    """One metric; the first model is the reference that the others are coloured by."""
     first = next(iter(results.values()))
     means = [report.means(scores) for scores in results.values()]
-    rows = [(task, False, [scores[task][metric] for scores in results.values()]) for task in first]
-    rows += [(f"mean {spoken(group)}", True, [mean[group][metric] for mean in means]) for group in means[0]]
+    rows = [(task, False, [report.main(scores[task]) for scores in results.values()]) for task in first]
+    rows += [
+        (f"mean {spoken(group)}", True, [report.main(mean[group]) for mean in means]) for group in means[0]
+    ]
     largest = max(abs(value - values[0]) for _, _, values in rows for value in values) or 1.0
     return Table(
         title, list(results), [(name, is_mean, _cells(values, largest)) for name, is_mean, values in rows]

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from boom_ray import report
 from boom_ray.page.collect import Found
 from boom_ray.page.quality import Change, Contest, spoken
 from boom_ray.page.scale import count, duration, moment, names, signed
@@ -18,7 +19,11 @@ OTHERS = {
     "Against the base": "its base model",
     "Against one model of the full corpus": "one model of the full corpus",
 }
-SCORES = "Scores are nDCG@10, from 0 to 1: how high the right answers stand among the first ten."
+SCORES = {
+    "ndcg@10": "Scores are nDCG@10, from 0 to 1: how high the right answers stand among the first ten.",
+    report.MAIN_SCORE: "Scores are the main one of each task: nDCG@10 of retrieval, MAP of reranking, "
+    "Spearman's correlation of STS, accuracy of classification, V-measure of clustering; 1 is best.",
+}
 INTERVALS = (
     " An interval holds the difference with 95 % confidence, as far as the choice of the queries goes; "
     "better and worse mean that all of it lies on one side of zero."
@@ -51,7 +56,8 @@ def summary(found: Found, contests: list[Contest], timeline: Timeline | None) ->
     points += [*_beside_bags(found, contests), *_cost(found, timeline)]
     if contests:
         known = contests[0].overall.interval is not None
-        points.append(("How to read it", SCORES + INTERVALS * known))
+        meaning = SCORES.get(contests[0].metric, f"Scores are {contests[0].metric}; 1 is best.")
+        points.append(("How to read it", meaning + INTERVALS * known))
     elif found.record:
         points.append(
             ("Quality", "It has not been measured: the recipe names no data for it (evaluate.data).")

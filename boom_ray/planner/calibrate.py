@@ -179,7 +179,8 @@ def _encoding(known: Known, cluster: Cluster, model: str) -> dict[str, float]:
     """What every CPU does at once when models are measured, and what that says of embedding on CPUs."""
     evaluate, shape, slots = known.recipe.evaluate, known.shape, max(1, min(64, int(cluster.num_cpus)))
     tasks = known.evaluation if evaluate.data else []
-    task = next(iter(find_tasks(evaluate.data).values())) if evaluate.data and tasks else None
+    found = find_tasks(evaluate.data).values() if evaluate.data and tasks else []
+    task = next((one.uri for one in found if one.type == "Retrieval"), None)
     load = tasks[0] if task else Load(NUM_TEXTS, NUM_TEXTS * LENGTH, NUM_TEXTS * LENGTH, LENGTH, 0, True)
     since = time.time()
     found = session.result_of([_measure.remote(model, task, evaluate.max_length) for _ in range(slots)])
