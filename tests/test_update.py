@@ -160,7 +160,7 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(run, child, tmp_pa
     refusals = [
         (recipe, Request("v0007", tasks), "no such version"),
         (recipe, Request("v0002", read_tasks(rows), core_percent=30), "a task http behind v0002 already"),
-        (recipe, Request("v0001", tasks, new_evaluation=f"{tmp_path}/none"), "no BEIR directory there"),
+        (recipe, Request("v0001", tasks, new_evaluation=f"{tmp_path}/none"), "no tasks there"),
         (recipe, Request("v0001", tasks, requirements=(("new_mean", 1.0),)), "Give --new-evaluation"),
         (no_old, Request("v0001", tasks, requirements=(("old_mean", 1.0),)), "evaluate.data in the recipe"),
         (recipe, Request("v0001", tasks, method="slerp", flat=True), "slerp merges 2 models; got 3"),
