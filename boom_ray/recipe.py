@@ -277,7 +277,7 @@ class Merge(Section):
 
 
 class Evaluate(Section):
-    """What the models are measured on: BEIR directories, grouped by the folders they lie in."""
+    """What the models are measured on: a directory of tasks, grouped by the folders they lie in."""
 
     data: str | None = None
     max_length: int | None = Field(None, ge=8)

@@ -36,7 +36,7 @@ def search(
         target: URI of the merged model.
         spec: How they are merged, but for method and weights; its method with equal weights is the first
             candidate, which the others are compared with.
-        data: Directory of BEIR directories to choose by.
+        data: Directory of tasks to choose by.
         trials: How many candidates there are.
 
     Returns:

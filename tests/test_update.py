@@ -204,8 +204,15 @@ def test_a_run_stands_for_its_current_version(run, child):
 
 @pytest.mark.slow
 def test_a_child_that_is_worse_than_required_is_not_published(run, child, tmp_path):
-    recipe, _, evaluation = run
+    recipe, _, _ = run
     rows = new_rows(tmp_path / "dom.jsonl", "xml/dom")
+    evaluation = str(tmp_path / "new")
+    texts.write_beir(f"{evaluation}/search", list(texts.functions("xml/dom"))[24:34])
+    pairs = list(texts.functions("xml/dom"))[:8]
+    likeness = [
+        {"sentence1": one, "sentence2": pairs[n % 3][1], "score": n} for n, (one, _) in enumerate(pairs)
+    ]
+    texts.write_jsonl(f"{evaluation}/likeness/test.jsonl", likeness)
     request = Request(
         "v0001",
         read_tasks(rows),

@@ -43,9 +43,9 @@ def _template(context: click.Context, parameter: click.Parameter, value: str | N
 @click.option("--json", "json_file", metavar="FILE", help="Write all metrics there as well.")
 @stop.heeded()
 def evaluate(models: tuple[str, ...], data: str | None, json_file: str | None, **given: Any) -> None:
-    """Measure models: nDCG@10, MRR@10, recall@100 on BEIR directories, or what mteb measures.
+    """Measure models on tasks of your own, or on those of mteb.
 
-    Through mteb go its own benchmarks and tasks, and local tasks as soon as one is not of BEIR.
+    Local tasks go through mteb as well, unless all are BEIR directories.
     """
     from boom_ray import report, session
     from boom_ray.lineage import model_at

@@ -38,7 +38,7 @@ def _weights(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("--mergekit-config", metavar="FILE", help="Models and method from a YAML file of mergekit's.")
 @click.option("--report", metavar="FILE.json", help="Write how far apart the models lie, and a picture.")
 @click.option("--search", is_flag=True, help="Choose method and weights by a development set.")
-@click.option("--data", metavar="DIR", help="The development set: a BEIR directory, or a directory of them.")
+@click.option("--data", metavar="DIR", help="The development set: a directory of tasks.")
 @click.option("--trials", default=12, type=click.IntRange(min=1), help="How many merges a search tries.")
 @click.option("--memory", default=1.0, metavar="GIB", help="Memory of a worker.", show_default=True)
 @workers_option

@@ -84,7 +84,7 @@ def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
 @click.option(
     "--new-data", required=True, multiple=True, metavar="URI", help="Rows, or a YAML list of tasks."
 )
-@click.option("--new-evaluation", metavar="DIR", help="BEIR directories for the new data.")
+@click.option("--new-evaluation", metavar="DIR", help="A directory of tasks for the new data.")
 @click.option(
     "--core",
     type=click.FloatRange(0, 100, min_open=True),

@@ -21,8 +21,8 @@ def tasks_of(recipe: Recipe, request: Request) -> Tasks:
     """What the models of an update are measured on, found before anything is trained.
 
     Returns:
-        `old` and `new`, as far as there are such tasks: a directory of BEIR directories -> what comes before
-        the names of its tasks.
+        `old` and `new`, as far as there are such tasks: a directory -> what comes before the names of its
+        tasks.
 
     Raises:
         BoomError: if there are no tasks in one of them, or none for a requirement.

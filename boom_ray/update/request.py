@@ -30,7 +30,7 @@ class Request:
         method: How the update is merged; None as the recipe has it.
         weights: `equal` (the paper) or `mass`, by the rows behind each model.
         flat: Merge all models that contribute, instead of the parent with the update.
-        new_evaluation: BEIR directories for the new data.
+        new_evaluation: Directory of tasks for the new data.
         requirements: Least relative change of a mean against the parent, in percent, by its name.
     """
 

@@ -46,6 +46,7 @@ def run(qwen3, tmp_path_factory) -> str:
     model.save_pretrained(other)
     publish(qwen3, str(root / "models/v0001"), version="v0001")
     publish(other, str(root / "models/v0002"), version="v0002")
+    (root / "run.json").write_text("{}")
     return str(root)
 
 
@@ -112,8 +113,7 @@ def test_encoders_that_die_for_a_minute_fail_no_request(url, run):
 
 def test_a_new_version_and_a_rollback_under_load_fail_no_request(url, run):
     def serve_current() -> None:
-        model = f"{run}/models/{lineage.current(run)}"
-        serve_models([model], settings=TWO_ENCODERS, blocking=False)
+        serve_models([lineage.model_at(run)], settings=TWO_ENCODERS, blocking=False)
         time.sleep(5)
 
     def switch() -> None:
