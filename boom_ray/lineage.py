@@ -49,8 +49,26 @@ def current(root: str) -> str:
 def model_at(uri: str) -> str:
     """A model, named by its own URI or by that of a run, which stands for the run's current version."""
     uri = storage.absolute(uri)
-    is_run = not uri.startswith("hf://") and storage.is_file(storage.join(uri, claim.FILE))
-    return storage.join(uri, "models", current(uri)) if is_run else uri
+    return storage.join(uri, "models", current(uri)) if _is_run(uri) else uri
+
+
+def runs(uri: str) -> list[str]:
+    """The run at a URI, or all runs directly below it.
+
+    Raises:
+        BoomError: if there is none.
+    """
+    if _is_run(uri):
+        return [uri]
+    below = [storage.join(uri, name) for name in storage.list_names(uri)]
+    found = [place for place in below if _is_run(place)]
+    if not found:
+        raise BoomError(f"{uri}: no run there, and none below it. Give <storage> or <storage>/<name>")
+    return found
+
+
+def _is_run(uri: str) -> bool:
+    return not uri.startswith("hf://") and storage.is_file(storage.join(uri, claim.FILE))
 
 
 def roll_back(root: str, version: str) -> None:
@@ -67,9 +85,11 @@ def roll_back(root: str, version: str) -> None:
 
 
 def table(root: str) -> Table:
-    """A line for each version: parents, data, means, size, and which is current."""
-    records, chosen = versions(root), current(root)
-    lines = Table("version", "created", "made from", "data", "rows", "mean score", "size", box=None)
+    """A line for each version of a run: parents, data, means, size, and which is current."""
+    records, chosen = published(root), current(root) if published(root) else None
+    headers = ("version", "created", "made from", "data", "rows", "mean score", "size")
+    title = f"{storage.name_of(root)}{'' if records else ': no version yet'}"
+    lines = Table(*headers, title=title, title_justify="left", box=None, show_header=bool(records))
     for name, record in records.items():
         parents = ", ".join(parent.version for parent in record.parents)
         size = sum(entry.size for entry in record.files.values())

@@ -240,7 +240,7 @@ def test_versions_are_listed_compared_drawn_and_rolled_back(run, child):
     from boom_ray.progress import console
 
     with console.capture() as capture:
-        boom_ray("models", recipe.root)
+        boom_ray("models", recipe.storage)
         boom_ray("lineage", child)
     shown = capture.get()
     assert "v0001" in shown and "v0002  (current)" in shown and "bag-1" in shown
@@ -258,6 +258,8 @@ def test_versions_are_listed_compared_drawn_and_rolled_back(run, child):
     boom_ray("models", "rollback", recipe.root, "v0001")
     assert lineage.current(recipe.root) == "v0001"
     assert json.loads(storage.read_bytes(f"{recipe.root}/current.json"))["version"] == "v0001"
+    nothing = CliRunner().invoke(main, ["models", f"{recipe.root}/models"])
+    assert nothing.exit_code == 1 and "no run there, and none below it" in nothing.output
     refused = CliRunner().invoke(main, ["models", "rollback", recipe.root, "v0009"])
     assert refused.exit_code == 1 and "no version v0009; there are v0001, v0002" in refused.output
 

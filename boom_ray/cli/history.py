@@ -35,9 +35,14 @@ def status(run: str, json_file: str | None) -> None:
 
 
 @main.command()
-@click.argument("words", nargs=-1, required=True, metavar="RUN | diff MODEL MODEL | rollback RUN VERSION")
+@click.argument(
+    "words", nargs=-1, required=True, metavar="STORAGE | RUN | diff MODEL MODEL | rollback RUN VERSION"
+)
 def models(words: tuple[str, ...]) -> None:
-    """List the versions of a run (STORAGE/NAME), compare two models, or make an older version current."""
+    """List versions, compare two models, or make an older version current.
+
+    STORAGE lists the versions of all runs, STORAGE/NAME those of one.
+    """
     from boom_ray import lineage
     from boom_ray.progress import console
 
@@ -48,10 +53,11 @@ def models(words: tuple[str, ...]) -> None:
         case ("rollback", root, version):
             lineage.roll_back(storage.absolute(root), version)
             click.echo(f"current: {version}")
-        case (root,):
-            console.print(lineage.table(storage.absolute(root)))
+        case (place,):
+            for root in lineage.runs(storage.absolute(place)):
+                console.print(lineage.table(root))
         case _:
-            raise BoomError("models: expected RUN, or diff MODEL MODEL, or rollback RUN VERSION")
+            raise BoomError("models: expected STORAGE, or RUN, or diff MODEL MODEL, or rollback RUN VERSION")
 
 
 @main.command()
