@@ -137,9 +137,10 @@ def run(recipe: Recipe, baseline: bool = False) -> str:
         )
     if baseline and not recipe.evaluate.data:
         raise BoomError("--baseline compares two models: give the recipe evaluate.data to measure them on")
-    if recipe.evaluate.data:
+    target = model_uri(recipe, FIRST_VERSION)
+    if recipe.evaluate.data and artifact.read_record(target) is None:
         evaluate.find_tasks(recipe.evaluate.data)
-    base, target = claim(recipe), model_uri(recipe, FIRST_VERSION)
+    base = claim(recipe)
     with driving(recipe.root, "run", FIRST_VERSION) as driver:
         models = prepare_and_train(recipe, base, driver, baseline=baseline)[: len(recipe.bags.ratios)]
         existing = artifact.read_record(target)

@@ -13,7 +13,7 @@ def groups(tasks: list[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for task in tasks:
         found.setdefault(task.rpartition("/")[0], []).append(task)
-    return {group: found[group] for group in sorted(found) if group} | {"all": tasks}
+    return {group: found[group] for group in sorted(found) if group} | ({"all": tasks} if tasks else {})
 
 
 def main(scores: dict[str, float]) -> float:

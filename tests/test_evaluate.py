@@ -65,6 +65,7 @@ def test_tasks_of_different_types_have_means_of_their_main_scores():
     assert means["all"] == pytest.approx({"main score": 0.5})
     table = report.markdown_table({"base": scores}).splitlines()
     assert table[0] == "| main score | base |" and table[4] == "| out/c | 0.900 |"
+    assert report.means({}) == {}
 
 
 def test_without_queries_there_is_no_interval_and_no_verdict():

@@ -70,6 +70,13 @@ def test_from_corpus_to_a_measured_model(base, make_recipe, request, capsys):
 
 
 @pytest.mark.slow
+def test_nothing_begins_when_there_is_nothing_to_measure_on(make_recipe, qwen3, tmp_path):
+    recipe = make_recipe(qwen3, evaluate={"data": str(tmp_path / "evla")})
+    with pytest.raises(BoomError, match="evla: no tasks there"):
+        pipeline.run(recipe)
+    assert not os.path.exists(recipe.root)
+
+
 def test_one_bag_can_be_trained_alone_and_the_next_run_trains_the_other(make_recipe, qwen3):
     recipe = make_recipe(qwen3, evaluate={})
     assert pipeline.train(recipe, only=1) == [f"{recipe.root}/models/bag-2"]
