@@ -15,6 +15,7 @@ from boom_ray.recipe import Recipe
 from boom_ray.update.request import Request, ancestors
 
 Tasks = dict[str, dict[str, str]]
+SMALLEST_MEAN = 1e-6  # that a change is told in percent of
 
 
 def tasks_of(recipe: Recipe, request: Request) -> Tasks:
@@ -61,7 +62,8 @@ def measure(recipe: Recipe, tasks: Tasks, models: list[str], child: Subject) -> 
         changed = compare.compare({one: measured[one] for one in ("child", "parent")})
         metrics["comparison"][kind] = asdict(changed)
         whole = changed.means["all"]
-        change = metrics["change"][f"{kind}_mean"] = 100 * (whole.ours / whole.theirs - 1)
+        change = 100 * (whole.ours - whole.theirs) / max(abs(whole.theirs), SMALLEST_MEAN)
+        metrics["change"][f"{kind}_mean"] = change
         console.print(f"{kind}_mean: {whole.theirs:.4f} -> {whole.ours:.4f} ({change:+.2f} %)")
     return metrics
 
