@@ -3,6 +3,9 @@
 import json
 import math
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -139,6 +142,23 @@ def test_a_request_without_a_parent_is_the_one_begun_or_one_of_the_current_versi
         Request(None, other),
     ):
         assert requests.find(recipe, request) is None
+
+
+def test_requests_of_one_moment_get_versions_of_their_own(make_recipe, qwen3, corpus_files):
+    recipe = make_recipe(qwen3)
+    os.makedirs(f"{recipe.root}/models/v0001")
+    tasks, together = read_tasks(corpus_files["docstring-to-code"]), threading.Barrier(8)
+
+    def begin(number: int) -> str:
+        together.wait()
+        return requests.begin(recipe, Request("v0001", tasks, core_percent=10 + number))
+
+    with ThreadPoolExecutor(8) as pool:
+        versions = list(pool.map(begin, range(8)))
+    assert sorted(versions) == [f"v{number:04d}" for number in range(2, 10)]
+    for number, version in enumerate(versions):
+        request = Request(None, tasks, core_percent=10 + number)
+        assert requests.find(recipe, request) == (replace(request, parent="v0001"), version)
 
 
 def test_what_came_with_earlier_updates_is_old_to_later_ones(run, child):

@@ -104,8 +104,7 @@ def begin(recipe: Recipe, request: Request) -> str:
         taken = [*storage.list_names(updates), *storage.list_names(storage.join(recipe.root, "models"))]
         newest = max(int(name[1:]) for name in taken if lineage.VERSION.fullmatch(name))
         version = f"v{newest + 1:04d}"
-        place = storage.join(updates, version, FILE)
-        if storage.create(place, content) or storage.read_bytes(place) == content:
+        if storage.create(storage.join(updates, version, FILE), content):
             return version
 
 
