@@ -136,7 +136,7 @@ class Loads:
         return np.array([len(one) for one in ids["input_ids"]])
 
     def evaluation(self, evaluate: Evaluate) -> list[Load]:
-        """Texts and tokens of every task that a recipe is evaluated on, if they are at hand."""
+        """Texts and tokens of every search a recipe is evaluated on, if at hand; no other tasks."""
         if not evaluate.data or evaluate.data.startswith("hf://"):
             return []
         suffix = "corpus.jsonl"
