@@ -91,13 +91,21 @@ def table(root: str) -> Table:
     title = f"{storage.name_of(root)}{'' if records else ': no version yet'}"
     lines = Table(*headers, title=title, title_justify="left", box=None, show_header=bool(records))
     for name, record in records.items():
-        parents = ", ".join(parent.version for parent in record.parents)
+        parents = ", ".join(labels_of_parents(record))
         size = sum(entry.size for entry in record.files.values())
         rows = f"{record.config.get('rows', 0):,}"
         shown = name + ("  (current)" if name == chosen else "")
         cells = [record.created, parents, data_of(root, record), rows, means_of(record)]
         lines.add_row(shown, *cells, f"{size / 2**20:,.0f} MiB")
     return lines
+
+
+def labels_of_parents(record: Record) -> list[str]:
+    """What people call the models that were merged; those that updates trained by their versions."""
+    return [
+        parent.version if parent.name == record.name else f"update of {parent.name}"
+        for parent in record.parents
+    ]
 
 
 def data_of(root: str, record: Record) -> str:

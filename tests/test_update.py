@@ -264,7 +264,7 @@ def test_versions_are_listed_compared_drawn_and_rolled_back(run, child):
         boom_ray("lineage", child)
     shown = capture.get()
     assert "v0001" in shown and "v0002  (current)" in shown and "bag-1" in shown
-    assert "2 tasks" in shown and "+http" in shown
+    assert "2 tasks" in shown and "+http" in shown and "v0001, update of v0002" in shown
     corpus = artifact.read_record(f"{recipe.root}/corpus")
     assert corpus.digest in shown and f"seed {recipe.train.seed}" in shown
     different = boom_ray("models", "diff", f"{recipe.root}/models/v0001", child)

@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import dataclass
 
+from boom_ray.lineage import labels_of_parents
 from boom_ray.page.collect import Found
 from boom_ray.page.scale import Axis, axis
 
@@ -43,7 +44,7 @@ def merging(found: Found) -> Merging | None:
     if found.record is None or found.distances is None:
         return None
     config, whole = found.record.config, found.distances["all"]
-    labels = labels_of(found)
+    labels = labels_of_parents(found.record)
     pairs = list(itertools.combinations(range(len(labels)), 2))
     measured = [angle for i, j in pairs if (angle := whole["angles"][i][j]) is not None]
     low, height = (min(measured), max(measured) - min(measured)) if measured else (0.0, 0.0)
@@ -72,15 +73,6 @@ def merging(found: Found) -> Merging | None:
         axis=across,
         layers=[_layer(name, angles, across) for name, angles in layers.items() if across],
     )
-
-
-def labels_of(found: Found) -> list[str]:
-    """What the page calls the models that were merged; those that updates trained by their versions."""
-    assert found.record is not None
-    return [
-        parent.version if parent.name == found.record.name else f"update of {parent.name}"
-        for parent in found.record.parents
-    ]
 
 
 def _layer(name: str, angles: list[float], across: Axis) -> Layer:
