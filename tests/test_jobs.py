@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -27,8 +29,6 @@ from tests.object_store import SECRET_KEY, free_ports, s3_server
 ROOT = str(Path(__file__).parents[1])
 SWIFT = os.environ.get("BOOM_RAY_SWIFT_ENV")
 ENTRYPOINT = "python jobs/run.py jobs/recipes/tiny.yaml --storage s3://bucket/runs"
-PORT, DASHBOARD, AGENT = free_ports(3)
-ADDRESS = f"http://127.0.0.1:{DASHBOARD}"
 RUN = "s3://bucket/runs/tiny"
 MODELS = f"{RUN}/models"
 T = TypeVar("T")
@@ -59,22 +59,38 @@ def cluster(object_store, tmp_path_factory) -> Iterator[tuple[JobSubmissionClien
     home = str(tmp_path_factory.mktemp("home") / "h")
     builder = [sys.executable, "jobs/quickstart_corpus.py", f"{home}/minilm", "--rows", "100"]
     subprocess.run(builder, cwd=ROOT, check=True, capture_output=True)
+    with head_node() as client:
+        yield client, home
+
+
+@contextmanager
+def head_node() -> Iterator[JobSubmissionClient]:
+    """A client of a head node whose temporary directory is short: a socket's path has at most 107 bytes."""
     bin_directory = os.path.dirname(sys.executable)
     environment = {**os.environ, "PATH": f"{bin_directory}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
     environment.pop("RAY_ADDRESS", None)
-    ports = [f"--port={PORT}", f"--dashboard-port={DASHBOARD}", f"--dashboard-agent-listen-port={AGENT}"]
-    options = [*ports, "--num-cpus=4", "--block", "--disable-usage-stats"]
-    temporary = f"--temp-dir={tmp_path_factory.mktemp('r', numbered=False)}"
-    command = [f"{bin_directory}/ray", "start", "--head", *options, temporary]
-    head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield patiently(lambda: JobSubmissionClient(ADDRESS)), home
-    finally:
-        processes = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
-        for process in processes:
-            if process.is_running():
-                process.kill()
-        head.wait(60)
+    port, dashboard, agent = free_ports(3)
+    ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+    with (
+        tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as temporary,
+        open(f"{temporary}/log", "w", encoding="utf-8") as log,
+    ):
+        options = [*ports, f"--temp-dir={temporary}", "--num-cpus=4", "--block", "--disable-usage-stats"]
+        command = [f"{bin_directory}/ray", "start", "--head", *options]
+        head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+        def connect() -> JobSubmissionClient:
+            assert head.poll() is None, Path(log.name).read_text()
+            return JobSubmissionClient(f"http://127.0.0.1:{dashboard}")
+
+        try:
+            yield patiently(connect)
+        finally:
+            if head.poll() is None:
+                for process in [*psutil.Process(head.pid).children(recursive=True), head]:
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
+                head.wait(60)
 
 
 def patiently(attempt: Callable[[], T]) -> T:
@@ -193,7 +209,7 @@ def test_a_job_embeds_a_store_and_the_dashboard_shows_it(cluster, published_qwen
     assert "300/300" in logs and "rows/s" in logs and "s3://bucket/runs/vectors" in logs
     assert artifact.verify("s3://bucket/runs/vectors").config["rows"] == 300
     number = client.get_job_info(job).job_id
-    with urllib.request.urlopen(f"{ADDRESS}/api/data/datasets/{number}") as answer:
+    with urllib.request.urlopen(f"{client.get_address()}/api/data/datasets/{number}") as answer:
         datasets = json.load(answer)["datasets"]
     operators = [one["operator"] for dataset in datasets for one in dataset["operators"]]
     assert {dataset["state"] for dataset in datasets} == {"FINISHED"}
