@@ -30,7 +30,7 @@ class SourceReader:
         self.source = source
         places = [*source.places.values(), *(p for low in source.adapter.values() for p in (low.a, low.b))]
         self._files = {uri: RangeReader(uri) for uri in sorted({place.uri for place in places})}
-        self._factors: dict[str, tuple[Tensor, Tensor]] = {}
+        self._factors = "", (torch.empty(0), torch.empty(0))
 
     def dtype_of(self, name: str) -> torch.dtype:
         """The dtype a tensor is read in: its own, or float32 under an adapter."""
@@ -63,9 +63,11 @@ class SourceReader:
         return values.view(place.shape).float()
 
     def _difference(self, name: str, low: LowRank, start: int, count: int) -> Tensor:
-        if name not in self._factors:
-            self._factors = {name: (self._whole(low.a), self._whole(low.b))}
-        a, b = self._factors[name]
+        kept, factors = self._factors
+        if kept != name:
+            factors = self._whole(low.a), self._whole(low.b)
+            self._factors = name, factors  # at once: other threads read other tensors
+        a, b = factors
         first, last = start // a.shape[1], -(-(start + count) // a.shape[1])
         rows = (b[first:last] @ a).mul_(low.scale)
         return rows.view(-1)[start - first * a.shape[1] :][:count]

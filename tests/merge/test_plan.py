@@ -1,6 +1,7 @@
 """The plan of the output files, and the reading and writing of them."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from boom_ray import artifact
 from boom_ray.errors import BoomError
 from boom_ray.merge.plan import index_json, plan_shards, slices
 from boom_ray.merge.reader import SourceReader
-from boom_ray.merge.source import Source
+from boom_ray.merge.source import LowRank, Source
 from boom_ray.merge.tensors import read_places
 from boom_ray.merge.writer import ShardWriter
 
@@ -92,6 +93,25 @@ def test_ranges_are_read_from_where_they_lie(tmp_path):
         target = torch.empty(count, dtype=reader.dtype_of(name))
         reader.read_into(target, name, start)
         assert torch.equal(target, tensors[name][start : start + count])
+
+
+def test_threads_read_different_tensors_of_an_adapter_at_once(tmp_path):
+    torch.manual_seed(0)
+    factors = {f"{name}.{side}": torch.randn(8, 8) for name in "pq" for side in "ab"}
+    save_file({"p": torch.randn(8, 8), "q": torch.randn(8, 8), **factors}, tmp_path / "model.safetensors")
+    places = read_places(str(tmp_path))
+    adapter = {name: LowRank(places[f"{name}.a"], places[f"{name}.b"], 2.0) for name in "pq"}
+    reader = SourceReader(Source(str(tmp_path), places, str(tmp_path), adapter=adapter))
+
+    def read(name: str) -> torch.Tensor:
+        target = torch.empty(64)
+        reader.read_into(target, name, 0)
+        return target
+
+    alone = {name: read(name) for name in "pq"}
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(read, "pq" * 2000))
+    assert all(torch.equal(alone["pq"[i % 2]], tensor) for i, tensor in enumerate(together))
 
 
 @pytest.mark.parametrize(

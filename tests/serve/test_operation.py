@@ -231,26 +231,35 @@ PROMISES = [
 
 
 def test_every_answer_is_one_that_our_openapi_document_promises(url):
-    """To requests drawn from it, and to others that break it."""
+    """To its examples, to requests drawn from it, and to others that break it."""
     seen: Counter = Counter()
 
-    def try_out(operation, mode: GenerationMode) -> None:
+    def try_out(cases, kind: str) -> None:
         @settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-        @given(case=operation.as_strategy(generation_mode=mode))
+        @given(case=cases)
         def ask(case):
             answer = case.call(headers={"Authorization": f"Bearer {KEYS[0]}"})
-            seen[case.path, mode, answer.status_code // 100] += 1
+            seen[case.path, kind, answer.status_code // 100] += 1
             case.validate_response(answer, checks=PROMISES)
 
         ask()
 
     document = schemathesis.openapi.from_url(f"{url}/openapi.json")
     for operation in [found.ok() for found in document.get_all_operations()]:
-        for mode in GenerationMode if operation.body else [GenerationMode.POSITIVE]:
-            try_out(operation, mode)
-    answered = {path for path, mode, status in seen if mode == GenerationMode.POSITIVE and status == 2}
-    assert answered == set(document.raw_schema["paths"])
-    assert {status for _, mode, status in seen if mode == GenerationMode.NEGATIVE} == {4}
+        for cases in document.get_strategies_from_examples(operation):
+            try_out(cases, "example")
+        try_out(operation.as_strategy(generation_mode=GenerationMode.POSITIVE), "drawn")
+        if operation.body:
+            try_out(operation.as_strategy(generation_mode=GenerationMode.NEGATIVE), "broken")
+    paths = document.raw_schema["paths"]
+    answers = {
+        kind: {path: {status for at, by, status in seen if (at, by) == (path, kind)} for path in paths}
+        for kind in ("example", "drawn", "broken")
+    }
+    with_body = {path for path in paths if "post" in paths[path]}
+    assert answers["example"] == {path: {2} if path in with_body else set() for path in paths}
+    assert answers["broken"] == {path: {4} if path in with_body else set() for path in paths}
+    assert all(answers["drawn"].values())
 
 
 def test_a_killed_encoder_fails_no_request(url):
