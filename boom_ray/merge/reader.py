@@ -30,7 +30,7 @@ class SourceReader:
         self.source = source
         places = [*source.places.values(), *(p for low in source.adapter.values() for p in (low.a, low.b))]
         self._files = {uri: RangeReader(uri) for uri in sorted({place.uri for place in places})}
-        self._factors = "", (torch.empty(0), torch.empty(0))
+        self._factors: dict[str, tuple[Tensor, Tensor]] = {}
 
     def dtype_of(self, name: str) -> torch.dtype:
         """The dtype a tensor is read in: its own, or float32 under an adapter."""
@@ -63,10 +63,10 @@ class SourceReader:
         return values.view(place.shape).float()
 
     def _difference(self, name: str, low: LowRank, start: int, count: int) -> Tensor:
-        kept, factors = self._factors
-        if kept != name:
+        factors = self._factors.get(name)
+        if factors is None:
             factors = self._whole(low.a), self._whole(low.b)
-            self._factors = name, factors  # at once: other threads read other tensors
+            self._factors = {name: factors}  # which another thread replaces when it reads another tensor
         a, b = factors
         first, last = start // a.shape[1], -(-(start + count) // a.shape[1])
         rows = (b[first:last] @ a).mul_(low.scale)

@@ -22,7 +22,7 @@ class EmbeddingRequest(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra={"examples": [{"input": ["a text", "another"], "input_type": "query"}]},
+        json_schema_extra={"examples": [{"input": ["a text", "another"], "truncate": True}]},
     )
 
     input: StrictStr | list[StrictStr] | list[StrictInt] | list[list[StrictInt]]
