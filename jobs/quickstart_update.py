@@ -11,16 +11,19 @@ from dataclasses import dataclass, replace
 
 from rich.table import Table
 
-from boom_ray import artifact, evaluate, pipeline, report, storage
+from boom_ray import artifacts, storage
 from boom_ray.data import bags
-from boom_ray.evaluate import Protocol, Subject
+from boom_ray.evaluation import measure as evaluate
+from boom_ray.evaluation.measure import Protocol, Subject
 from boom_ray.model import directory
-from boom_ray.progress import console
+from boom_ray.pipeline import run as pipeline
+from boom_ray.pipeline.update.request import Request, read_tasks
+from boom_ray.pipeline.update.run import update
 from boom_ray.recipe import Evaluate, Recipe
 from boom_ray.recipe_file import load
+from boom_ray.runs.scores import main_score, mean_scores
+from boom_ray.runtime.console import console
 from boom_ray.train.bagging import model_uri
-from boom_ray.update.request import Request, read_tasks
-from boom_ray.update.run import update
 
 HOME = os.path.join(os.environ["BOOM_RAY_HOME"], "update")
 NUM_WEEKS = 3
@@ -86,10 +89,10 @@ def table(recipe: Recipe, lines: list[Line]) -> Table:
         for group in ("in_domain", "later")
     )
     for line in lines:
-        records = [record for uri in line.trained if (record := artifact.read_record(uri))]
+        records = [record for uri in line.trained if (record := artifacts.read_record(uri))]
         spent = [sum(record.config["rows"] for record in records)]
         spent += [sum(record.metrics[key] for record in records) for key in ("step", "tokens")]
-        means = [report.main(report.means(scores[line.label])["all"]) for scores in (old, new)]
+        means = [main_score(mean_scores(scores[line.label])["all"]) for scores in (old, new)]
         cells = [*(f"{count:,}" for count in spent), *(f"{mean:.4f}" for mean in means)]
         result.add_row(line.label, *cells)
     return result

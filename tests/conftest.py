@@ -12,10 +12,12 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from boom_ray import recipe_file, session, staging
-from boom_ray.artifact import Record
+from boom_ray import recipe_file
+from boom_ray.artifacts import staging
+from boom_ray.artifacts.record import Record
 from boom_ray.model import directory, self_test
 from boom_ray.recipe import BaseModelSource, Recipe
+from boom_ray.runtime import cluster
 from tests import texts
 
 
@@ -24,7 +26,7 @@ def ray_cluster() -> Iterator[None]:
     """A local Ray with four logical CPUs, so that several small actors run at once on two real ones."""
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "900"
     ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    session.connect()
+    cluster.connect()
     yield
     ray.shutdown()
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from boom_ray import artifact
+from boom_ray import artifacts
 from tests.conftest import recipe_values
 
 
@@ -96,5 +96,5 @@ def test_weights_that_are_no_numbers_and_a_bag_that_is_not_there(recipe_file, pu
 
 def test_verify_tells_what_it_checked(published_minilm):
     run = boom_ray("verify", published_minilm)
-    record = artifact.read_record(published_minilm)
+    record = artifacts.read_record(published_minilm)
     assert run.returncode == 0 and record.digest in run.stdout and "complete: model" in run.stdout

@@ -1,35 +1,60 @@
-"""The layers below Ray stand without it, and imports point downward only."""
+"""Layers without Ray import without it, and imports between rooms point downward only."""
 
 import ast
 import os
 import subprocess
 import sys
 
+import pytest
+
 import boom_ray
 
 ROOT = os.path.dirname(boom_ray.__file__)
-BELOW_RAY = [
-    *("recipe", "storage", "artifact", "driver", "stop", "lineage", "status"),
+WITHOUT_RAY = [
+    *("recipe", "recipe_file", "storage", "artifacts.record", "artifacts.staging", "artifacts.checkpoints"),
+    *(
+        "artifacts.tensors",
+        "runs.identity",
+        "runs.heartbeat",
+        "runs.versions",
+        "runs.ancestry",
+        "runs.status",
+    ),
+    *("runtime.signals", "runtime.console", "runtime.processes", "runtime.scratch"),
     *("data.rows", "data.corpus", "data.bags", "data.batches", "data.collate"),
     *("model.encoder", "model.tokenizer", "model.directory", "model.card", "model.self_test"),
-    *("merge.gram", "merge.methods", "merge.tensors", "merge.plan", "merge.elementwise", "merge.stream"),
-    *("merge.check", "merge.cut", "merge.distances", "page.render"),
+    *("merge.gram", "merge.methods", "merge.plan", "merge.elementwise", "merge.stream"),
+    *("merge.check", "merge.cut", "merge.distances", "report.render"),
     *("planner.plan", "planner.outlook", "planner.calibration"),
-    *("train.loss", "train.step", "train.checkpoint", "train.deepspeed"),
+    *("train.loss", "train.step", "train.deepspeed"),
 ]
-STAGES = ["train", "merge", "evaluate", "mteb", "embed", "serve", "report"]
-BASE = ["recipe", "storage", "artifact", "data", "model", "errors", "progress", "session", "driver", "stop"]
+#: Every room, top floor first: a room imports from floors below its own, never from its own or above.
+FLOORS = [
+    ["cli"],
+    ["planner"],
+    ["pipeline"],
+    ["train", "merge", "evaluation", "embed", "serve", "report"],
+    ["runs"],
+    ["data", "model"],
+    ["artifacts"],
+    ["recipe_file"],
+    ["recipe"],
+    ["storage"],
+    ["runtime"],
+    ["errors"],
+]
+ROOMS = [room for floor in FLOORS for room in floor]
 
 
-def test_the_layers_below_ray_import_neither_ray_nor_deepspeed():
-    modules = ", ".join(f"boom_ray.{name}" for name in BELOW_RAY)
+def test_layers_below_ray_import_neither_ray_nor_deepspeed():
+    modules = ", ".join(f"boom_ray.{name}" for name in WITHOUT_RAY)
     code = f"import {modules}, sys; print([m for m in ('ray', 'deepspeed') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 
 
 def imported(path: str) -> set[str]:
-    """First-level names of the project that a file imports, at module level or inside functions."""
+    """Rooms that a file imports, at module level or inside functions."""
     with open(path, encoding="utf-8") as file:
         tree = ast.parse(file.read())
     names = set()
@@ -41,17 +66,31 @@ def imported(path: str) -> set[str]:
     return names
 
 
-def files_of(part: str) -> list[str]:
-    path = os.path.join(ROOT, part)
+def files_of(room: str) -> list[str]:
+    path = os.path.join(ROOT, room)
     if os.path.isfile(f"{path}.py"):
         return [f"{path}.py"]
-    return [os.path.join(path, name) for name in os.listdir(path) if name.endswith(".py")]
+    return [
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(path)
+        for name in names
+        if name.endswith(".py")
+    ]
 
 
-def test_no_stage_imports_another_and_the_base_imports_no_stage():
-    for part in STAGES + BASE:
-        foreign = (set(STAGES) | {"pipeline", "cli"}) - {part}
-        if part == "evaluate":
-            foreign.remove("mteb")  # which measures the tasks that are not searches
-        for path in files_of(part):
-            assert not imported(path) & foreign, path
+def test_every_room_has_a_floor():
+    found = {name.removesuffix(".py") for name in os.listdir(ROOT) if name.endswith(".py")}
+    found |= {name for name in os.listdir(ROOT) if os.path.isfile(os.path.join(ROOT, name, "__init__.py"))}
+    assert found - {"__init__"} == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_from_floors_below_its_own(room):
+    own = next(number for number, floor in enumerate(FLOORS) if room in floor)
+    above = {name for floor in FLOORS[: own + 1] for name in floor} - {room}
+    wrong = {
+        os.path.relpath(path, ROOT): sorted(imported(path) & above)
+        for path in files_of(room)
+        if imported(path) & above
+    }
+    assert wrong == {}

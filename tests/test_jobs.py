@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from boom_ray import artifact, status, storage
+from boom_ray import artifacts, storage
+from boom_ray.runs import status
 from tests import bucket_policy
 from tests.faulty_proxy import FaultyProxy, faulty_proxy
 from tests.object_store import SECRET_KEY, free_ports, s3_server
@@ -130,7 +131,7 @@ def kill_driver() -> None:
 
 
 def published_bags() -> list[str]:
-    return [name for name in storage.list_names(MODELS) if artifact.read_record(f"{MODELS}/{name}")]
+    return [name for name in storage.list_names(MODELS) if artifacts.read_record(f"{MODELS}/{name}")]
 
 
 @pytest.mark.timeout(1200)
@@ -149,14 +150,14 @@ def test_a_killed_job_is_finished_by_the_next_and_nothing_is_trained_twice(clust
     before = {
         f"{n}/{f}": i.mtime_ns for n in published for f, i in storage.list_files(f"{MODELS}/{n}").items()
     }
-    digests = {name: artifact.verify(f"{MODELS}/{name}").digest for name in published}
+    digests = {name: artifacts.verify(f"{MODELS}/{name}").digest for name in published}
     left = status.read(RUN)
     assert left.state == "lost" and left.drivers[0].facts["job"] == first
     assert {part.name for part in left.making["v0001"] if part.state == "done"} >= {"corpus", *published}
 
     second = submit(client, home)
     assert await_end(client, second) == JobStatus.SUCCEEDED, client.get_job_logs(second)
-    records = {name: artifact.verify(f"{MODELS}/{name}") for name in ("bag-1", "bag-2", "v0001")}
+    records = {name: artifacts.verify(f"{MODELS}/{name}") for name in ("bag-1", "bag-2", "v0001")}
     assert {name: records[name].digest for name in published} == digests
     after = {
         f"{n}/{f}": i.mtime_ns for n in published for f, i in storage.list_files(f"{MODELS}/{n}").items()
@@ -207,7 +208,7 @@ def test_a_job_embeds_a_store_and_the_dashboard_shows_it(cluster, published_qwen
     assert await_end(client, job) == JobStatus.SUCCEEDED, client.get_job_logs(job)
     logs = client.get_job_logs(job)
     assert "300/300" in logs and "rows/s" in logs and "s3://bucket/runs/vectors" in logs
-    assert artifact.verify("s3://bucket/runs/vectors").config["rows"] == 300
+    assert artifacts.verify("s3://bucket/runs/vectors").config["rows"] == 300
     number = client.get_job_info(job).job_id
     with urllib.request.urlopen(f"{client.get_address()}/api/data/datasets/{number}") as answer:
         datasets = json.load(answer)["datasets"]

@@ -4,8 +4,9 @@ from typing import Any
 
 import click
 
-from boom_ray import stop, storage
+from boom_ray import storage
 from boom_ray.cli.group import main, workers_option
+from boom_ray.runtime import signals
 
 
 def _columns(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
@@ -42,17 +43,17 @@ def _columns(context: click.Context, parameter: click.Parameter, value: str) -> 
     help="Of the computation; by default bfloat16 on GPUs, on CPUs the faster that gives the same vectors.",
 )
 @workers_option
-@stop.heeded()
+@signals.heeded()
 def embed(model: str, source: str, target: str, **given: Any) -> None:
     """Embed parquet, jsonl, csv or text files into parquet."""
-    from boom_ray import session
     from boom_ray.embed.options import Options
     from boom_ray.embed.run import embed as run_stage
-    from boom_ray.lineage import model_at
+    from boom_ray.runs.versions import model_at
+    from boom_ray.runtime import cluster
 
     options = Options(**{**given, "since": tuple(map(storage.absolute, given["since"]))})
     model, source, target = model_at(model), storage.absolute(source), storage.absolute(target)
-    session.connect()
+    cluster.connect()
     record = run_stage(model, source, target, options)
     made = record.config
     click.echo(f"embedded: {made['rows']:,} rows, {made['tokens']:,} tokens in {made['seconds']:,.0f} s; "
@@ -73,14 +74,14 @@ def embed(model: str, source: str, target: str, **given: Any) -> None:
 @click.option(
     "--rows", default=1000, show_default=True, type=click.IntRange(min=20), help="Size of the sample."
 )
-@stop.heeded()
+@signals.heeded()
 def drift(model_a: str, model_b: str, data: str, **given: Any) -> None:
     """How far the vectors of one model lie from those of another: must an index be built again?"""
-    from boom_ray import session
     from boom_ray.embed.drift import drift as measure
-    from boom_ray.lineage import model_at
+    from boom_ray.runs.versions import model_at
+    from boom_ray.runtime import cluster
 
     model_a, model_b, data = model_at(model_a), model_at(model_b), storage.absolute(data)
-    session.connect()
+    cluster.connect()
     for line in measure(model_a, model_b, data, **given).lines():
         click.echo(line)

@@ -4,9 +4,10 @@ import json
 
 import click
 
-from boom_ray import stop, storage
+from boom_ray import storage
 from boom_ray.cli.group import main
 from boom_ray.errors import BoomError
+from boom_ray.runtime import signals
 
 
 @main.command()
@@ -19,8 +20,8 @@ def status(run: str, json_file: str | None) -> None:
     """
     from dataclasses import asdict
 
-    from boom_ray.progress import console
-    from boom_ray.status import read
+    from boom_ray.runs.status import read
+    from boom_ray.runtime.console import console
 
     found = read(storage.absolute(run))
     if json_file:
@@ -43,19 +44,19 @@ def models(words: tuple[str, ...]) -> None:
 
     STORAGE lists the versions of all runs, STORAGE/NAME those of one.
     """
-    from boom_ray import lineage
-    from boom_ray.progress import console
+    from boom_ray.runs import versions
+    from boom_ray.runtime.console import console
 
     match words:
         case ("diff", one, other):
-            for line in lineage.diff(lineage.model_at(one), lineage.model_at(other)):
+            for line in versions.diff(versions.model_at(one), versions.model_at(other)):
                 click.echo(line)
         case ("rollback", root, version):
-            lineage.roll_back(storage.absolute(root), version)
+            versions.roll_back(storage.absolute(root), version)
             click.echo(f"current: {version}")
         case (place,):
-            for root in lineage.runs(storage.absolute(place)):
-                console.print(lineage.table(root))
+            for root in versions.runs(storage.absolute(place)):
+                console.print(versions.table(root))
         case _:
             raise BoomError("models: expected STORAGE, or RUN, or diff MODEL MODEL, or rollback RUN VERSION")
 
@@ -64,8 +65,9 @@ def models(words: tuple[str, ...]) -> None:
 @click.argument("model")
 def lineage(model: str) -> None:
     """Draw what a model was made from, down to corpus and base."""
-    from boom_ray.lineage import model_at, tree
-    from boom_ray.progress import console
+    from boom_ray.runs.ancestry import tree
+    from boom_ray.runs.versions import model_at
+    from boom_ray.runtime.console import console
 
     console.print(tree(model_at(model)))
 
@@ -76,7 +78,7 @@ def lineage(model: str) -> None:
 @click.option("--out", metavar="FILE.html", help="By default report-VERSION.html in the run's directory.")
 def report(run: str, version: str | None, out: str | None) -> None:
     """Write a page about a run (STORAGE/NAME): quality, data, training, merge, time and cost, lineage."""
-    from boom_ray.page.render import write
+    from boom_ray.report.render import write
 
     click.echo(f"report: {write(storage.absolute(run), version, out and storage.absolute(out))}")
 
@@ -84,13 +86,13 @@ def report(run: str, version: str | None, out: str | None) -> None:
 @main.command()
 @click.argument("model")
 @click.option("--scratch", metavar="DIR", help="Where it is made again; by default a temporary directory.")
-@stop.heeded()
+@signals.heeded()
 def reproduce(model: str, scratch: str | None) -> None:
     """Train and merge a version again from its record, and compare the digests."""
     import tempfile
 
-    from boom_ray.lineage import model_at
-    from boom_ray.reproduce import reproduce as make_again
+    from boom_ray.pipeline.reproduce import reproduce as make_again
+    from boom_ray.runs.versions import model_at
 
     with tempfile.TemporaryDirectory(prefix="boom-ray-reproduce-") as temporary:
         original, copy = make_again(model_at(model), storage.absolute(scratch or temporary))
@@ -106,9 +108,9 @@ def reproduce(model: str, scratch: str | None) -> None:
 @click.argument("directory", metavar="DIR")
 def verify(directory: str) -> None:
     """Check an artifact against its record: every file, every hash."""
-    from boom_ray import artifact
+    from boom_ray import artifacts
 
-    record = artifact.verify(storage.absolute(directory))
+    record = artifacts.verify(storage.absolute(directory))
     size = sum(entry.size for entry in record.files.values())
     click.echo(f"{directory}: complete: {record.kind} {record.name} {record.version}, "
                f"{len(record.files)} files, {size:,} bytes, digest {record.digest}")  # fmt: skip

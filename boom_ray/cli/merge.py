@@ -4,9 +4,10 @@ from typing import Any
 
 import click
 
-from boom_ray import stop, storage
+from boom_ray import storage
 from boom_ray.cli.group import main, workers_option
 from boom_ray.errors import BoomError
+from boom_ray.runtime import signals
 
 
 def _weights(context: click.Context, parameter: click.Parameter, value: str) -> str | list[float]:
@@ -42,10 +43,10 @@ def _weights(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("--trials", default=12, type=click.IntRange(min=1), help="How many merges a search tries.")
 @click.option("--memory", default=1.0, metavar="GIB", help="Memory of a worker.", show_default=True)
 @workers_option
-@stop.heeded()
+@signals.heeded()
 def merge(**given: Any) -> None:
     """Merge models of one architecture into one."""
-    from boom_ray import session
+    from boom_ray.runtime import cluster
 
     if given["search"] != bool(given["data"]):
         raise BoomError("--search and --data DIR go together: a search chooses by the data")
@@ -54,7 +55,7 @@ def merge(**given: Any) -> None:
     models, base, spec = _merge_of(given)
     if len(models) < 2:
         raise BoomError(f"merge needs two models or more; got {len(models)}")
-    session.connect(dashboard=False)
+    cluster.connect(dashboard=False)
     _merge(models, base, spec, given)
 
 
@@ -81,7 +82,7 @@ def _merge_of(given: dict[str, Any]) -> tuple[list[str], str | None, Any]:
 def _merge(models: list[str], base: str | None, spec: Any, given: dict[str, Any]) -> None:
     out = storage.absolute(given["out"])
     if given["search"]:
-        from boom_ray.search import search
+        from boom_ray.pipeline.merge_search import search
 
         record, products = search(models, out, base, spec, storage.absolute(given["data"]), given["trials"])
     else:

@@ -4,9 +4,10 @@ from typing import Any
 
 import click
 
-from boom_ray import stop, storage
+from boom_ray import storage
 from boom_ray.cli.group import main
 from boom_ray.errors import BoomError
+from boom_ray.runtime import signals
 
 storage_option = click.option(
     "--storage", "storage_uri", metavar="URI", help="Overrides the recipe's storage."
@@ -19,7 +20,7 @@ storage_option = click.option(
 @click.option("--baseline", is_flag=True, help="Also train one model on the full corpus, and compare.")
 @click.option("--dry-run", is_flag=True, help="Only print bags, rows, steps, the schedule and the cost.")
 @click.option("--ranks", type=click.IntRange(min=1), metavar="N", help="Ranks a dry run plans for.")
-@stop.heeded()
+@signals.heeded()
 def run(recipe: str, storage_uri: str | None, baseline: bool, dry_run: bool, ranks: int | None) -> None:
     """Sample bags, train a model on each, merge them, and measure the result."""
     from boom_ray.recipe_file import load
@@ -27,7 +28,7 @@ def run(recipe: str, storage_uri: str | None, baseline: bool, dry_run: bool, ran
     if ranks and not dry_run:
         raise BoomError("--ranks goes with --dry-run: a run takes what the cluster has")
     loaded = load(recipe, storage_uri)
-    from boom_ray import pipeline
+    from boom_ray.pipeline import run as pipeline
 
     if dry_run:
         pipeline.plan(loaded, ranks, baseline)
@@ -64,7 +65,7 @@ def plan(recipe: str, storage_uri: str | None, assume: tuple[str, ...], **given:
 @click.argument("recipe")
 @click.option("--bag", type=click.IntRange(min=1), metavar="K", help="Train only this bag, counted from 1.")
 @storage_option
-@stop.heeded()
+@signals.heeded()
 def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
     """Train the bags' models that are missing."""
     from boom_ray.recipe_file import load
@@ -72,7 +73,7 @@ def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
     loaded = load(recipe, storage_uri)
     if bag is not None and bag > len(loaded.bags.ratios):
         raise BoomError(f"--bag {bag}: the recipe has bags 1 to {len(loaded.bags.ratios)}")
-    from boom_ray import pipeline
+    from boom_ray.pipeline import run as pipeline
 
     for uri in pipeline.train(loaded, None if bag is None else bag - 1):
         click.echo(f"model: {uri}")
@@ -102,14 +103,14 @@ def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
     "--require", default="", metavar="CONDITIONS", help="Such as 'old_mean >= -0.5%, new_mean >= +1%'."
 )
 @storage_option
-@stop.heeded()
+@signals.heeded()
 def update(recipe: str, storage_uri: str | None, **given: Any) -> None:
     """Bring new data into a published version: train a small model on it, and merge."""
     from boom_ray.recipe_file import load
 
     loaded = load(recipe, storage_uri)
-    from boom_ray.update.request import Request, parse_requirements, read_tasks
-    from boom_ray.update.run import update as bring_in
+    from boom_ray.pipeline.update.request import Request, parse_requirements, read_tasks
+    from boom_ray.pipeline.update.run import update as bring_in
 
     tasks = [task for uri in given["new_data"] for task in read_tasks(storage.absolute(uri))]
     request = Request(

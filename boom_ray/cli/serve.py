@@ -23,8 +23,8 @@ def serve(models: tuple[str, ...], host: str, port: int, config_out: str | None,
 
     POST /v1/embeddings as OpenAI's clients speak it, POST /embed as text-embeddings-inference's, GET /docs.
     """
-    from boom_ray import session
-    from boom_ray.lineage import model_at
+    from boom_ray.runs.versions import model_at
+    from boom_ray.runtime import cluster
     from boom_ray.serve import app, build
 
     uris, settings = [model_at(model) for model in models], build.Settings(**given)
@@ -32,5 +32,5 @@ def serve(models: tuple[str, ...], host: str, port: int, config_out: str | None,
         build.write_config(uris, settings, host, port, config_out)
         click.echo(f"config: {config_out}  (serve deploy {config_out})")
         return
-    session.connect(yielding=False)
+    cluster.connect(yielding=False)
     app.serve_models(uris, host, port, settings)

@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
-from boom_ray import artifact, staging, storage
-from boom_ray.artifact import Record
+from boom_ray import artifacts, storage
+from boom_ray.artifacts import staging
+from boom_ray.artifacts.record import Record
 from boom_ray.errors import BoomError
 from boom_ray.recipe import Bags, identity
 
@@ -95,8 +96,8 @@ def publish(corpus: Record, bags: Bags, target: str) -> Record:
     Raises:
         BoomError: if `target` holds bags of another corpus or other settings.
     """
-    fingerprint = artifact.fingerprint([corpus.fingerprint, identity(bags)])
-    existing = artifact.read_record(target)
+    fingerprint = artifacts.fingerprint([corpus.fingerprint, identity(bags)])
+    existing = artifacts.read_record(target)
     if existing:
         if existing.fingerprint != fingerprint:
             raise BoomError(f"{target}: holds other bags. Give the recipe another name, or delete them")

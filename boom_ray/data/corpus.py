@@ -16,12 +16,13 @@ import pyarrow as pa
 import xxhash
 from datasets import Dataset
 
-from boom_ray import artifact, staging, storage
-from boom_ray.artifact import Record
+from boom_ray import artifacts, storage
+from boom_ray.artifacts import staging
+from boom_ray.artifacts.record import Record
 from boom_ray.data import rows
 from boom_ray.errors import BoomError
-from boom_ray.progress import console
 from boom_ray.recipe import Data, Task
+from boom_ray.runtime.console import console
 
 ROWS_PER_WRITE = 4096
 EXAMPLES = 3
@@ -53,7 +54,7 @@ def prepare(data: Data, target: str, name: str) -> Record:
         BoomError: if a task has no usable row, too many bad ones, or the corpus at `target` was made from
             others.
     """
-    existing = artifact.read_record(target)
+    existing = artifacts.read_record(target)
     known = existing.config["sources"] if existing else []
     sources = [source for task in data.tasks for source in _sources(task, known)]
     identities = {task.name: _identity(task, data, sources) for task in data.tasks}
@@ -81,7 +82,7 @@ def prepare(data: Data, target: str, name: str) -> Record:
                 kind="corpus",
                 name=name,
                 version="corpus",
-                fingerprint=artifact.fingerprint(identities),
+                fingerprint=artifacts.fingerprint(identities),
                 config=config,
                 times={"corpus": (started, time.time())},
             )
@@ -94,7 +95,7 @@ def expected_rows(data: Data, target: str) -> dict[str, int]:
     Raises:
         BoomError: if the files of a task cannot be read, and the recipe says nothing.
     """
-    known = artifact.read_record(target)
+    known = artifacts.read_record(target)
     if known:
         return {task: counts["rows"] for task, counts in known.config["tasks"].items()}
     sizes = {}
@@ -136,7 +137,7 @@ def _source(task: str, uri: str, seen: dict[str, Any]) -> dict[str, Any]:
     info = fs.get_file_info(path)
     if (seen.get("size"), seen.get("mtime_ns")) == (info.size, info.mtime_ns):
         return seen
-    content = artifact.hash_file(uri).xxh3_128
+    content = artifacts.hash_file(uri).xxh3_128
     return {"task": task, "uri": uri, "size": info.size, "mtime_ns": info.mtime_ns, "xxh3_128": content}
 
 

@@ -10,7 +10,7 @@ from boom_ray.embed.options import Options
 from boom_ray.embed.source import open_source
 from boom_ray.errors import BoomError
 from boom_ray.model import directory
-from boom_ray.session import result_of
+from boom_ray.runtime.cluster import result_of
 
 NEIGHBOURS = 10
 SAME_COSINE = 0.999  # above it the rounding of an index moves neighbours as much

@@ -22,8 +22,10 @@ import ray
 from ray.data import DataContext
 from ray.exceptions import RayError, RayTaskError
 
-from boom_ray import artifact, staging, storage
-from boom_ray.artifact import FileEntry, Record
+from boom_ray import artifacts, storage
+from boom_ray.artifacts import staging
+from boom_ray.artifacts.record import FileEntry, Record
+from boom_ray.artifacts.staging import Stage
 from boom_ray.embed import probe
 from boom_ray.embed.encode import PartitionEncoder, Plan, Pool, encoded
 from boom_ray.embed.metrics import EmbedMetrics
@@ -34,9 +36,8 @@ from boom_ray.embed.survey import Survey, read_known, survey
 from boom_ray.embed.vectors import Reduction
 from boom_ray.errors import BoomError
 from boom_ray.model import directory
-from boom_ray.progress import Progress, console
-from boom_ray.session import result_of
-from boom_ray.staging import Stage
+from boom_ray.runtime.cluster import result_of
+from boom_ray.runtime.console import Progress, console
 
 GONE, CALIBRATION = "gone.json", "calibration.json"
 CALIBRATION_ROWS = 512
@@ -78,7 +79,7 @@ def embed(model: str, source: str, target: str, options: Options | None = None) 
     known = read_known(options.since, parent.digest, asked)
     with _explained(f"{source}: cannot be read"):
         seen = survey(opened, known)
-    identity = artifact.fingerprint([parent.digest, asked, seen.content, options.columns, options.since,
+    identity = artifacts.fingerprint([parent.digest, asked, seen.content, options.columns, options.since,
                                      options.precision])  # fmt: skip
     plan = Plan(opened, model, spec, asked["prompt"], seen.rows, ray.put(known.keys), target, reduction)
     with staging.resumable(target, identity) as stage:
@@ -173,7 +174,7 @@ def _spent(entries: list[dict[str, Any]]) -> dict[str, float]:
 def _entry(stage: Stage, name: str) -> dict[str, Any]:
     """What a partition that an earlier run stored says of itself."""
     uri = storage.join(stage.uri, name)
-    hashed = artifact.hash_file(uri)
+    hashed = artifacts.hash_file(uri)
     with storage.open_input(uri) as file:
         said = pq.read_metadata(file).metadata or {}
     counts = {key: int(said[key.encode()]) for key in ("tokens", "texts")}
@@ -202,7 +203,7 @@ def _calibrated(plan: Plan, pool: Pool, stage: Stage) -> Reduction:
         return plan.reduction
     place = storage.join(stage.uri, CALIBRATION)
     if plan.source.options.since:
-        config = artifact.read_record(plan.source.options.since[0]).config  # type: ignore[union-attr]
+        config = artifacts.read_record(plan.source.options.since[0]).config  # type: ignore[union-attr]
         scales = {"low": config["low"], "high": config["high"]}
     elif storage.is_file(place):
         scales = json.loads(storage.read_bytes(place))

@@ -16,7 +16,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import xxhash
 
-from boom_ray import artifact, storage
+from boom_ray import artifacts, storage
 from boom_ray.data import rows
 from boom_ray.embed import condition
 from boom_ray.embed.options import Options
@@ -140,7 +140,7 @@ def open_source(uri: str, options: Options) -> Source:
     Raises:
         BoomError: if there are none, they are of several formats, or a column is missing or of a wrong type.
     """
-    files = [file for file in rows.data_files(uri, SUFFIXES) if storage.name_of(file) != artifact.RECORD]
+    files = [file for file in rows.data_files(uri, SUFFIXES) if storage.name_of(file) != artifacts.RECORD]
     formats = {".jsonl" if file.endswith(".json") else "." + file.rpartition(".")[2] for file in files}
     if len(formats) != 1 or not formats <= set(SUFFIXES):
         raise BoomError(f"{uri}: expected {', '.join(SUFFIXES)} files of one format")

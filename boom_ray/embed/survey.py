@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 
-from boom_ray import artifact, storage
+from boom_ray import artifacts, storage
 from boom_ray.embed.source import TEXT_HASH, Source, Unit, id_hashes, keys
 from boom_ray.errors import BoomError
 
@@ -55,7 +55,7 @@ def read_known(outputs: tuple[str, ...], model: str, fingerprint: dict[str, Any]
     """
     tables = []
     for uri in outputs:
-        record = artifact.read_record(uri)
+        record = artifacts.read_record(uri)
         if record is None or record.kind != "embeddings":
             raise BoomError(f"--since {uri}: no embeddings there. Give the output of an earlier run")
         if record.config["model"] != model:
@@ -99,7 +99,7 @@ def survey(source: Source, known: Known) -> Survey:
     ids = np.concatenate([np.frombuffer(tally["ids"], np.uint64) for tally in tallies])
     _refuse_repeated_ids(source, ids)
     counts = _limited([tally["new"] for tally in tallies], source.options.limit)
-    content = artifact.fingerprint([sum(tally["content"] for tally in tallies) % (1 << 64), counts])
+    content = artifacts.fingerprint([sum(tally["content"] for tally in tallies) % (1 << 64), counts])
     missing = np.flatnonzero(~np.isin(known.ids, ids)).tolist() if source.options.limit is None else []
     gone = [known.names[index] for index in missing]
     return Survey(counts, total - sum(tally["new"] for tally in tallies), gone, content)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import ray
 
 from boom_ray import storage
+from boom_ray.artifacts.tensors import NAMES, create_file
 from boom_ray.errors import BoomError
 from boom_ray.merge.check import check
 from boom_ray.merge.job import Job, Products, Written
@@ -16,7 +17,6 @@ from boom_ray.merge.metrics import MergeMetrics
 from boom_ray.merge.plan import Shard, plan_shards, slices
 from boom_ray.merge.pool import Pool
 from boom_ray.merge.source import Source
-from boom_ray.merge.tensors import NAMES, create_file
 from boom_ray.recipe import SaveDtype
 
 MAX_RESTARTS = 3

@@ -5,9 +5,9 @@ import math
 from typing import Any
 
 from boom_ray import storage
+from boom_ray.artifacts.tensors import TensorPlace, read_header, read_places
 from boom_ray.errors import BoomError
 from boom_ray.merge.source import LowRank, Source
-from boom_ray.merge.tensors import TensorPlace, read_header, read_places
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

@@ -5,12 +5,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from boom_ray import artifact, storage
-from boom_ray.artifact import Record
+from boom_ray import artifacts, storage
+from boom_ray.artifacts.record import Record
+from boom_ray.artifacts.tensors import TensorPlace, read_places
 from boom_ray.errors import BoomError
 from boom_ray.merge.adapter import is_adapter, read_adapter
 from boom_ray.merge.source import Source
-from boom_ray.merge.tensors import TensorPlace, read_places
 from boom_ray.model import directory
 
 SHAPE_KEYS = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
@@ -63,7 +63,7 @@ def _read(model: str, base: str | None, problems: list[str]) -> Source | None:
         directory.check_modules(model, _read_json(model, "modules.json") or [])
         if is_adapter(model):
             return _without_tied_head(read_adapter(model, base))
-        record = artifact.read_record(model)
+        record = artifacts.read_record(model)
         problems += _size_differences(model, record)
         return _without_tied_head(Source(model, read_places(model), model, record))
     except BoomError as error:
@@ -151,7 +151,7 @@ def _base_differences(models: list[str], base: str | None) -> list[str]:
     named = {
         model: parent
         for model in models
-        if (record := artifact.read_record(model))
+        if (record := artifacts.read_record(model))
         for parent in record.parents
         if parent.version == "base"
     }
@@ -185,7 +185,7 @@ def _read_base(base: str, first: Source, problems: list[str]) -> Source | None:
         for name, place in places.items()
         if place.shape != first.places[name].shape
     ]
-    return Source(base, places, base, artifact.read_record(base))
+    return Source(base, places, base, artifacts.read_record(base))
 
 
 def _align(found: dict[str, TensorPlace], names: list[str]) -> dict[str, TensorPlace] | None:

@@ -5,13 +5,13 @@ from typing import Any, cast
 import torch
 import xxhash
 
-from boom_ray import artifact, storage
-from boom_ray.artifact import TensorEntry
+from boom_ray import artifacts, storage
+from boom_ray.artifacts.record import TensorEntry
+from boom_ray.artifacts.tensors import ELEMENT_BYTES, header
 from boom_ray.merge.feed import Piece, piece_bytes, read_ahead
 from boom_ray.merge.job import Job, Products, Written
 from boom_ray.merge.plan import Shard
 from boom_ray.merge.stream import TensorMerger
-from boom_ray.merge.tensors import ELEMENT_BYTES, header
 
 
 def partial_gram(job: Job, name: str, start: int, count: int) -> tuple[Products, bool]:
@@ -39,8 +39,8 @@ def fill(job: Job, shard: Shard, start: int, count: int, equal: bool) -> None:
 
 def seal(job: Job, shard: Shard, equal: set[str]) -> Written:
     """The entries of a file whose slices are all there, from what was written."""
-    entry = artifact.hash_file(storage.join(job.target, shard.file))
-    tensors: dict[str, TensorEntry] = artifact.hash_tensors(job.target, shard.file)
+    entry = artifacts.hash_file(storage.join(job.target, shard.file))
+    tensors: dict[str, TensorEntry] = artifacts.hash_tensors(job.target, shard.file)
     products = {name: job.products[name] for name in shard.tensors}
     return Written(shard.file, entry, tensors, products, equal)
 

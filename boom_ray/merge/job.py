@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from boom_ray.artifact import FileEntry, TensorEntry
+from boom_ray.artifacts.record import FileEntry, TensorEntry
+from boom_ray.artifacts.tensors import ELEMENT_BYTES
 from boom_ray.merge.methods import Options
 from boom_ray.merge.source import Source
-from boom_ray.merge.tensors import ELEMENT_BYTES
 
 Products = list[list[float]]
 

@@ -6,10 +6,10 @@ from typing import Any, cast
 import yaml
 
 from boom_ray import storage
+from boom_ray.artifacts.tensors import NAMES
 from boom_ray.errors import BoomError
 from boom_ray.merge.actors import MergeSpec
 from boom_ray.merge.methods import METHODS, Options
-from boom_ray.merge.tensors import NAMES
 from boom_ray.recipe import SaveDtype
 
 SECTIONS = {"merge_method", "models", "base_model", "parameters", "dtype", "out_dtype"}

@@ -7,7 +7,7 @@ from typing import Any
 import ray
 
 from boom_ray.errors import BoomError
-from boom_ray.session import ProcessLost, result_of
+from boom_ray.runtime.cluster import ProcessLost, result_of
 
 STOP_SECONDS = IDLE_SECONDS = 10.0
 Then = Callable[[Any], None]

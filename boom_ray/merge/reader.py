@@ -5,8 +5,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from boom_ray.artifacts.tensors import TensorPlace
 from boom_ray.merge.source import LowRank, Source
-from boom_ray.merge.tensors import TensorPlace
 from boom_ray.storage import RangeReader
 
 TORCH_DTYPES = {

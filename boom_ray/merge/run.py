@@ -10,8 +10,11 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from boom_ray import artifact, staging, storage
-from boom_ray.artifact import Record
+from boom_ray import artifacts, storage
+from boom_ray.artifacts import staging
+from boom_ray.artifacts.record import Record
+from boom_ray.artifacts.staging import Stage
+from boom_ray.artifacts.tensors import INDEX
 from boom_ray.errors import BoomError
 from boom_ray.merge import distances
 from boom_ray.merge.actors import MergeCoordinator, Merged, MergeSpec, MergeWorker
@@ -19,11 +22,9 @@ from boom_ray.merge.job import Products
 from boom_ray.merge.methods import METHODS, Cancelled
 from boom_ray.merge.placement import placements
 from boom_ray.merge.plan import index_json
-from boom_ray.merge.tensors import INDEX
 from boom_ray.model import card, directory
-from boom_ray.progress import Progress
-from boom_ray.session import here, result_of
-from boom_ray.staging import Stage
+from boom_ray.runtime.cluster import here, result_of
+from boom_ray.runtime.console import Progress
 
 POLL_SECONDS = 0.1
 MIB = 1 << 20
@@ -59,7 +60,7 @@ def merge_models(
             kind="model",
             name=storage.name_of(target),
             version=storage.name_of(target),
-            fingerprint=artifact.fingerprint([[parent.digest for parent in parents], config]),
+            fingerprint=artifacts.fingerprint([[parent.digest for parent in parents], config]),
             config=config,
             parents=parents,
             metrics=metrics or {},

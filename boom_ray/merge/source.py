@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from boom_ray.artifact import Record
-from boom_ray.merge.tensors import TensorPlace
+from boom_ray.artifacts.record import Record
+from boom_ray.artifacts.tensors import TensorPlace
 
 
 @dataclass(frozen=True)

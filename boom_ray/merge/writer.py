@@ -10,8 +10,8 @@ import xxhash
 from torch import Tensor
 
 from boom_ray import storage
-from boom_ray.artifact import FileEntry, TensorEntry
-from boom_ray.merge.tensors import header
+from boom_ray.artifacts.record import FileEntry, TensorEntry
+from boom_ray.artifacts.tensors import header
 
 PIECES_WAITING = 2
 

@@ -4,7 +4,7 @@ import os
 
 from huggingface_hub import ModelCardData
 
-from boom_ray.artifact import Record
+from boom_ray.artifacts.record import Record
 from boom_ray.model import directory as directories
 from boom_ray.model.spec import EncoderSpec
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 
-from boom_ray import artifact, storage
-from boom_ray.artifact import Parent
+from boom_ray import artifacts, storage
+from boom_ray.artifacts.record import Parent
 from boom_ray.errors import BoomError
 from boom_ray.model import tokenizer as tokenizers
 from boom_ray.model.spec import EncoderSpec
@@ -220,15 +220,15 @@ def license_of(uri: str) -> str | None:
 
 def identify(uri: str) -> Parent:
     """A model by its content: from its record, or from the hashes of its files."""
-    record = artifact.read_record(uri) if not uri.startswith("hf://") else None
+    record = artifacts.read_record(uri) if not uri.startswith("hf://") else None
     if record is not None:
         return record.as_parent()
     local = storage.local_directory(uri)
     if not os.path.isfile(os.path.join(local, "adapter_config.json")):
         _read_config(local)
     names = [name for name in storage.list_files(local) if name.endswith((".safetensors", ".json", ".txt"))]
-    hashes = {name: artifact.hash_file(storage.join(local, name)).xxh3_128 for name in names}
-    return Parent(name=storage.name_of(uri), version="base", digest=artifact.fingerprint(hashes))
+    hashes = {name: artifacts.hash_file(storage.join(local, name)).xxh3_128 for name in names}
+    return Parent(name=storage.name_of(uri), version="base", digest=artifacts.fingerprint(hashes))
 
 
 def dimension_of(directory: str) -> int:

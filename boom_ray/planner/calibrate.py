@@ -19,21 +19,24 @@ from typing import Any
 import numpy as np
 import ray
 
-from boom_ray import artifact, pipeline, session, staging, storage
+from boom_ray import artifacts, storage
+from boom_ray.artifacts import staging
 from boom_ray.data import bags, corpus
 from boom_ray.data.batches import num_batches, num_steps
-from boom_ray.driver import driving
-from boom_ray.evaluate import find_tasks
+from boom_ray.evaluation.measure import find_tasks
 from boom_ray.merge.run import merge_into
 from boom_ray.model import directory
+from boom_ray.pipeline import run as pipeline
 from boom_ray.planner import cost, stages
 from boom_ray.planner.calibration import Calibration, store
 from boom_ray.planner.estimate import Known, schedule_of
 from boom_ray.planner.hardware import DATA_SHEETS, Cluster, Rank
 from boom_ray.planner.shape import Shape
 from boom_ray.planner.texts import Load
-from boom_ray.progress import console
 from boom_ray.recipe import Bags, Evaluate, Recipe, Train
+from boom_ray.runs.heartbeat import driving
+from boom_ray.runtime.cluster import result_of
+from boom_ray.runtime.console import console
 from boom_ray.train import journal
 from boom_ray.train.bagging import train_bags
 from boom_ray.train.board import ProgressBoard
@@ -119,7 +122,7 @@ def _training(
         models = train_bags(small, prepared, drawn, base, driver)
     starts, work, finishes = [], [], []
     for uri in models:
-        record = artifact.read_record(uri)
+        record = artifacts.read_record(uri)
         assert record is not None
         began, ended = record.times["train"]
         lines = storage.read_bytes(storage.join(uri, journal.FILE)).splitlines()
@@ -162,7 +165,7 @@ def _merging(small: Recipe, shape: Shape, models: list[str]) -> dict[str, float]
 @ray.remote(num_cpus=1)
 def _measure(model: str, task: str | None, max_length: int | None) -> tuple[float, float, float]:
     """When this process was ready, the seconds to load a model, and those to measure it, or to embed."""
-    from boom_ray.retrieval import RetrievalEvaluator
+    from boom_ray.evaluation.retrieval import RetrievalEvaluator
 
     ready = time.time()
     encoder: Any = directory.load_encoder(storage.local_directory(model)).for_inference()
@@ -183,7 +186,7 @@ def _encoding(known: Known, cluster: Cluster, model: str) -> dict[str, float]:
     task = next((one.uri for one in found if one.type == "Retrieval"), None)
     load = tasks[0] if task else Load(NUM_TEXTS, NUM_TEXTS * LENGTH, NUM_TEXTS * LENGTH, LENGTH, 0, True)
     since = time.time()
-    found = session.result_of([_measure.remote(model, task, evaluate.max_length) for _ in range(slots)])
+    found = result_of([_measure.remote(model, task, evaluate.max_length) for _ in range(slots)])
     ready, loads, seconds = zip(*found, strict=True)
     rate = slots * shape.forward_flops(load.computed, load.length) / sum(seconds)
     values = {
@@ -200,7 +203,7 @@ def _encoding(known: Known, cluster: Cluster, model: str) -> dict[str, float]:
 def _embedding_flops(shape: Shape, model: str) -> float:
     """Operations a second of a GPU that embeds."""
     task: Any = _embed
-    seconds = session.result_of(task.options(num_gpus=1).remote(model))
+    seconds = result_of(task.options(num_gpus=1).remote(model))
     return shape.forward_flops(NUM_TEXTS * LENGTH, LENGTH) / seconds
 
 
@@ -229,9 +232,9 @@ def _write(uri: str) -> float:
 
 def _storing(root: str) -> dict[str, float]:
     """Rates of the storage and of a worker's disk, and the seconds of a call to an actor."""
-    far = session.result_of(_write.remote(storage.join(root, "probe")))
+    far = result_of(_write.remote(storage.join(root, "probe")))
     here = os.path.join(tempfile.gettempdir(), f"boom-ray-probe-{os.getpid()}")
-    near = session.result_of(_write.remote(here))
+    near = result_of(_write.remote(here))
     board: Any = ProgressBoard.remote()  # type: ignore[attr-defined]
     ray.get(board.read.remote())
     since = time.perf_counter()

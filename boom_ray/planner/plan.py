@@ -14,8 +14,8 @@ from boom_ray.planner.estimate import Estimate, Known, estimate
 from boom_ray.planner.hardware import Cluster
 from boom_ray.planner.outlook import outlook
 from boom_ray.planner.texts import Loads
-from boom_ray.progress import console
 from boom_ray.recipe import Recipe
+from boom_ray.runtime.console import console
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,10 +93,10 @@ def on_cluster(known: Known, cluster: Cluster, assume: Assumptions) -> Estimate:
 
 
 def _calibrate(known: Known, steps: int, request: Request) -> None:
-    from boom_ray import session
     from boom_ray.planner.calibrate import calibrate, hardware_of
+    from boom_ray.runtime.cluster import connect
 
-    session.connect()
+    connect()
     recipe, plain = known.recipe, Assumptions(request.given)
     cluster = hardware.cluster(*hardware_of(recipe), recipe.train.execution, plain)
     rank = hardware.rank(cluster, recipe.train.precision, plain)

@@ -11,7 +11,7 @@ from typing import Any
 from ray import serve
 
 from boom_ray.errors import BoomError
-from boom_ray.progress import console
+from boom_ray.runtime.console import console
 from boom_ray.serve import build, guard, listen
 from boom_ray.serve.build import APPLICATION, Settings
 from boom_ray.serve.encoder import DEPLOYMENT, Served

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ray import serve
 
-from boom_ray import artifact, storage
+from boom_ray import artifacts, storage
 from boom_ray.serve.batcher import TokenBatcher, TokenIds
 from boom_ray.serve.limits import Limits
 
@@ -57,7 +57,7 @@ class Encoder:
         from boom_ray.serve.metrics import EncoderMetrics
 
         torch.set_num_threads(threads)
-        recorded = artifact.verify(served.uri).self_test if artifact.read_record(served.uri) else []
+        recorded = artifacts.verify(served.uri).self_test if artifacts.read_record(served.uri) else []
         local = storage.local_directory(served.uri)
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         encoder = directory.load_encoder(local, device=device, dtype=dtype).for_inference()

@@ -17,7 +17,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from boom_ray import __version__
-from boom_ray.artifact import fingerprint
+from boom_ray.artifacts.record import fingerprint
 from boom_ray.serve.batcher import TokenBatcher, TokenIds
 from boom_ray.serve.encoder import DEPLOYMENT, Served
 from boom_ray.serve.limits import Limits

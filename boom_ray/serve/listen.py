@@ -5,7 +5,7 @@ import signal
 import threading
 
 from boom_ray.errors import BoomError
-from boom_ray.progress import console
+from boom_ray.runtime.console import console
 from boom_ray.serve.encoder import Served
 from boom_ray.serve.keys import KEY_VARIABLE
 

@@ -12,24 +12,24 @@ import ray.exceptions
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from boom_ray import artifact, storage
-from boom_ray.artifact import Parent, Record
+from boom_ray import artifacts, storage
+from boom_ray.artifacts import checkpoints
+from boom_ray.artifacts.record import Parent, Record
 from boom_ray.data import bags as bag_manifests
 from boom_ray.data.bags import BASELINE
 from boom_ray.data.batches import num_steps
-from boom_ray.driver import BagSaid, Driver
 from boom_ray.errors import BoomError
-from boom_ray.progress import Progress, console
 from boom_ray.recipe import Bags, Recipe, identity
-from boom_ray.session import here
-from boom_ray.train import checkpoint
+from boom_ray.runs.heartbeat import BagSaid, Driver
+from boom_ray.runtime.cluster import here
+from boom_ray.runtime.console import Progress, console
 from boom_ray.train.board import BagState, ProgressBoard
 from boom_ray.train.cluster import await_room, capacity, resources
 from boom_ray.train.job import BagJob
 from boom_ray.train.schedule import Schedule, best, longest_first, render
 
 POLL_SECONDS = 0.5
-CHECKPOINTS, RAY_TRAIN = SCRATCH = checkpoint.DIRECTORY, "ray_train"
+CHECKPOINTS, RAY_TRAIN = SCRATCH = checkpoints.DIRECTORY, "ray_train"
 
 
 def model_uri(recipe: Recipe, name: str) -> str:
@@ -98,9 +98,9 @@ def make_job(recipe: Recipe, index: int, corpus: Record, bags: Record, base: Par
         bags=storage.join(recipe.root, "bags"),
         checkpoints=storage.join(recipe.root, CHECKPOINTS, name),
         target=model_uri(recipe, name),
-        fingerprint=artifact.fingerprint(made_from),
+        fingerprint=artifacts.fingerprint(made_from),
         parents=[base, corpus.as_parent(), bags.as_parent()],
-        submission_id=artifact.submission_id(),
+        submission_id=artifacts.submission_id(),
         board=board,
     )
 
@@ -118,7 +118,7 @@ def _baseline_job(recipe: Recipe, corpus: Record, full: Record, base: Parent, bo
 
 
 def _is_published(job: BagJob) -> bool:
-    record = artifact.read_record(job.target)
+    record = artifacts.read_record(job.target)
     if record is not None and record.fingerprint != job.fingerprint:
         raise BoomError(
             f"{job.target}: was made from another base model, corpus or recipe. "
@@ -134,7 +134,7 @@ def plan_bags(recipe: Recipe, jobs: Sequence[BagJob], room: int) -> Schedule:
         return longest_first(steps, [wanted] * len(jobs), room)
     ranks = best(steps, room, most=recipe.train.batch_size).ranks
     for index, job in enumerate(jobs):
-        begun = checkpoint.newest(job.checkpoints)
+        begun = checkpoints.newest(job.checkpoints)
         if begun is not None and begun[1]["num_ranks"] <= room:
             ranks[index] = begun[1]["num_ranks"]
     return longest_first(steps, ranks, room)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from boom_ray.artifact import Parent
+from boom_ray.artifacts.record import Parent
 from boom_ray.recipe import Recipe
 
 

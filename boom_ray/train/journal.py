@@ -12,7 +12,7 @@ import torch
 from ray.util.metrics import Gauge
 from torch import Tensor, nn
 
-from boom_ray import scratch
+from boom_ray.runtime import scratch
 
 FILE = "metrics.jsonl"
 PREFIX = "boom_ray_train_"

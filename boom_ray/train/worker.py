@@ -15,16 +15,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from boom_ray import artifact, staging, storage
-from boom_ray.artifact import Record
+from boom_ray import artifacts, storage
+from boom_ray.artifacts import checkpoints, staging
+from boom_ray.artifacts.checkpoints import Saver
+from boom_ray.artifacts.record import Record
 from boom_ray.errors import BoomError
 from boom_ray.model import card, directory
 from boom_ray.model.encoder import DTYPES, Encoder, chunk_by_tokens
 from boom_ray.recipe import identity
-from boom_ray.train import checkpoint, deepspeed, lora
+from boom_ray.train import deepspeed, lora
 from boom_ray.train.board import BagState
 from boom_ray.train.check import check_batches, mean_reciprocal_rank
-from boom_ray.train.checkpoint import Saver
 from boom_ray.train.feed import Fed, Feed
 from boom_ray.train.job import BagJob
 from boom_ray.train.journal import (
@@ -200,7 +201,7 @@ class BagTraining:
     def _resume(self) -> dict[str, Any]:
         """Restore the newest complete checkpoint; rank 0 chooses, so that all ranks take the same one."""
         chosen: list[Any] = [
-            _agreed(lambda: checkpoint.newest(self.job.checkpoints) if self.rank == 0 else None)
+            _agreed(lambda: checkpoints.newest(self.job.checkpoints) if self.rank == 0 else None)
         ]
         dist.broadcast_object_list(chosen)
         if chosen[0] is None:
@@ -267,7 +268,7 @@ def prepare(job: BagJob) -> tuple[Encoder, Feed]:
     Raises:
         BoomError: if this node cannot see the storage or the base model.
     """
-    if artifact.read_record(job.corpus) is None:
+    if artifacts.read_record(job.corpus) is None:
         raise BoomError(
             f"{job.recipe.storage}: node {ray.util.get_node_ip_address()} does not see what the driver "
             "stored there. Give a storage that all nodes share: a network file system, or s3://"

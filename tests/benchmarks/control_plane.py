@@ -90,7 +90,8 @@ def main(bags: int, nodes: int, real: bool) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from boom_ray import pipeline, session
+    from boom_ray.pipeline import run as pipeline
+    from boom_ray.runtime.cluster import connect
     from boom_ray.train import bagging
 
     with tempfile.TemporaryDirectory() as directory:
@@ -99,7 +100,7 @@ def main(bags: int, nodes: int, real: bool) -> None:
         for _ in range(nodes):
             cluster.add_node(num_cpus=1)
         os.environ["RAY_ADDRESS"] = cluster.address
-        session.connect()
+        connect()
         ended: list[tuple[float, dict[str, float]]] = [(time.time(), memory(cluster.head_node))]
         fit, lasted = bagging._fit, []
 

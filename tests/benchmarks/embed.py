@@ -107,9 +107,9 @@ def ours(model: str, source: str, target: str, *options: str) -> dict[str, float
     sampler.join()
     if process.returncode:
         raise SystemExit(output)
-    from boom_ray import artifact
+    from boom_ray import artifacts
 
-    record = artifact.read_record(target)
+    record = artifacts.read_record(target)
     assert record is not None
     made = record.metrics | {"peak_mib": peak[0] / 2**20, "tokens": record.config["tokens"]}
     return made | {"seconds": made["span"] + made["read"]}

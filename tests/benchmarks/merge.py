@@ -45,10 +45,11 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3Model
 
-from boom_ray import artifact, staging
-from boom_ray.artifact import Record
+from boom_ray import artifacts
+from boom_ray.artifacts import staging
+from boom_ray.artifacts.record import Record
+from boom_ray.artifacts.staging import Stage
 from boom_ray.merge.writer import ShardWriter
-from boom_ray.staging import Stage
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 WEIGHTS = "model.safetensors"
@@ -175,7 +176,7 @@ def make_models(root: str, shape: Shape, num_models: int) -> list[str]:
         Directories, the base's first.
     """
     paths = [os.path.join(root, shape.name, f"model-{number}") for number in range(num_models + 1)]
-    missing = [number for number, path in enumerate(paths) if not artifact.read_record(path)]
+    missing = [number for number, path in enumerate(paths) if not artifacts.read_record(path)]
     if not missing:
         return paths
     shapes = shape.tensors()

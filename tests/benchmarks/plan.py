@@ -26,7 +26,7 @@ matplotlib.use("agg")
 
 from matplotlib import pyplot  # noqa: E402
 
-from boom_ray import artifact, recipe_file, storage  # noqa: E402
+from boom_ray import artifacts, recipe_file, storage  # noqa: E402
 from boom_ray.data import bags  # noqa: E402
 from boom_ray.planner import calibration, hardware, simulate  # noqa: E402
 from boom_ray.planner.assumptions import Assumptions  # noqa: E402
@@ -191,9 +191,9 @@ def times_of(loaded: Recipe) -> dict[str, float]:
     """Seconds of each bag from its first step on, of all training, of the merge and of the evaluation."""
     models = storage.join(loaded.root, "models")
     names = [bags.name_of(index) for index in range(len(loaded.bags.ratios))]
-    records = {name: artifact.read_record(storage.join(models, name)) for name in [*names, "v0001"]}
+    records = {name: artifacts.read_record(storage.join(models, name)) for name in [*names, "v0001"]}
     times = {name: record.times for name, record in records.items() if record}
-    drawn = artifact.read_record(storage.join(loaded.root, "bags"))
+    drawn = artifacts.read_record(storage.join(loaded.root, "bags"))
     assert drawn is not None
     begun = datetime.datetime.fromisoformat(drawn.created).timestamp()
     measured = {name: times[name]["train"][1] - times[name]["train"][0] for name in names}

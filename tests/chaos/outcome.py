@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from boom_ray import artifact, storage
-from boom_ray.driver import DRIVERS
+from boom_ray import artifacts, storage
 from boom_ray.errors import BoomError
+from boom_ray.runs.heartbeat import DRIVERS
 
 KEPT = ("run.json", "recipe.json", "evaluation.json", "update.json")  # beside the artifacts
 MOST_APART = 1e-6  # of numbers of embeddings: their sums depend on an encoder's threads
@@ -52,11 +52,11 @@ def made(root: str) -> tuple[dict[str, str], list[str]]:
     digests, wrong = {}, []
     files = list(storage.list_files(root))
     directories = [
-        name.removesuffix(f"/{artifact.RECORD}") for name in files if name.endswith(artifact.RECORD)
+        name.removesuffix(f"/{artifacts.RECORD}") for name in files if name.endswith(artifacts.RECORD)
     ]
     for name in directories:
         try:
-            digests[name] = artifact.verify(f"{root}/{name}").digest
+            digests[name] = artifacts.verify(f"{root}/{name}").digest
         except BoomError as error:
             wrong.append(str(error))
     wrong += [

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from boom_ray import artifact
+from boom_ray import artifacts
 from boom_ray.model import directory
 from tests import texts
 from tests.conftest import recipe_values
@@ -47,7 +47,7 @@ def test_two_bags_on_two_nodes_end_published_although_one_node_goes(minilm, corp
     output = run("tests.chaos.two_nodes", str(path))
     assert "REMOVED a node" in output and output.count("MODEL") == 2
     for bag in ("bag-1", "bag-2"):
-        artifact.verify(f"{root}/models/{bag}")
+        artifacts.verify(f"{root}/models/{bag}")
     one, other = moments(root, "bag-1"), moments(root, "bag-2")
     assert max(one[0], other[0]) < min(one[-1], other[-1]), "the bags overlapped in time"
     gaps = sorted(max(b - a for a, b in itertools.pairwise(times)) for times in (one, other))
@@ -68,7 +68,7 @@ def test_a_node_that_goes_costs_an_embedding_run_no_row(published_qwen3, tmp_pat
     output = run("tests.chaos.embed_nodes", published_qwen3, str(source), target)
     print(output.strip())
     assert "REMOVED a node" in output and "ROWS 12000" in output
-    files = [name for name in artifact.verify(target).files if name.endswith(".parquet")]
+    files = [name for name in artifacts.verify(target).files if name.endswith(".parquet")]
     table = pa.concat_tables(pq.read_table(os.path.join(target, name)) for name in files).sort_by("id")
     assert table["id"].to_pylist() == list(range(len(rows)))
     clean = directory.load_encoder(published_qwen3).encode(rows[:500])

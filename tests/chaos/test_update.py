@@ -13,9 +13,10 @@ import pytest
 import ray
 import yaml
 
-from boom_ray import artifact, pipeline, recipe_file
-from boom_ray.update.request import Request, read_tasks
-from boom_ray.update.run import update
+from boom_ray import artifacts, recipe_file
+from boom_ray.pipeline import run as pipeline
+from boom_ray.pipeline.update.request import Request, read_tasks
+from boom_ray.pipeline.update.run import update
 from tests import texts
 from tests.conftest import recipe_values
 
@@ -87,7 +88,7 @@ def test_an_update_killed_at_every_stage_makes_the_same_child(command, tmp_path)
 
     known = len(os.listdir(f"{root}/evaluation"))
     kill_when(arguments, lambda: glob(f"{stage}/*.safetensors"))
-    trained = artifact.verify(f"{mine}/models/bag-1")
+    trained = artifacts.verify(f"{mine}/models/bag-1")
     assert len(os.listdir(f"{root}/evaluation")) == known, "merging, and nothing measured yet"
 
     kill_at(arguments, "os.rename", r"/evaluation/[0-9a-f]+\.json'", count=2)
@@ -101,9 +102,9 @@ def test_an_update_killed_at_every_stage_makes_the_same_child(command, tmp_path)
     said, _ = driver.communicate(timeout=250)
     assert driver.returncode == 0 and child in said, said
     assert glob(stage) == [] and not os.path.exists(f"{root}/models/v0003")
-    assert artifact.verify(f"{mine}/models/bag-1").created == trained.created, "trained once"
+    assert artifacts.verify(f"{mine}/models/bag-1").created == trained.created, "trained once"
 
     unharmed = recipe_file.load(f"{tmp_path}/recipe.yaml", f"{tmp_path}/unharmed")
-    expected = artifact.verify(update(unharmed, request))
-    found = artifact.verify(child)
+    expected = artifacts.verify(update(unharmed, request))
+    found = artifacts.verify(child)
     assert found.digest == expected.digest and found.metrics == expected.metrics

@@ -11,14 +11,15 @@ import time
 import ray
 from ray.cluster_utils import Cluster
 
-from boom_ray import pipeline, recipe_file
-from boom_ray.train import checkpoint
+from boom_ray import recipe_file
+from boom_ray.artifacts import checkpoints
+from boom_ray.pipeline import run as pipeline
 
 
 def take_away(cluster: Cluster, root: str) -> None:
     """Kill the second node's raylet, and with it its workers, as soon as both bags can resume."""
     bags = [os.path.join(root, "checkpoints", name) for name in ("bag-1", "bag-2")]
-    while not all(checkpoint.newest(bag) for bag in bags):
+    while not all(checkpoints.newest(bag) for bag in bags):
         time.sleep(0.1)
     print("REMOVED a node", flush=True)
     cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from boom_ray import artifact
+from boom_ray import artifacts
 from boom_ray.data import corpus, rows
 from boom_ray.errors import BoomError
 from boom_ray.recipe import Data
@@ -45,7 +45,7 @@ def test_a_bad_row_is_quarantined_with_place_and_reason(tmp_path, line, reason):
     assert (record.config["tasks"]["t"]["rows"], record.config["tasks"]["t"]["quarantined"]) == (1, 1)
     entry = json.loads((tmp_path / "out" / "quarantine.jsonl").read_text())
     assert entry["place"] == f"{path}:2" and reason in entry["reason"]
-    artifact.verify(str(tmp_path / "out"))
+    artifacts.verify(str(tmp_path / "out"))
 
 
 def test_too_many_bad_rows_fail_the_run_and_leave_nothing(tmp_path):

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from boom_ray.artifacts.tensors import NAMES, read_places
 from boom_ray.merge.actors import MergeSpec, resolve_weights
 from boom_ray.merge.check import check
 from boom_ray.merge.job import Job
@@ -17,7 +18,6 @@ from boom_ray.merge.methods import METHODS, Options
 from boom_ray.merge.plan import Shard
 from boom_ray.merge.source import Source
 from boom_ray.merge.stream import PROCESS_BYTES, merge_shard
-from boom_ray.merge.tensors import NAMES, read_places
 
 # Half a unit in the last place; 16-bit types are computed in float32, whose half unit comes on top.
 FLOOR = {

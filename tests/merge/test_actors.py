@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from boom_ray import artifact, staging
+from boom_ray import artifacts
+from boom_ray.artifacts import staging
 from boom_ray.errors import BoomError
 from boom_ray.merge.actors import MergeSpec
 from boom_ray.merge.run import merge_models
@@ -22,7 +23,7 @@ from tests.merge.oracle import FLOOR, textbook
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def merge(models: list[str], target: str, base: str | None, spec: MergeSpec) -> artifact.Record:
+def merge(models: list[str], target: str, base: str | None, spec: MergeSpec) -> artifacts.Record:
     return merge_models(models, target, base, spec)[0]
 
 
@@ -37,7 +38,7 @@ def variant(source: str, target: str, seed: int, dtype: torch.dtype = torch.floa
         }
         save_file(moved, os.path.join(stage.local, "model.safetensors"), {"format": "pt"})
         fields = {"kind": "model", "name": "m", "version": str(seed), "fingerprint": "f"}
-        stage.commit(artifact.Record(**fields, config={"rows": rows}))
+        stage.commit(artifacts.Record(**fields, config={"rows": rows}))
     return target
 
 
@@ -68,7 +69,7 @@ def test_merged_tensors_are_those_of_the_textbook(method, space, dtype, models, 
     base = qwen3 if space == "deltas" else None
     spec = MergeSpec(method, space, [1, 2, 3], dtype)
     record = merge(models, str(tmp_path / "out"), base, spec)
-    assert record == artifact.verify(str(tmp_path / "out")) and record.config["weights"] == pytest.approx(
+    assert record == artifacts.verify(str(tmp_path / "out")) and record.config["weights"] == pytest.approx(
         [1 / 6, 1 / 3, 1 / 2]
     )
     inputs, merged = [tensors_of(model) for model in models], tensors_of(str(tmp_path / "out"))
@@ -89,7 +90,7 @@ def test_equal_models_come_back_bit_for_bit(published_minilm, tmp_path):
     for space, base in (("weights", None), ("deltas", published_minilm)):
         target = str(tmp_path / space)
         merge([published_minilm] * 3, target, base, MergeSpec(space=space, dtype="float32"))
-        assert artifact.read_record(target).tensors == artifact.read_record(published_minilm).tensors
+        assert artifacts.read_record(target).tensors == artifacts.read_record(published_minilm).tensors
 
 
 def test_many_workers_and_files_give_the_same_tensors_as_one(models, qwen3, tmp_path):
@@ -97,12 +98,12 @@ def test_many_workers_and_files_give_the_same_tensors_as_one(models, qwen3, tmp_
     merge(models, one, qwen3, MergeSpec(dtype="float32"))
     merge(models, many, qwen3, MergeSpec(dtype="float32", num_workers=2, max_shard_bytes=60_000))
     assert len([name for name in os.listdir(many) if name.endswith(".safetensors")]) > 2
-    assert artifact.read_record(one).tensors == artifact.read_record(many).tensors
+    assert artifacts.read_record(one).tensors == artifacts.read_record(many).tensors
     texts = ["one text", "and another, a little longer"]
     assert (directory.load_encoder(one).encode(texts) == directory.load_encoder(many).encode(texts)).all()
     again = str(tmp_path / "again")
     merge([many, one], again, None, MergeSpec(space="weights", dtype="float32"))
-    assert artifact.read_record(again).tensors == artifact.read_record(one).tensors
+    assert artifacts.read_record(again).tensors == artifacts.read_record(one).tensors
 
 
 def test_weights_by_size_are_the_rows_behind_each_model(models, tmp_path):
@@ -213,7 +214,7 @@ def test_a_taken_target_is_kept(models, tmp_path):
     before = merge(models, target, None, MergeSpec(space="weights"))
     with pytest.raises(BoomError, match="exists already"):
         merge(models[:2], target, None, MergeSpec(space="weights"))
-    assert artifact.verify(target) == before
+    assert artifacts.verify(target) == before
 
 
 def plays(part: str, process: psutil.Process) -> bool:

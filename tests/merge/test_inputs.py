@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
-from boom_ray import artifact
+from boom_ray import artifacts
 from boom_ray.errors import BoomError
 from boom_ray.merge.actors import MergeSpec
 from boom_ray.merge.methods import Options
@@ -76,7 +76,7 @@ def test_a_prefix_in_one_of_the_models_does_not_matter(models, published_qwen3, 
     save_file(renamed, os.path.join(prefixed, "model.safetensors"))
     merge_models([models[0], prefixed], str(tmp_path / "out"), published_qwen3, MergeSpec(dtype="float32"))
     merge_models(models, str(tmp_path / "plain"), published_qwen3, MergeSpec(dtype="float32"))
-    records = [artifact.read_record(str(tmp_path / name)) for name in ("out", "plain")]
+    records = [artifacts.read_record(str(tmp_path / name)) for name in ("out", "plain")]
     assert records[0].tensors == records[1].tensors
 
 
@@ -151,8 +151,8 @@ def test_models_of_another_base_are_refused_by_their_records(models, published_q
     def claim(name: str, digest: str) -> str:
         target = str(tmp_path / name)
         shutil.copytree(models[0], target)
-        record = artifact.read_record(target)
-        record.parents = [artifact.Parent(name="base", version="base", digest=digest)]
+        record = artifacts.read_record(target)
+        record.parents = [artifacts.Parent(name="base", version="base", digest=digest)]
         with open(os.path.join(target, "artifact.json"), "w") as file:
             file.write(record.model_dump_json())
         return target
@@ -178,7 +178,7 @@ def test_a_tensor_cut_over_workers_is_the_one_of_a_single_worker(tmp_path):
     alone, _ = merge_models(inputs, str(tmp_path / "alone"), None, MergeSpec(**spec, num_workers=1))
     cut, merged = merge_models(inputs, str(tmp_path / "cut"), None, MergeSpec(**spec, num_workers=3))
     assert [shard.num_slices for shard in merged.shards] == [3, 1]
-    assert artifact.verify(str(tmp_path / "cut")) == cut
+    assert artifacts.verify(str(tmp_path / "cut")) == cut
     first, second = (tensors_of(str(tmp_path / name)) for name in ("alone", "cut"))
     assert torch.equal(first["small"], second["small"])
     assert torch.allclose(first["large"], second["large"], rtol=1e-6, atol=1e-9)
@@ -205,7 +205,7 @@ def test_a_merge_that_fills_its_disk_leaves_nothing_and_finishes_with_more_room(
         assert os.listdir(disk) == []
         subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
         merge_models(models, f"{disk}/out", None, MergeSpec(space="weights"))
-        artifact.verify(f"{disk}/out")
+        artifacts.verify(f"{disk}/out")
     finally:
         subprocess.run(["umount", disk], check=True)
 
@@ -224,7 +224,7 @@ def test_of_two_merges_to_one_output_one_wins(models, tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    record = artifact.verify(target)
+    record = artifacts.verify(target)
     assert sorted(end == record.digest for end in ends) == [False, True]
     assert any("exists already" in end for end in ends) and os.listdir(tmp_path / "merged") == ["out"]
 
@@ -248,7 +248,7 @@ def test_the_record_says_how_and_the_coefficients_range(models, published_qwen3,
     record, merged = merge_models(models, str(tmp_path / "out"), published_qwen3, spec)
     assert record.config["method"] == "karcher" and record.config["iterations"] == 1
     assert record.config["weights"] == [0.75, 0.25] and record.config["space"] == "deltas"
-    assert [parent.digest for parent in record.parents] == [artifact.read_record(m).digest for m in models]
+    assert [parent.digest for parent in record.parents] == [artifacts.read_record(m).digest for m in models]
     for least, mean, most in record.config["coefficients"]:
         assert 0 < least <= mean <= most < 2
     assert merged.products.keys() == record.tensors.keys()

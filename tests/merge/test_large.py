@@ -11,10 +11,10 @@ import pyarrow.fs
 import pytest
 from safetensors import safe_open
 
-from boom_ray import artifact, storage
+from boom_ray import artifacts, storage
+from boom_ray.artifacts.tensors import create_file, header
 from boom_ray.merge.actors import MergeSpec
 from boom_ray.merge.run import merge_models
-from boom_ray.merge.tensors import create_file, header
 from tests.merge.test_actors import variant
 from tests.object_store import s3_server
 
@@ -72,7 +72,7 @@ def test_an_object_store_holds_inputs_and_output(published_qwen3, bucket, tmp_pa
     run = subprocess.run(command(*stored, "--out", f"{bucket}/merged"), capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     merge_models(models, str(tmp_path / "merged"), None, MergeSpec(space="weights"))
-    assert artifact.verify(f"{bucket}/merged").tensors == artifact.verify(str(tmp_path / "merged")).tensors
+    assert artifacts.verify(f"{bucket}/merged").tensors == artifacts.verify(str(tmp_path / "merged")).tensors
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ def test_24_gib_are_merged_by_processes_of_3_gib(on_store, tmp_path, request):
     assert run.returncode == 0, run.stdout.read() if run.stdout else ""
     print(f"largest anonymous memory of a worker: {largest / GIB:.2f} GiB")
     assert 0 < largest <= GIB
-    assert len(artifact.verify(target).tensors) == NUM_TENSORS
+    assert len(artifacts.verify(target).tensors) == NUM_TENSORS
     merged = first_elements(storage.local_directory(target))
     assert np.isfinite(merged).all() and (merged[:MARK] != 0).any() and not merged[MARK:].any()
 

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from boom_ray import artifact
+from boom_ray import artifacts
+from boom_ray.artifacts.tensors import read_places
 from boom_ray.errors import BoomError
 from boom_ray.merge.plan import index_json, plan_shards, slices
 from boom_ray.merge.reader import SourceReader
 from boom_ray.merge.source import LowRank, Source
-from boom_ray.merge.tensors import read_places
 from boom_ray.merge.writer import ShardWriter
 
 MIB = 1 << 20
@@ -81,8 +81,8 @@ def test_what_is_streamed_out_is_what_the_library_reads_and_hashes_are_true(tmp_
     with safe_open(uri, "pt") as file:
         assert file.metadata() == {"format": "pt"}
         assert all(torch.equal(file.get_tensor(name), tensor) for name, tensor in tensors.items())
-    assert entry == artifact.hash_file(uri)
-    assert writer.entries == artifact.hash_tensors(str(tmp_path), "model.safetensors")
+    assert entry == artifacts.hash_file(uri)
+    assert writer.entries == artifacts.hash_tensors(str(tmp_path), "model.safetensors")
 
 
 def test_ranges_are_read_from_where_they_lie(tmp_path):

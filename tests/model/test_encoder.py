@@ -12,7 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
-from boom_ray import artifact
+from boom_ray import artifacts
 from boom_ray.errors import BoomError
 from boom_ray.model import directory
 from boom_ray.model.encoder import chunk_by_tokens, pool
@@ -80,7 +80,7 @@ def test_the_published_directory_holds_what_every_server_reads(published_qwen3):
         with open(os.path.join(published_qwen3, name)) as file:
             return json.load(file)
 
-    artifact.verify(published_qwen3)
+    artifacts.verify(published_qwen3)
     pooling = read("1_Pooling/config.json")
     assert [flag for flag, on in pooling.items() if on is True and flag.startswith("pooling_mode")] == [
         "pooling_mode_lasttoken"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from boom_ray import artifact
+from boom_ray import artifacts
 from boom_ray.errors import BoomError
 from boom_ray.model import directory, self_test
 
@@ -15,7 +15,7 @@ from boom_ray.model import directory, self_test
 @pytest.mark.parametrize("model", ["published_minilm", "published_qwen3"])
 def test_the_record_keeps_the_vector_of_a_sentence(model, request):
     uri = request.getfixturevalue(model)
-    record = artifact.read_record(uri)
+    record = artifacts.read_record(uri)
     vector = directory.load_encoder(uri).encode([self_test.SENTENCE])[0]
     assert np.allclose(record.self_test, vector[:64], atol=1e-5)
     without = record.model_copy(update={"self_test": []})

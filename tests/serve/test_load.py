@@ -18,8 +18,8 @@ import torch
 from ray import serve
 from transformers import Qwen3ForCausalLM
 
-from boom_ray import lineage
 from boom_ray.model import directory
+from boom_ray.runs import versions
 from boom_ray.serve.app import serve_models
 from boom_ray.serve.build import Settings
 from tests.conftest import publish
@@ -113,7 +113,7 @@ def test_encoders_that_die_for_a_minute_fail_no_request(url, run):
 
 def test_a_new_version_and_a_rollback_under_load_fail_no_request(url, run):
     def serve_current() -> None:
-        serve_models([lineage.model_at(run)], settings=TWO_ENCODERS, blocking=False)
+        serve_models([versions.model_at(run)], settings=TWO_ENCODERS, blocking=False)
         time.sleep(5)
 
     def switch() -> None:

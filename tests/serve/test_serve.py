@@ -68,9 +68,9 @@ def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 SCRIPT = """
 import sys
-from boom_ray import session
+from boom_ray.runtime import cluster
 from boom_ray.serve.app import serve_models
-session.connect()
+cluster.connect()
 serve_models([sys.argv[1]], port=int(sys.argv[2]))
 """
 

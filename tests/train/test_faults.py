@@ -17,10 +17,11 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from boom_ray import artifact, pipeline
+from boom_ray import artifacts
+from boom_ray.artifacts import checkpoints
 from boom_ray.errors import BoomError
+from boom_ray.pipeline import run as pipeline
 from boom_ray.recipe import Recipe
-from boom_ray.train import checkpoint
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -73,7 +74,7 @@ def train_and(harm: Callable[[Recipe], None], recipe: Recipe) -> None:
 
     thread = threading.Thread(target=train)
     thread.start()
-    while thread.is_alive() and checkpoint.newest(f"{recipe.root}/checkpoints/bag-1") is None:
+    while thread.is_alive() and checkpoints.newest(f"{recipe.root}/checkpoints/bag-1") is None:
         time.sleep(0.05)
     assert thread.is_alive(), "training ended before it could be harmed"
     harm(recipe)
@@ -138,7 +139,7 @@ def test_another_number_of_ranks_is_refused_before_training_goes_on(one_bag):
     recipe = one_bag("grown", {"max_failures": 0})
     with pytest.raises(BoomError, match="bag-1: "):
         train_and(kill_a_rank, recipe)
-    assert checkpoint.newest(f"{recipe.root}/checkpoints/bag-1") is not None
+    assert checkpoints.newest(f"{recipe.root}/checkpoints/bag-1") is not None
     with pytest.raises(BoomError, match=r"saved by 1 ranks at ZeRO stage 1, now 2 ranks"):
         pipeline.train(one_bag("grown", {"num_workers": 2}))
     pipeline.train(one_bag("grown"))
@@ -151,7 +152,7 @@ def test_an_incomplete_checkpoint_is_never_resumed_from(one_bag):
     pipeline.train(clean)
     with pytest.raises(BoomError, match="bag-1: "):
         train_and(kill_a_rank, harmed)
-    uri, state = checkpoint.newest(f"{harmed.root}/checkpoints/bag-1")
+    uri, state = checkpoints.newest(f"{harmed.root}/checkpoints/bag-1")
     (shard, *_) = glob.glob(f"{uri}/**/*optim_states.pt", recursive=True)
     os.remove(shard)
     pipeline.train(harmed)
@@ -205,7 +206,7 @@ def test_a_bag_that_a_rank_taken_for_dead_has_published_is_done(one_bag):
         os.rename(f"{models}/.bag-1", f"{models}/bag-1")
 
     train_and(publish, second)
-    one, other = (artifact.verify(f"{recipe.root}/models/bag-1") for recipe in (first, second))
+    one, other = (artifacts.verify(f"{recipe.root}/models/bag-1") for recipe in (first, second))
     assert one.digest == other.digest
     assert not glob.glob(f"{second.root}/checkpoints/*")
 

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from boom_ray import artifact, pipeline
+from boom_ray import artifacts
+from boom_ray.pipeline import run as pipeline
 from tests import texts
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -40,7 +41,7 @@ def test_adapters_are_folded_into_weights_that_plain_transformers_loads(make_rec
     recipe = make_recipe(qwen3, train=train, data=data, bags={"ratios": [100]}, evaluate={})
     (uri,) = pipeline.train(recipe)
 
-    record = artifact.verify(uri)
+    record = artifacts.verify(uri)
     with open(os.path.join(uri, "config.json"), encoding="utf-8") as file:
         assert json.load(file)["matryoshka_dimensions"] == [8, 16]
     with open(os.path.join(uri, "metrics.jsonl"), encoding="utf-8") as file:

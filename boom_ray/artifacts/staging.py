@@ -1,0 +1,246 @@
+"""How a directory becomes an artifact, all at once, whoever dies on the way.
+
+A producer fills a `Stage`, a sibling of the target that no reader looks at, and commits it: local stages are
+renamed into place in one step; on an object store, which has no rename, the files are written under the
+target, with a marker that names the process that fills it, and the record follows them.
+"""
+
+import datetime
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from boom_ray import artifacts, storage
+from boom_ray.artifacts.record import MARKER, RECORD, FileEntry, Record, TensorEntry
+from boom_ray.errors import BoomError
+from boom_ray.runtime import processes, scratch
+
+
+class Stage:
+    """A directory on its way to becoming an artifact.
+
+    Attributes:
+        uri: Where files can be written by any process of the cluster. No reader looks there.
+        local: A local directory whose files become part of the artifact; equal to `uri` for local targets.
+        entries: Hashes already known to a writer; `commit` computes the others.
+        tensors: Tensor hashes already known to a writer; likewise.
+    """
+
+    def __init__(self, target: str, identity: str | None = None) -> None:
+        self.target, self.identity = target, identity
+        self.claim = identity or f"{processes.own_name()}-{uuid.uuid4().hex[:8]}"
+        self.entries: dict[str, FileEntry] = {}
+        self.tensors: dict[str, TensorEntry] = {}
+        if storage.is_local(target):
+            parent, name = os.path.split(target)
+            os.makedirs(parent, exist_ok=True)
+            _sweep(parent, name)
+            stage = f".{name}.unfinished-{identity}" if identity else f".{name}.stage-{self.claim}"
+            self.uri = self.local = os.path.join(parent, stage)
+            os.makedirs(self.local, exist_ok=bool(identity))
+        else:
+            self.uri, self.local = target, scratch.directory("stage")
+            _claim_prefix(target, self.claim, resumable=bool(identity))
+
+    def commit(self, record: Record) -> Record:
+        """Hash what is not hashed yet, and make the directory visible under its target in one step.
+
+        Returns:
+            The record as written.
+
+        Raises:
+            BoomError: if another artifact took the target in the meantime; that one stays.
+        """
+        self._hash()
+        created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        record = record.model_copy(
+            update={
+                "created": created,
+                "job": record.job or artifacts.submission_id(),
+                "libraries": artifacts.libraries(),
+                "files": dict(sorted(self.entries.items())),
+                "tensors": dict(sorted(self.tensors.items())),
+            }
+        )
+        refuse_existing(self.target)
+        content = record.model_dump_json(indent=1).encode()
+        if self.local == self.uri:
+            storage.write_bytes(storage.join(self.local, RECORD), content)
+            self._rename()
+        else:
+            self._refuse_taken_over()
+            storage.copy_tree(self.local, self.uri)
+            self._check_upload()
+            self._refuse_taken_over()
+            storage.write_bytes(storage.join(self.target, RECORD), content)
+            storage.delete_file(storage.join(self.target, MARKER))
+        return record
+
+    def settle(self) -> str:
+        """Put everything staged so far where `uri` says, for others to read before it is published.
+
+        Returns:
+            The digest of the artifact, if all that is still to come are files that tell of the making.
+        """
+        self._hash()
+        if self.local != self.uri:
+            self._refuse_taken_over()
+            storage.copy_tree(self.local, self.uri)
+        return artifacts.digest_of(self.entries)
+
+    def _hash(self) -> None:
+        names = [name for name in storage.list_files(self.local) if name not in self.entries]
+        for name in names:
+            self.entries[name] = artifacts.hash_file(storage.join(self.local, name))
+            if name.endswith(".safetensors"):
+                self.tensors.update(artifacts.hash_tensors(self.local, name))
+
+    def _rename(self) -> None:
+        for name in self.entries:
+            path = os.path.join(self.local, name)
+            os.chmod(path, 0o644)
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        try:
+            os.rename(self.local, self.target)
+        except OSError as error:
+            refuse_existing(self.target)
+            raise BoomError(f"{self.target}: cannot be published: {error.strerror}. Is it in use?") from error
+
+    def _check_upload(self) -> None:
+        present = storage.list_files(self.uri)
+        for name, entry in self.entries.items():
+            if name not in present or present[name].size != entry.size:
+                raise BoomError(
+                    f"{storage.join(self.uri, name)}: not stored completely. Run the command again"
+                )
+
+    def _refuse_taken_over(self) -> None:
+        """Raise BoomError if another process fills the prefix now.
+
+        A process on a node that was cut off is taken for dead, and its work is given to another. When the
+        node comes back it must not write over what the other has made.
+        """
+        refuse_existing(self.target)
+        if _claimed_by(self.target) != self.claim:
+            raise BoomError(f"{self.target}: another process has taken it over. Run the command again")
+
+    def discard(self) -> None:
+        """Delete what was staged, unless it was committed or another process can go on with it."""
+        if self.identity is None or self.local != self.uri:
+            shutil.rmtree(self.local, ignore_errors=True)
+        if self.identity is None and self.local != self.uri and _claimed_by(self.target) == self.claim:
+            _give_up_prefix(self.target)
+
+
+def refuse_existing(target: str) -> None:
+    """Raise BoomError if anything is published at `target`, or a local directory there holds files."""
+    if storage.is_file(storage.join(target, RECORD)):
+        raise BoomError(f"{target}: exists already. Give another path, or delete it first")
+    if (
+        storage.is_local(target)
+        and os.path.exists(target)
+        and not (os.path.isdir(target) and not os.listdir(target))
+    ):
+        raise BoomError(f"{target}: is in the way and is not an artifact. Give another path")
+
+
+def _claimed_by(target: str) -> str | None:
+    """Who fills a prefix of an object store."""
+    marker = storage.join(target, MARKER)
+    return storage.read_bytes(marker).decode() if storage.is_file(marker) else None
+
+
+def _claim_prefix(target: str, claim: str, resumable: bool) -> None:
+    """Mark a prefix of an object store as being filled; what a producer that died left there is deleted.
+
+    Args:
+        claim: The process that fills it; or what is made, if a later process can go on with it: then what is
+            there of it is kept.
+
+    Raises:
+        BoomError: if the prefix holds something else, or a process of this machine is filling it.
+    """
+    owner = _claimed_by(target)
+    if owner == claim:
+        return
+    if owner is None and storage.list_files(target):
+        raise BoomError(f"{target}: is in the way and is not an artifact. Give another path")
+    if owner is not None:
+        process_name, _, _ = owner.rpartition("-")
+        if resumable or not processes.is_name(process_name):
+            raise BoomError(
+                f"{target}: holds the unfinished output of something else. Give another path, or delete it"
+            )
+        if processes.runs_here(process_name):
+            raise BoomError(f"{target}: {process_name} is filling it. Wait for it, or give another path")
+        _give_up_prefix(target)
+    storage.write_bytes(storage.join(target, MARKER), claim.encode())
+
+
+def _give_up_prefix(target: str) -> None:
+    """Delete all files below a prefix; last the claim, without which they would be nobody's."""
+    for name in storage.list_files(target):
+        if name != MARKER:
+            storage.delete_file(storage.join(target, name))
+    storage.delete_tree(target)
+
+
+def _sweep(parent: str, name: str) -> None:
+    """Delete stages left beside a target by processes of this machine that no longer run."""
+    prefix = f".{name}.stage-"
+    for entry in os.listdir(parent):
+        owner, _, _ = entry.removeprefix(prefix).rpartition("-")
+        if entry.startswith(prefix) and processes.has_ended(owner):
+            shutil.rmtree(os.path.join(parent, entry), ignore_errors=True)
+
+
+@contextmanager
+def _disk_that_fills(target: str) -> Iterator[None]:
+    """Turn a full disk, wherever the writing of an artifact met it, into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        with storage.explained(target):
+            raise
+
+
+@contextmanager
+def staged(target: str) -> Iterator[Stage]:
+    """A stage for `target` that leaves nothing behind, however the block ends.
+
+    Raises:
+        BoomError: at once, if `target` is taken; or if its disk is full.
+    """
+    refuse_existing(target)
+    stage = Stage(target)
+    try:
+        with _disk_that_fills(target):
+            yield stage
+    finally:
+        stage.discard()
+
+
+@contextmanager
+def resumable(target: str, identity: str) -> Iterator[Stage]:
+    """A stage that is kept when the block fails, for a later process that makes the same to go on with.
+
+    Args:
+        identity: Of what is made; its files must be functions of it.
+
+    Raises:
+        BoomError: at once, if `target` is taken, or holds the unfinished output of something else; or if its
+            disk is full.
+    """
+    refuse_existing(target)
+    stage = Stage(target, identity)
+    try:
+        with _disk_that_fills(target):
+            yield stage
+    finally:
+        stage.discard()

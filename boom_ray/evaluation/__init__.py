@@ -1,0 +1,1 @@
+"""Evaluation: models measured on local tasks and on those of mteb, over the cluster."""

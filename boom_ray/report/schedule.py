@@ -1,0 +1,152 @@
+"""When what ran, and what it cost."""
+
+import itertools
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from boom_ray.report.collect import Found, Trained
+from boom_ray.report.scale import axis, duration, unit_of
+
+PAUSE_STEPS = 10
+PAUSE_SECONDS = 600
+
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A line of the chart: start and width of it and of its busy parts, in percent of the whole time.
+
+    `color` is that of the model's curve; None for a stage.
+    """
+
+    label: str
+    color: int | None
+    start: float
+    width: float
+    busy: list[Span]
+    text: str
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """All stages under one clock; `cuts` are the places of long pauses, which it leaves out."""
+
+    bars: list[Bar]
+    ticks: list[tuple[float, str]]
+    cuts: list[tuple[float, str]]
+    unit: str
+    began: float
+    seconds: float
+
+
+class _Clock:
+    """Positions of moments, without pauses longer than all work together and than `PAUSE_SECONDS`."""
+
+    def __init__(self, spans: list[Span]) -> None:
+        self.active: list[Span] = []
+        for start, end in sorted(spans):
+            if self.active and start <= self.active[-1][1]:
+                self.active[-1] = (self.active[-1][0], max(end, self.active[-1][1]))
+            else:
+                self.active.append((start, end))
+        busy = sum(end - start for start, end in self.active)
+        idle = [(one[1], other[0]) for one, other in itertools.pairwise(self.active)]
+        self.cuts = [(start, end) for start, end in idle if end - start > max(busy, PAUSE_SECONDS)]
+        self.whole = self.shown(self.active[-1][1])
+
+    def shown(self, moment: float) -> float:
+        """Seconds since the start, without what was cut out."""
+        passed = moment - self.active[0][0]
+        for start, end in self.cuts:
+            if moment > start:
+                passed -= min(moment, end) - start
+        return passed
+
+    def at(self, moment: float) -> float:
+        """Position in percent."""
+        return round(100 * self.shown(moment) / self.whole, 2)
+
+
+def timeline(found: Found) -> Timeline | None:
+    """The stages' and bags' times; None if no record tells them."""
+    spans: list[tuple[str, int | None, Span, list[Span], str]] = []
+    if found.corpus and "corpus" in found.corpus.times:
+        span = found.corpus.times["corpus"]
+        spans.append(("corpus", None, span, [span], ""))
+    for color, model in enumerate(found.trained):
+        if model.record and "train" in model.record.times:
+            ranks = f" on {model.record.metrics['num_ranks']} ranks" * (model.record.metrics["num_ranks"] > 1)
+            spans.append((model.name, color, model.record.times["train"], _running(model), ranks))
+    if found.record:
+        spans += [(stage, None, span, [span], "") for stage, span in found.record.times.items()]
+    if not spans:
+        return None
+    clock = _Clock([span for _, _, span, _, _ in spans])
+    bars = [
+        Bar(
+            label=label,
+            color=color,
+            start=clock.at(start),
+            width=round(clock.at(end) - clock.at(start), 2),
+            busy=[(clock.at(since), round(clock.at(to) - clock.at(since), 2)) for since, to in busy],
+            text=duration(end - start) + note,
+        )
+        for label, color, (start, end), busy, note in spans
+    ]
+    size, unit = unit_of(clock.whole)
+    ticks = axis([0.0, clock.whole], unit=size, tight=True).ticks
+    cuts = [(clock.at(start), duration(end - start)) for start, end in clock.cuts]
+    return Timeline(bars, ticks, cuts, unit, clock.active[0][0], clock.whole)
+
+
+def _running(model: Trained) -> list[Span]:
+    """When steps followed each other; a pause of many steps' length parts two spans, as after a failure."""
+    times = [step["time"] for step in model.steps]
+    if len(times) < 2:
+        return []
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+    longest = max(PAUSE_STEPS * median(pauses), 30.0)
+    spans, since = [], times[0]
+    for at, pause in enumerate(pauses):
+        if pause > longest:
+            spans.append((since, times[at]))
+            since = times[at + 1]
+    return [*spans, (since, times[-1])]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What training took: of the bags alone, and of the baseline beside them.
+
+    Attributes:
+        steps: Optimizer steps.
+        queries: Rows that were read, each as often as it was.
+        passes: The same in passes over the corpus.
+        rank_seconds: Seconds of training times ranks.
+        device: What a rank is: `GPU` or `CPU worker`.
+    """
+
+    steps: int
+    queries: int
+    passes: float
+    rank_seconds: float
+    device: str
+
+
+def cost(found: Found, models: list[Trained]) -> Cost | None:
+    """The sum over models that are published; None if none is."""
+    records = [model.record for model in models if model.record]
+    if not records or found.corpus is None:
+        return None
+    rows = sum(task["rows"] for task in found.corpus.config["tasks"].values())
+    queries = sum(record.metrics["step"] * record.config["batch_size"] for record in records)
+    execution: dict[str, Any] = found.recipe.get("train", {}).get("execution", {})
+    return Cost(
+        steps=sum(record.metrics["step"] for record in records),
+        queries=queries,
+        passes=queries / rows,
+        rank_seconds=sum(record.metrics["seconds"] * record.metrics["num_ranks"] for record in records),
+        device="GPU" if execution.get("use_gpu") else "CPU worker",
+    )

@@ -1,0 +1,1 @@
+"""A run on storage: its layout, identity, heartbeat, versions, ancestry and status."""

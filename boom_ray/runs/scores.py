@@ -1,0 +1,46 @@
+"""Scores of models on tasks: groups of tasks, main scores, and means per group."""
+
+from statistics import fmean
+
+Scores = dict[str, dict[str, float]]
+MAIN_SCORE = "main score"  # of tasks with different main metrics
+
+
+def task_groups(tasks: list[str]) -> dict[str, list[str]]:
+    """Tasks by group, which is a task's path without the last part; and all of them as `all`."""
+    found: dict[str, list[str]] = {}
+    for task in tasks:
+        found.setdefault(task.rpartition("/")[0], []).append(task)
+    return {group: found[group] for group in sorted(found) if group} | ({"all": tasks} if tasks else {})
+
+
+def main_score(scores: dict[str, float]) -> float:
+    """The main score of a task or of a mean: the first."""
+    return next(iter(scores.values()))
+
+
+def main_metric(scores: Scores) -> str:
+    """What the main scores of tasks are: of all the same metric, or of each its own."""
+    metrics = {next(iter(found)) for found in scores.values()}
+    return metrics.pop() if len(metrics) == 1 else MAIN_SCORE
+
+
+def mean_scores(scores: Scores) -> dict[str, dict[str, float]]:
+    """Mean of every metric per group of tasks, and over all tasks as `all`; the main score comes first.
+
+    Args:
+        scores: task -> metric -> value.
+    """
+    return {
+        group: _mean({task: scores[task] for task in tasks})
+        for group, tasks in task_groups(list(scores)).items()
+    }
+
+
+def _mean(scores: Scores) -> dict[str, float]:
+    """Of the main scores, and of the other metrics that all tasks have."""
+    metric, found = main_metric(scores), list(scores.values())
+    shared = [name for name in found[0] if name != metric and all(name in one for one in found)]
+    return {metric: fmean(map(main_score, found))} | {
+        name: fmean(one[name] for one in found) for name in shared
+    }

@@ -1,0 +1,1 @@
+"""The runtime: connection to Ray, signals, console, processes and scratch directories."""

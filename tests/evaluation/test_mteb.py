@@ -1,0 +1,236 @@
+"""Evaluation through mteb: over the cluster and from local files as by hand, and not twice."""
+
+import json
+import os
+from typing import Any
+
+import mteb
+import pytest
+from click.testing import CliRunner
+from datasets import Dataset, DatasetDict
+from mteb.abstasks import AbsTaskClassification, AbsTaskClustering, AbsTaskRetrieval, AbsTaskSTS
+from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
+from sentence_transformers import SentenceTransformer
+
+from boom_ray import artifacts
+from boom_ray.cli import main
+from boom_ray.errors import BoomError
+from boom_ray.evaluation import local_tasks, mteb_run, mteb_tasks
+from boom_ray.evaluation import measure as evaluate
+from boom_ray.evaluation.beir import read_beir
+from boom_ray.evaluation.measure import Protocol, Subject
+from boom_ray.runs.scores import MAIN_SCORE, main_metric, main_score
+from tests import texts
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+PACKAGES = ("email", "json", "http", "ipaddress")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> dict[str, Any]:
+    """One local task of each type, at `root`, and the rows they were written from."""
+    root = tmp_path_factory.mktemp("tasks")
+    by_package = {package: list(texts.functions(package)) for package in PACKAGES}
+    pairs = [pair for found in by_package.values() for pair in found[:12]]
+    labelled = [{"text": t, "label": p} for p, found in by_package.items() for t, _ in found[:12]]
+    ranking = [
+        {"query": text, "positive": [code], "negative": [c for _, c in pairs[:18] if c != code]}
+        for text, code in pairs[:18:2]
+    ]
+    likeness = [
+        {"sentence1": text, "sentence2": pairs[number - number % 2][1], "score": 5.0 - 4 * (number % 2)}
+        for number, (text, _) in enumerate(pairs)
+    ]
+    texts.write_beir(str(root / "in" / "beir"), pairs)
+    texts.write_jsonl(str(root / "in" / "ranking" / "test.jsonl"), ranking)
+    texts.write_jsonl(str(root / "in" / "pairs" / "test.jsonl"), likeness)
+    texts.write_jsonl(str(root / "out" / "classes" / "train.jsonl"), labelled[::2])
+    texts.write_jsonl(str(root / "out" / "classes" / "test.jsonl"), labelled[1::2])
+    os.makedirs(root / "out" / "clusters")
+    Dataset.from_list(labelled).to_parquet(str(root / "out" / "clusters" / "test.parquet"))
+    return {"root": str(root), "ranking": ranking, "pairs": likeness, "labelled": labelled}
+
+
+def metadata(name: str, kind: str, main_score: str) -> mteb.TaskMetadata:
+    return mteb.TaskMetadata(
+        name=name,
+        type=kind,
+        main_score=main_score,
+        description="by hand",
+        dataset={"path": "-", "revision": "-"},
+        eval_langs=["eng-Latn"],
+    )
+
+
+class ByHand:
+    """A task whose data is put into it."""
+
+    def load_data(self, num_proc: int | None = None, **options: Any) -> None:
+        self.data_loaded = True
+
+
+def searched(queries, corpus, relevant, ranked=None) -> Any:
+    """The data of a retrieval task, as mteb keeps it."""
+    columns = ({"id": list(found), "text": list(found.values())} for found in (queries, corpus))
+    asked, documents = map(Dataset.from_dict, columns)
+    split = {"queries": asked, "corpus": documents, "relevant_docs": relevant, "top_ranked": ranked}
+    return {"default": {"test": split}}
+
+
+def by_hand(data: dict[str, Any], model: str) -> dict[str, float]:
+    """mteb itself, on tasks written the way its documentation says, and the model as anyone would load it."""
+    rows, ranking = data["labelled"], data["ranking"]
+    numbers = {package: number for number, package in enumerate(sorted(PACKAGES))}
+    beir = read_beir(f"{data['root']}/in/beir")
+    lists = {f"q{i}": row["positive"] + row["negative"] for i, row in enumerate(ranking)}
+
+    class Beir(ByHand, AbsTaskRetrieval):
+        metadata = metadata("Beir", "Retrieval", "ndcg_at_10")
+        dataset = searched(
+            beir["queries"],
+            beir["corpus"],
+            {query: dict.fromkeys(found, 1) for query, found in beir["relevant_docs"].items()},
+        )
+
+    class Ranked(ByHand, AbsTaskRetrieval):
+        metadata = metadata("Ranked", "Reranking", "map_at_1000")
+        dataset = searched(
+            {f"q{i}": row["query"] for i, row in enumerate(ranking)},
+            {f"{query}.{j}": text for query, found in lists.items() for j, text in enumerate(found)},
+            {query: {f"{query}.0": 1} for query in lists},
+            {query: [f"{query}.{j}" for j in range(len(found))] for query, found in lists.items()},
+        )
+
+    class Pairs(ByHand, AbsTaskSTS):
+        metadata = metadata("Pairs", "STS", "cosine_spearman")
+        dataset = DatasetDict(test=Dataset.from_list(data["pairs"]))
+
+    class Classes(ByHand, AbsTaskClassification):
+        metadata = metadata("Classes", "Classification", "accuracy")
+        dataset = DatasetDict(
+            train=Dataset.from_list([row | {"label": numbers[row["label"]]} for row in rows[::2]]),
+            test=Dataset.from_list([row | {"label": numbers[row["label"]]} for row in rows[1::2]]),
+        )
+
+    class Clusters(ByHand, AbsTaskClustering):
+        metadata = metadata("Clusters", "Clustering", "v_measure")
+        max_fraction_of_documents_to_embed = None
+        dataset = DatasetDict(
+            test=Dataset.from_list(
+                [{"sentences": row["text"], "labels": numbers[row["label"]]} for row in rows]
+            )
+        )
+
+    expected = ["in/beir", "in/ranking", "in/pairs", "out/classes", "out/clusters"]
+    found = mteb.evaluate(
+        SentenceTransformer(model, device="cpu"),
+        [Beir(), Ranked(), Pairs(), Classes(), Clusters()],
+        cache=None,
+        show_progress_bar=False,
+    )
+    return {name: result.get_score() for name, result in zip(expected, found.task_results, strict=True)}
+
+
+def measure(data: dict[str, Any], model: str, results: str) -> dict[str, float]:
+    local = {task.name: mteb_tasks.local(task) for task in local_tasks.find(data["root"])}
+    scores, problems = mteb_run.measure(
+        [mteb_run.identified(model, "m")], local, mteb_run.Protocol(num_cpus=4), results
+    )
+    assert problems == []
+    return scores["m"]
+
+
+@pytest.fixture(scope="module")
+def measured(data, published_minilm, tmp_path_factory) -> tuple[dict[str, float], str]:
+    """The scores of a model of ours, and where their files are."""
+    results = str(tmp_path_factory.mktemp("results"))
+    return measure(data, published_minilm, results), results
+
+
+def test_every_type_of_task_has_the_score_that_mteb_gives_by_hand(data, measured, published_minilm):
+    scores, _ = measured
+    expected = by_hand(data, published_minilm)
+    assert set(scores) == set(expected)
+    assert scores == pytest.approx(expected, abs=1e-6)
+    assert all(0.1 < score < 1 for score in scores.values()), "a score that says something"
+
+
+def test_a_run_measures_all_types_as_mteb_does(data, measured, published_minilm):
+    scores, _ = measured
+    found = evaluate.evaluate([Subject("m", published_minilm)], Protocol(data["root"]))["m"]
+    rounded = 1e-5  # by mteb, for searches
+    assert {name: main_score(one) for name, one in found.items()} == pytest.approx(scores, abs=rounded)
+    assert main_metric(found) == MAIN_SCORE
+    metrics = [next(iter(one)) for one in found.values()]
+    assert metrics == ["ndcg@10", "spearman", "map", "accuracy", "v-measure"]
+
+
+def test_results_are_files_as_mteb_keeps_them_and_are_not_measured_again(data, measured, published_minilm):
+    scores, results = measured
+    digest = artifacts.read_record(published_minilm).digest
+    folder = f"{results}/results/local__test-v0001/{digest}"
+    assert {f"{name.replace('/', '__')}.json" for name in scores} < set(os.listdir(folder))
+    with open(f"{folder}/model_meta.json") as file:
+        meta = json.load(file)
+    assert meta["name"] == "local/test-v0001" and meta["revision"] == digest
+    assert meta["embed_dim"] == 384 and meta["n_parameters"] == 22_713_216 and meta["max_tokens"] == 128
+    read = mteb.ResultCache(results).load_results(require_model_meta=True)
+    (model,) = read.model_results
+    assert {result.task_name: result.get_score() for result in model.task_results} == pytest.approx(
+        {name.replace("/", "__"): score for name, score in scores.items()}, abs=1e-6
+    )
+
+    before = {name: os.stat(f"{folder}/{name}").st_mtime_ns for name in os.listdir(folder)}
+    assert measure(data, published_minilm, results) == pytest.approx(scores, abs=1e-6)
+    assert before == {name: os.stat(f"{folder}/{name}").st_mtime_ns for name in os.listdir(folder)}
+
+
+def test_a_query_template_gives_each_task_its_instruction(published_minilm):
+    encoder = SentenceTransformerEncoderWrapper(SentenceTransformer(published_minilm, device="cpu"))
+    prompts = mteb_run.instructed(
+        encoder, mteb.get_task("AskUbuntuDupQuestions"), "Instruct: {instruction}\nQuery:{query}"
+    )
+    wanted = "Instruct: Retrieve duplicate questions from AskUbuntu forum\nQuery:"
+    assert prompts == {"Reranking": wanted, "Reranking-query": wanted, "Reranking-document": ""}
+
+
+def test_names_are_those_of_benchmarks_and_tasks():
+    assert len(mteb_tasks.named(("MTEB(eng, v2)", "STSBenchmark", "STS12"))) == 41, "each task once"
+    with pytest.raises(BoomError, match=r"no benchmark and no task .*Did you mean: 'STSBenchmark'"):
+        mteb_tasks.named(("STSBenchmrk",))
+    with pytest.raises(BoomError, match=r"STS17 is asked for twice, with 1 and with 11"):
+        mteb_tasks.named(("MTEB(eng, v2)", "STS17"))
+
+
+def test_one_table_for_all_and_an_error_for_what_the_hub_keeps(data, measured, published_minilm, tmp_path):
+    scores, results = measured
+    arguments = ["evaluate", published_minilm, "--data", data["root"], "--mteb", "STSBenchmark"]
+    arguments += ["--results", results, "--json", str(tmp_path / "all.json")]
+    outcome = CliRunner().invoke(main, arguments)
+    assert (
+        outcome.exit_code == 1 and "minilm on STS/STSBenchmark: its data, mteb/stsbenchmark" in outcome.output
+    )
+    assert "HF_TOKEN" in outcome.output
+    with open(tmp_path / "all.json") as file:
+        found = json.load(file)["evaluation"]["minilm"]
+    assert {name: values["main score"] for name, values in found.items()} == pytest.approx(scores, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [{"text": "a", "lable": "b"}],
+            r"test.jsonl: columns lable text; expected query positive negative, or",
+        ),
+        (
+            [{"text": "a", "label": "b"}, {"text": 3, "label": "b"}],
+            r"test.jsonl:2: text: Input should be a valid",
+        ),
+        ([{"query": "a", "positive": [], "negative": ["b"]}], r"test.jsonl:1: positive: List should have"),
+    ],
+)
+def test_a_file_in_no_format_is_named(tmp_path, rows, message):
+    texts.write_jsonl(str(tmp_path / "t" / "test.jsonl"), rows)
+    with pytest.raises(BoomError, match=message):
+        mteb_tasks.local(*local_tasks.find(str(tmp_path))).load_data()

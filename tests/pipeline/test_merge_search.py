@@ -1,0 +1,72 @@
+"""What a merge knows of its models: how far apart they lie, and which merge of them is best."""
+
+import json
+import math
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from boom_ray import artifacts
+from boom_ray.cli import main
+from boom_ray.merge.distances import distances
+from tests.merge.test_actors import tensors_of, variant
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture(scope="module")
+def models(published_qwen3, tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    return [variant(published_qwen3, str(root / str(seed)), seed) for seed in (1, 2, 3)]
+
+
+def test_angles_and_norms_are_those_of_the_tensors(models, published_qwen3, tmp_path):
+    place = tmp_path / "distances.json"
+    arguments = ["merge", *models, "--out", str(tmp_path / "out"), "--base-model", published_qwen3]
+    run = CliRunner().invoke(main, [*arguments, "--dtype", "float32", "--report", str(place)])
+    assert run.exit_code == 0 and f"report: {place}, {tmp_path}/distances.png" in run.output
+    report = json.loads(place.read_text())
+    base = tensors_of(published_qwen3)
+    deltas = [{n: t.double() - base[n].double() for n, t in tensors_of(m).items()} for m in models]
+    names = list(base)
+    layer = [name for name in names if name.startswith("layers.1.")]
+    for entry, members in [
+        (report["tensors"]["norm.weight"], ["norm.weight"]),
+        (report["layers"]["layer 1"], layer),
+        (report["all"], names),
+    ]:
+        vectors = [torch.cat([delta[name].flatten() for name in members]) for delta in deltas]
+        assert entry["norms"] == pytest.approx([vector.norm().item() for vector in vectors], rel=1e-9)
+        cosine = (vectors[0] @ vectors[2] / (vectors[0].norm() * vectors[2].norm())).item()
+        assert entry["angles"][0][2] == pytest.approx(math.degrees(math.acos(cosine)), abs=1e-6)
+    assert (tmp_path / "distances.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_input_without_direction_has_no_angle():
+    report = distances(
+        ["a", "b"], "deltas", {"layers.10.w": [[0.0, 0.0], [0.0, 4.0]], "layers.2.w": [[1, 0], [0, 1]]}
+    )
+    assert report["tensors"]["layers.10.w"]["angles"][0][1] is None
+    assert list(report["layers"]) == ["layer 2", "layer 10"]
+    assert report["all"]["angles"][0][1] == pytest.approx(90)
+
+
+def test_a_search_publishes_its_best_and_keeps_all_scores(models, published_qwen3, beir, tmp_path):
+    target = str(tmp_path / "merged" / "best")
+    arguments = ["merge", *models, "--out", target, "--base-model", published_qwen3, "--dtype", "float32"]
+    run = CliRunner().invoke(main, [*arguments, "--search", "--data", beir, "--trials", "4"])
+    assert run.exit_code == 0, run.output
+    record = artifacts.verify(target)
+    scores = record.metrics["search"]
+    assert list(scores)[:4] == ["multislerp-equal", "karcher-equal", "linear-equal", "multislerp-more-1"]
+    assert len(scores) == 4 and scores[record.metrics["chosen"]] == max(scores.values())
+    assert f"best: {record.metrics['chosen']}" in run.output
+    assert [path.name for path in (tmp_path / "merged").iterdir()] == ["best"]
+    again = CliRunner().invoke(main, [*arguments[:-4], "--out", str(tmp_path / "equal"), *arguments[-4:]])
+    assert again.exit_code == 0, again.output
+
+
+def test_a_search_without_data_is_refused(models, tmp_path):
+    run = CliRunner().invoke(main, ["merge", *models, "--out", str(tmp_path / "out"), "--search"])
+    assert run.exit_code == 1 and "--search and --data DIR go together" in run.output
