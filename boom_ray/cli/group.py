@@ -23,6 +23,9 @@ class _Group(click.Group):
 @click.version_option(__version__)
 def main() -> None:
     """Make, refresh and serve text embedding models by bagging and merging, on Ray."""
+    from boom_ray.runtime.console import show_log
+
+    show_log()
 
 
 workers_option = click.option("--num-workers", type=click.IntRange(min=1), metavar="N", help="Ray actors.")

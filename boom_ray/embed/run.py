@@ -37,7 +37,8 @@ from boom_ray.embed.vectors import Reduction
 from boom_ray.errors import BoomError
 from boom_ray.model import directory
 from boom_ray.runtime.cluster import result_of
-from boom_ray.runtime.console import Progress, console
+from boom_ray.runtime.console import console
+from boom_ray.runtime.progress import Progress
 
 GONE, CALIBRATION = "gone.json", "calibration.json"
 CALIBRATION_ROWS = 512

@@ -20,7 +20,7 @@ from boom_ray.model import directory
 from boom_ray.model.encoder import Encoder
 from boom_ray.recipe import BaseModelSource
 from boom_ray.runtime.cluster import result_of
-from boom_ray.runtime.console import Progress
+from boom_ray.runtime.progress import Progress
 
 METRICS = ("ndcg@10", "mrr@10", "recall@100")
 Scores = dict[str, dict[str, float]]

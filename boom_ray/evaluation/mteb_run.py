@@ -20,7 +20,7 @@ from boom_ray.errors import BoomError
 from boom_ray.evaluation.mteb_results import Results
 from boom_ray.model import directory
 from boom_ray.runtime.cluster import result_of
-from boom_ray.runtime.console import Progress
+from boom_ray.runtime.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from boom_ray.merge.placement import placements
 from boom_ray.merge.plan import index_json
 from boom_ray.model import card, directory
 from boom_ray.runtime.cluster import here, result_of
-from boom_ray.runtime.console import Progress
+from boom_ray.runtime.progress import Progress
 
 POLL_SECONDS = 0.1
 MIB = 1 << 20

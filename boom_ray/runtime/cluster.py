@@ -11,13 +11,13 @@ import ray.exceptions
 from ray._private.services import find_bootstrap_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from boom_ray.errors import BoomError
+from boom_ray.errors import BoomError, ClusterError
 from boom_ray.runtime import signals
 
 SECONDS_TO_ANSWER = 10
 
 
-class ProcessLost(BoomError):
+class ProcessLost(ClusterError):
     """A process of the cluster died, and Ray did not start it again, or not often enough.
 
     Attributes:
@@ -57,7 +57,7 @@ def connect(dashboard: bool = True, yielding: bool = True) -> None:
 def _refuse_silence(address: str | None) -> None:
     """Raise BoomError if nothing answers where `ray.init` would connect to, and wait for many minutes."""
     if address and address.startswith(("http://", "https://")):
-        raise BoomError(
+        raise ClusterError(
             f"RAY_ADDRESS={address}: is where `ray job submit` takes jobs. Submit this command as one, or "
             "unset RAY_ADDRESS to run it on this machine"
         )
@@ -74,7 +74,7 @@ def _refuse_silence(address: str | None) -> None:
                     "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "the last cluster of this machine"
                 )
                 remedy = "Start it; or unset RAY_ADDRESS, and let `ray stop` forget what has ended"
-                raise BoomError(f"{address} ({source}): Ray does not answer. {remedy}") from error
+                raise ClusterError(f"{address} ({source}): Ray does not answer. {remedy}") from error
         time.sleep(0.5)
 
 
@@ -97,7 +97,7 @@ def result_of(reference: Any) -> Any:
         while isinstance(cause, ray.exceptions.RayTaskError) and cause.cause is not cause:
             cause = cause.cause
         if isinstance(cause, BoomError):
-            raise BoomError(str(cause)) from None
+            raise cause from None
         raise
     except ray.exceptions.RayError as error:
         in_setup = isinstance(error, ray.exceptions.RuntimeEnvSetupError)

@@ -22,7 +22,8 @@ from boom_ray.errors import BoomError
 from boom_ray.recipe import Bags, Recipe, identity
 from boom_ray.runs.heartbeat import BagSaid, Driver
 from boom_ray.runtime.cluster import here
-from boom_ray.runtime.console import Progress, console
+from boom_ray.runtime.console import console
+from boom_ray.runtime.progress import Progress
 from boom_ray.train.board import BagState, ProgressBoard
 from boom_ray.train.cluster import await_room, capacity, resources
 from boom_ray.train.job import BagJob
