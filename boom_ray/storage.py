@@ -28,6 +28,11 @@ def is_local(uri: str) -> bool:
     return "://" not in uri
 
 
+def is_hub(uri: str) -> bool:
+    """Whether `uri` names a repository of the Hugging Face hub."""
+    return uri.startswith("hf://")
+
+
 def absolute(uri: str, base: str | None = None) -> str:
     """Resolve `~` and relative local paths against `base` (default: the working directory).
 
@@ -270,7 +275,7 @@ def local_directory(uri: str) -> str:
     Raises:
         BoomError: if there is nothing at `uri`.
     """
-    if uri.startswith("hf://"):
+    if is_hub(uri):
         from huggingface_hub import snapshot_download
 
         repository, _, revision = uri.removeprefix("hf://").partition("@")

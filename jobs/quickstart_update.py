@@ -7,23 +7,24 @@ compared with training the bags again on everything. What was made before is not
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rich.table import Table
 
 from boom_ray import artifacts, storage
+from boom_ray.artifacts import ModelRecord
 from boom_ray.data import bags
 from boom_ray.evaluation import measure as evaluate
 from boom_ray.evaluation.measure import Protocol, Subject
 from boom_ray.model import directory
-from boom_ray.pipeline import run as pipeline
-from boom_ray.pipeline.update.request import Request, read_tasks
-from boom_ray.pipeline.update.run import update
+from boom_ray.pipeline.run import run
+from boom_ray.pipeline.update.make import update
 from boom_ray.recipe import Evaluate, Recipe
 from boom_ray.recipe_file import load
+from boom_ray.runs.layout import Layout
 from boom_ray.runs.scores import main_score, mean_scores
+from boom_ray.runs.updates import UpdateRequest, read_tasks
 from boom_ray.runtime.console import console
-from boom_ray.train.bagging import model_uri
 
 HOME = os.path.join(os.environ["BOOM_RAY_HOME"], "update")
 NUM_WEEKS = 3
@@ -42,22 +43,23 @@ def lines_of(recipe: Recipe) -> Iterator[Line]:
     """v0001, what updates make of it, and what training everything again gives, each made when it is due."""
     weeks = [read_tasks(f"{HOME}/later/week-{week}.yaml") for week in range(1, NUM_WEEKS + 1)]
     new = [task for week in weeks for task in week]
-    first = pipeline.run(unmeasured(recipe))
+    first = run(unmeasured(recipe)).model
     yield Line("v0001", first, bags_of(recipe))
-    asked = Request("v0001", new, new_evaluation=f"{HOME}/eval/later")
-    child = update(recipe, asked)
+    request = UpdateRequest(parent="v0001", tasks=new, new_evaluation=f"{HOME}/eval/later")
+    child = update(recipe, request).model
     yield Line("the update's own model", trained_for(recipe, child), [trained_for(recipe, child)])
     yield Line("update", child, [trained_for(recipe, child)])
     data = recipe.data.model_copy(update={"tasks": [*recipe.data.tasks, *new]})
     full = recipe.model_copy(update={"name": f"{recipe.name}-full", "data": data})
-    yield Line("all bags again", pipeline.run(unmeasured(full)), bags_of(full))
-    child = update(recipe, replace(asked, weights="mass"))
+    yield Line("all bags again", run(unmeasured(full)).model, bags_of(full))
+    child = update(recipe, request.model_copy(update={"weights": "mass"})).model
     yield Line("update --weights mass", child, [trained_for(recipe, child)])
-    child = update(recipe, replace(asked, flat=True))
+    child = update(recipe, request.model_copy(update={"flat": True})).model
     yield Line("update --flat", child, [trained_for(recipe, child)])
     trained, parent = [], first
     for number, week in enumerate(weeks, 1):
-        parent = update(recipe, replace(asked, parent=storage.name_of(parent), tasks=week))
+        weekly = request.model_copy(update={"parent": storage.name_of(parent), "tasks": week})
+        parent = update(recipe, weekly).model
         trained.append(trained_for(recipe, parent))
         yield Line(f"chain, week {number}", parent, list(trained))
 
@@ -69,19 +71,19 @@ def unmeasured(recipe: Recipe) -> Recipe:
 
 def bags_of(recipe: Recipe) -> list[str]:
     """The models of a run's bags."""
-    return [model_uri(recipe, bags.name_of(index)) for index in range(len(recipe.bags.ratios))]
+    return [Layout(recipe.root).model(bags.name_of(index)) for index in range(len(recipe.bags.ratios))]
 
 
 def trained_for(recipe: Recipe, child: str) -> str:
     """The model an update trained."""
-    return storage.join(recipe.root, "updates", storage.name_of(child), "models", "bag-1")
+    return Layout(recipe.root).update(storage.name_of(child)).model(bags.name_of(0))
 
 
 def table(recipe: Recipe, lines: list[Line]) -> Table:
     """Rows, steps and tokens trained for each model, and its mean on old and new tasks."""
     result = Table("model", "rows", "steps", "tokens", "old mean", "new mean", title="nDCG@10", box=None)
     subjects = [Subject(line.label, line.model) for line in lines]
-    prompt, cache = directory.prompts_of(recipe.data)["query"], storage.join(recipe.root, "evaluation")
+    prompt, cache = directory.prompts_of(recipe.data)["query"], Layout(recipe.root).measurements
     old, new = (
         evaluate.evaluate(
             subjects, Protocol(f"{HOME}/eval/{group}", prompt, recipe.evaluate.max_length), cache
@@ -89,9 +91,10 @@ def table(recipe: Recipe, lines: list[Line]) -> Table:
         for group in ("in_domain", "later")
     )
     for line in lines:
-        records = [record for uri in line.trained if (record := artifacts.read_record(uri))]
-        spent = [sum(record.config["rows"] for record in records)]
-        spent += [sum(record.metrics[key] for record in records) for key in ("step", "tokens")]
+        records = [artifacts.read(uri, ModelRecord) for uri in line.trained]
+        trained = [record.metrics.training for record in records if record.metrics.training]
+        spent = [sum(record.config.rows or 0 for record in records)]
+        spent += [sum(one.step for one in trained), sum(one.tokens for one in trained)]
         means = [main_score(mean_scores(scores[line.label])["all"]) for scores in (old, new)]
         cells = [*(f"{count:,}" for count in spent), *(f"{mean:.4f}" for mean in means)]
         result.add_row(line.label, *cells)

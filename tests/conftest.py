@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from boom_ray import recipe_file
-from boom_ray.artifacts import staging
-from boom_ray.artifacts.record import Record
+from boom_ray.artifacts import ModelRecord, staging
+from boom_ray.artifacts.contents import ModelConfig
 from boom_ray.model import directory, self_test
 from boom_ray.recipe import BaseModelSource, Recipe
 from boom_ray.runtime import cluster
@@ -84,7 +84,8 @@ def publish(base: str, target: str, version: str = "v0001", max_length: int = 12
     prompts = {"query": "Instruct: find the code\nQuery:", "document": ""}
     with staging.staged(target) as stage:
         directory.save(encoder, stage.local, base, prompts, max_length)
-        made = Record(kind="model", name="test", version=version, fingerprint="0", config={"rows": 10})
+        config = ModelConfig(rows=10)
+        made = ModelRecord(name="test", version=version, fingerprint="0", config=config)
         stage.commit(made.model_copy(update={"self_test": self_test.of(stage.local)}))
     return target
 

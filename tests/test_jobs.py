@@ -208,7 +208,7 @@ def test_a_job_embeds_a_store_and_the_dashboard_shows_it(cluster, published_qwen
     assert await_end(client, job) == JobStatus.SUCCEEDED, client.get_job_logs(job)
     logs = client.get_job_logs(job)
     assert "300/300" in logs and "rows/s" in logs and "s3://bucket/runs/vectors" in logs
-    assert artifacts.verify("s3://bucket/runs/vectors").config["rows"] == 300
+    assert artifacts.verify("s3://bucket/runs/vectors").config.rows == 300
     number = client.get_job_info(job).job_id
     with urllib.request.urlopen(f"{client.get_address()}/api/data/datasets/{number}") as answer:
         datasets = json.load(answer)["datasets"]

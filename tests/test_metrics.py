@@ -43,8 +43,8 @@ def test_merging_and_embedding_are_seen_by_prometheus(ray_cluster, published_qwe
         assert time.monotonic() < deadline, (merging, embedding)
         time.sleep(0.5)
     assert merging["ray_boom_ray_merge_written_bytes"] == 5
-    assert embedding["ray_boom_ray_embed_rows_total"] == record.config["rows"] == 40
-    assert embedding["ray_boom_ray_embed_tokens_total"] == record.config["tokens"]
+    assert embedding["ray_boom_ray_embed_rows_total"] == record.config.rows == 40
+    assert embedding["ray_boom_ray_embed_tokens_total"] == record.config.tokens
     assert embedding["ray_boom_ray_embed_done_fraction"] == 1
     seconds = {stage: embedding[f"ray_boom_ray_embed_seconds_total {stage}"] for stage in ("read", "encode")}
-    assert all(abs(seconds[stage] - record.metrics[stage]) < 1e-3 for stage in seconds)
+    assert all(abs(seconds[stage] - getattr(record.metrics, stage)) < 1e-3 for stage in seconds)

@@ -1,8 +1,8 @@
 """Checkpoints of one bag: complete, or invisible.
 
-Every rank copies its own files to `step-…/` while training goes on, and then says so in a file of its own,
-which lists them with their sizes. A checkpoint is complete when all ranks have said so and every file is
-there; any other is never resumed from: DeepSpeed alone would take such a directory for a cold start.
+Every rank copies its own files to `step-…/` while training goes on, and then writes a manifest, which lists
+them with their sizes. A checkpoint is complete when all ranks have written theirs and every file exists. Any
+other is never resumed from: DeepSpeed alone would start cold from such a directory, with a warning.
 """
 
 import json
@@ -16,17 +16,16 @@ from boom_ray import storage
 from boom_ray.errors import BoomError
 from boom_ray.runtime import scratch
 
-FIRST = re.compile(r"rank-0-of-(\d+)\.json")  # not the name it has while it is written
-DIRECTORY = "checkpoints"  # of a run; below it, those of each bag
-KEPT = 2  # the older serves if the newer is damaged
+FIRST = re.compile(r"rank-0-of-(\d+)\.json")  # does not match the temporary name of a file being written
+KEPT = 2  # the older one is used if the newer is damaged
 
 
 class Saver:
-    """One rank's share of all checkpoints.
+    """Saves the files of one rank.
 
     Args:
-        root: URI below which they lie.
-        attempt: Distinguishes this start of the bag from earlier ones, whose files must not mix with ours.
+        root: URI of the checkpoints of the bag.
+        attempt: Distinguishes this start of the bag from earlier ones, whose files must not mix.
     """
 
     def __init__(self, root: str, attempt: str, rank: int, num_ranks: int) -> None:
@@ -34,21 +33,21 @@ class Saver:
         self._thread = ThreadPoolExecutor(1)
         self._upload: Future[None] | None = None
 
-    def room(self) -> str:
+    def directory(self) -> str:
         """A local directory for the next checkpoint, once the previous one is stored."""
         self.wait()
         return scratch.directory("checkpoint")
 
     def store(self, local: str, step: int, state: dict[str, Any]) -> None:
-        """Store the files of `local` in the background, with the training state that is not DeepSpeed's."""
+        """Store the files of `local` in the background, with the training state outside of DeepSpeed."""
         uri = storage.join(self.root, f"step-{step:08d}-{self.attempt}")
         self._upload = self._thread.submit(self._store, local, uri, state)
 
     def wait(self) -> None:
-        """Wait for the last checkpoint to be stored.
+        """Wait until the last checkpoint is stored.
 
         Raises:
-            OSError: if it could not be; another attempt may succeed.
+            OSError: if storing failed; another attempt may succeed.
         """
         if self._upload is not None:
             try:
@@ -62,7 +61,7 @@ class Saver:
             sizes = {name: info.size for name, info in storage.list_files(local).items()}
             storage.copy_tree(local, uri)
             content = json.dumps({"state": state, "files": sizes}).encode()
-            storage.write_bytes(storage.join(uri, _said_by(self.rank, self.num_ranks)), content)
+            storage.write_bytes(storage.join(uri, _manifest_of(self.rank, self.num_ranks)), content)
         finally:
             shutil.rmtree(local)
         if self.rank == 0:
@@ -86,7 +85,7 @@ def newest(root: str) -> tuple[str, dict[str, Any]] | None:
 
 
 def prune(root: str) -> None:
-    """Delete everything older than the newest complete checkpoints; a newer one may still be on its way."""
+    """Delete everything older than the newest complete checkpoints; newer ones may still be incomplete."""
     complete = 0
     for name in sorted(storage.list_names(root), reverse=True):
         uri = storage.join(root, name)
@@ -96,24 +95,25 @@ def prune(root: str) -> None:
             complete += 1
 
 
-def _said_by(rank: int, num_ranks: int) -> str:
+def _manifest_of(rank: int, num_ranks: int) -> str:
     return f"rank-{rank}-of-{num_ranks}.json"
 
 
 def _complete(uri: str) -> dict[str, Any] | None:
-    """The state of a checkpoint all of whose files are there, else None."""
+    """The state of a complete checkpoint, else None."""
     present = storage.list_files(uri)
-    said = next(filter(None, (FIRST.fullmatch(name) for name in present)), None)
-    if said is None:
+    first = next(filter(None, (FIRST.fullmatch(name) for name in present)), None)
+    if first is None:
         return None
     state: dict[str, Any] = {}
-    num_ranks = int(said[1])
+    num_ranks = int(first[1])
     for rank in reversed(range(num_ranks)):
-        place = _said_by(rank, num_ranks)
-        if place not in present:
+        name = _manifest_of(rank, num_ranks)
+        if name not in present:
             return None
-        record = json.loads(storage.read_bytes(storage.join(uri, place)))
-        if any(file not in present or present[file].size != size for file, size in record["files"].items()):
+        manifest = json.loads(storage.read_bytes(storage.join(uri, name)))
+        sizes = manifest["files"].items()
+        if any(file not in present or present[file].size != size for file, size in sizes):
             return None
-        state = record["state"]
+        state = manifest["state"]
     return state

@@ -1,24 +1,33 @@
 """The record that makes a directory an artifact: lineage and hashes, written last.
 
-A directory without `artifact.json` does not exist for any reader (`staging` is how it comes there).
+A directory without `artifact.json` does not exist for any reader; `staging` publishes one.
 """
 
 import importlib.metadata
 import importlib.util
 import json
 import os
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from boom_ray import __version__, storage
-from boom_ray.errors import BoomError
+from boom_ray.artifacts.contents import (
+    BagsConfig,
+    CoreConfig,
+    CorpusConfig,
+    EmbeddingsConfig,
+    EmbeddingsMetrics,
+    ModelConfig,
+    ModelMetrics,
+)
+from boom_ray.errors import InputError, NotFoundError, StorageError
 
 RECORD = "artifact.json"
-TELLING = ("README.md", "metrics.jsonl", "distances.json")  # the card, the journal, and the merge's account
-MARKER = ".stage"  # on an object store: this prefix is being filled, by the process named in it
-Kind = Literal["corpus", "bags", "model", "embeddings"]
+CARD, METRICS_LOG, DISTANCES = "README.md", "metrics.jsonl", "distances.json"
+ACCOUNTS = (CARD, METRICS_LOG, DISTANCES)  # files about the making of a model, which its digest leaves out
+MARKER = ".stage"  # on an object store: the process named in it is filling this prefix
 READ_BYTES = 8 << 20
 LIBRARIES = ("ray", "torch", "transformers", "deepspeed", "safetensors")
 
@@ -47,22 +56,30 @@ class Parent(BaseModel):
 
 
 class Record(BaseModel):
-    """The content of `artifact.json`.
+    """The fields of `artifact.json` that every kind of artifact has.
 
-    `times` are start and end of what made it, in seconds since 1970; `self_test` is what a model made of a
-    sentence (see `model.self_test`); `job` is the Ray job that made it, with `libraries` of these versions.
+    Attributes:
+        kind: Decides the types of `config` and `metrics` (`boom_ray.artifacts.contents`).
+        fingerprint: Identity of the inputs and settings.
+        times: Start and end of each stage, in seconds since 1970.
+        self_test: The leading numbers of the vector of a fixed sentence (`boom_ray.model.self_test`).
+        created: UTC, ISO 8601.
+        job: Submission id of the Ray job that made it.
+        libraries: Versions it was made with.
+        files: Size and hash by path.
+        tensors: Entries by name.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    kind: Kind
+    kind: str
     name: str
     version: str
     fingerprint: str
-    config: dict[str, Any] = {}
+    config: Any = None
     seed: int | None = None
     parents: list[Parent] = []
-    metrics: dict[str, Any] = {}
+    metrics: Any = None
     times: dict[str, tuple[float, float]] = {}
     self_test: list[float] = []
     created: str = ""
@@ -78,8 +95,50 @@ class Record(BaseModel):
         return digest_of(self.files)
 
     def as_parent(self) -> Parent:
-        """This artifact as a child's record names it."""
+        """This artifact as the record of a child names it."""
         return Parent(name=self.name, version=self.version, digest=self.digest)
+
+
+class CorpusRecord(Record):
+    """A checked corpus."""
+
+    kind: Literal["corpus"] = "corpus"
+    config: CorpusConfig
+
+
+class CoreRecord(Record):
+    """A core sample of all tasks behind a version."""
+
+    kind: Literal["core"] = "core"
+    config: CoreConfig
+
+
+class BagsRecord(Record):
+    """The manifests of all bags."""
+
+    kind: Literal["bags"] = "bags"
+    config: BagsConfig
+
+
+class ModelRecord(Record):
+    """A model: of a bag, merged, or the child of an update."""
+
+    kind: Literal["model"] = "model"
+    config: ModelConfig = ModelConfig()
+    metrics: ModelMetrics = ModelMetrics()
+
+
+class EmbeddingsRecord(Record):
+    """Embeddings of a source."""
+
+    kind: Literal["embeddings"] = "embeddings"
+    config: EmbeddingsConfig
+    metrics: EmbeddingsMetrics | None = None
+
+
+AnyRecord = CorpusRecord | CoreRecord | BagsRecord | ModelRecord | EmbeddingsRecord
+R = TypeVar("R", bound=Record)
+_ANY: TypeAdapter[AnyRecord] = TypeAdapter(Annotated[AnyRecord, Field(discriminator="kind")])
 
 
 def libraries() -> dict[str, str]:
@@ -88,8 +147,8 @@ def libraries() -> dict[str, str]:
 
 
 def digest_of(files: dict[str, FileEntry]) -> str:
-    """A hash over the hashes of all files but those that tell of the making."""
-    return fingerprint({name: e.xxh3_128 for name, e in sorted(files.items()) if name not in TELLING})
+    """A hash over the hashes of all files except `ACCOUNTS`."""
+    return fingerprint({name: e.xxh3_128 for name, e in sorted(files.items()) if name not in ACCOUNTS})
 
 
 def submission_id() -> str | None:
@@ -104,19 +163,46 @@ def fingerprint(content: Any) -> str:
     return xxhash.xxh3_128_hexdigest(canonical.encode())
 
 
-def read_record(uri: str) -> Record | None:
+def read_record(uri: str) -> AnyRecord | None:
     """The record of the artifact at `uri`, or None if there is no complete artifact.
 
     Raises:
-        BoomError: if `artifact.json` is there but is not a record.
+        StorageError: if `artifact.json` is not a record of this version of boom-ray.
     """
     location = storage.join(uri, RECORD)
     if not storage.is_file(location):
         return None
     try:
-        return Record.model_validate_json(storage.read_bytes(location))
+        return _ANY.validate_json(storage.read_bytes(location))
     except ValidationError as error:
-        raise BoomError(f"{location}: not an artifact record: {error.errors()[0]['msg']}") from error
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise StorageError(f"{location}: not an artifact record: {where}: {first['msg']}") from error
+
+
+def find(uri: str, kind: type[R]) -> R | None:
+    """The record of an artifact of one kind, or None if there is no complete artifact.
+
+    Raises:
+        InputError: if the artifact is of another kind.
+    """
+    record = read_record(uri)
+    if record is not None and not isinstance(record, kind):
+        raise InputError(f"{uri}: is a {record.kind} artifact; expected {kind.model_fields['kind'].default}")
+    return record
+
+
+def read(uri: str, kind: type[R]) -> R:
+    """The record of an artifact of one kind.
+
+    Raises:
+        NotFoundError: if there is no complete artifact.
+        InputError: if the artifact is of another kind.
+    """
+    record = find(uri, kind)
+    if record is None:
+        raise NotFoundError(f"{uri}: not an artifact: it has no {RECORD}. Check the path, or finish its run")
+    return record
 
 
 def hash_file(uri: str) -> FileEntry:
@@ -154,15 +240,16 @@ def hash_tensors(uri: str, name: str) -> dict[str, TensorEntry]:
     return entries
 
 
-def verify(uri: str) -> Record:
-    """Check an artifact against its record: every file there, none too many, sizes and hashes equal.
+def verify(uri: str) -> AnyRecord:
+    """Check an artifact against its record: no file missing, none added, sizes and hashes equal.
 
     Raises:
-        BoomError: naming every file that differs, or the missing record.
+        NotFoundError: if there is no record.
+        StorageError: naming every file that differs.
     """
     record = read_record(uri)
     if record is None:
-        raise BoomError(
+        raise NotFoundError(
             f"{uri}: not an artifact: it has no {RECORD}. It was never finished, or is something else"
         )
     present = {name: info for name, info in storage.list_files(uri).items() if name not in (RECORD, MARKER)}
@@ -176,7 +263,7 @@ def verify(uri: str) -> Record:
                 f"{name}: its content differs from the recorded hash{_which_tensors(uri, name, record)}"
             )
     if problems:
-        raise BoomError.of(sorted(problems), f"{uri}: damaged. Publish it again, or restore these files:")
+        raise StorageError.of(sorted(problems), f"{uri}: damaged. Publish it again, or restore these files:")
     return record
 
 

@@ -1,8 +1,8 @@
-"""How a directory becomes an artifact, all at once, whoever dies on the way.
+"""Publishing a directory as an artifact in one step, whichever process dies meanwhile.
 
-A producer fills a `Stage`, a sibling of the target that no reader looks at, and commits it: local stages are
-renamed into place in one step; on an object store, which has no rename, the files are written under the
-target, with a marker that names the process that fills it, and the record follows them.
+A producer fills a `Stage`, a sibling of the target that readers ignore, and commits it. A local stage is
+renamed to its target. An object store has no rename: there the files are written below the target, beside a
+marker that names the process that fills the prefix, and the record is written last.
 """
 
 import datetime
@@ -14,19 +14,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from boom_ray import artifacts, storage
-from boom_ray.artifacts.record import MARKER, RECORD, FileEntry, Record, TensorEntry
-from boom_ray.errors import BoomError
+from boom_ray.artifacts.record import MARKER, RECORD, FileEntry, R, TensorEntry
+from boom_ray.errors import ConflictError, StorageError
 from boom_ray.runtime import processes, scratch
 
 
 class Stage:
-    """A directory on its way to becoming an artifact.
+    """A directory that becomes an artifact when it is committed.
 
     Attributes:
-        uri: Where files can be written by any process of the cluster. No reader looks there.
+        uri: Directory that any process of the cluster can write to; readers ignore it.
         local: A local directory whose files become part of the artifact; equal to `uri` for local targets.
-        entries: Hashes already known to a writer; `commit` computes the others.
-        tensors: Tensor hashes already known to a writer; likewise.
+        entries: Hashes that a writer has computed; `commit` computes the others.
+        tensors: Tensor hashes that a writer has computed; likewise.
     """
 
     def __init__(self, target: str, identity: str | None = None) -> None:
@@ -45,14 +45,14 @@ class Stage:
             self.uri, self.local = target, scratch.directory("stage")
             _claim_prefix(target, self.claim, resumable=bool(identity))
 
-    def commit(self, record: Record) -> Record:
-        """Hash what is not hashed yet, and make the directory visible under its target in one step.
+    def commit(self, record: R) -> R:
+        """Hash the files that are not hashed yet, and make the directory visible at its target in one step.
 
         Returns:
             The record as written.
 
         Raises:
-            BoomError: if another artifact took the target in the meantime; that one stays.
+            ConflictError: if another artifact took the target in the meantime; that one stays.
         """
         self._hash()
         created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
@@ -79,11 +79,11 @@ class Stage:
             storage.delete_file(storage.join(self.target, MARKER))
         return record
 
-    def settle(self) -> str:
-        """Put everything staged so far where `uri` says, for others to read before it is published.
+    def flush(self) -> str:
+        """Copy everything staged so far to `uri`, where other processes can read it before it is published.
 
         Returns:
-            The digest of the artifact, if all that is still to come are files that tell of the making.
+            The digest of the artifact, if only files about its making (`ACCOUNTS`) are added later.
         """
         self._hash()
         if self.local != self.uri:
@@ -108,28 +108,30 @@ class Stage:
             os.rename(self.local, self.target)
         except OSError as error:
             refuse_existing(self.target)
-            raise BoomError(f"{self.target}: cannot be published: {error.strerror}. Is it in use?") from error
+            raise StorageError(
+                f"{self.target}: cannot be published: {error.strerror}. Is it in use?"
+            ) from error
 
     def _check_upload(self) -> None:
         present = storage.list_files(self.uri)
         for name, entry in self.entries.items():
             if name not in present or present[name].size != entry.size:
-                raise BoomError(
+                raise StorageError(
                     f"{storage.join(self.uri, name)}: not stored completely. Run the command again"
                 )
 
     def _refuse_taken_over(self) -> None:
-        """Raise BoomError if another process fills the prefix now.
+        """Raise ConflictError if another process fills the prefix now.
 
-        A process on a node that was cut off is taken for dead, and its work is given to another. When the
-        node comes back it must not write over what the other has made.
+        A process on a node that was cut off is presumed dead, and its work is given to another process. When
+        the node comes back, it must not overwrite what the other process wrote.
         """
         refuse_existing(self.target)
         if _claimed_by(self.target) != self.claim:
-            raise BoomError(f"{self.target}: another process has taken it over. Run the command again")
+            raise ConflictError(f"{self.target}: another process has taken it over. Run the command again")
 
     def discard(self) -> None:
-        """Delete what was staged, unless it was committed or another process can go on with it."""
+        """Delete the staged files, unless they were committed or another process can resume from them."""
         if self.identity is None or self.local != self.uri:
             shutil.rmtree(self.local, ignore_errors=True)
         if self.identity is None and self.local != self.uri and _claimed_by(self.target) == self.claim:
@@ -137,52 +139,52 @@ class Stage:
 
 
 def refuse_existing(target: str) -> None:
-    """Raise BoomError if anything is published at `target`, or a local directory there holds files."""
+    """Raise ConflictError if an artifact is published at `target`, or a local directory there holds files."""
     if storage.is_file(storage.join(target, RECORD)):
-        raise BoomError(f"{target}: exists already. Give another path, or delete it first")
+        raise ConflictError(f"{target}: exists already. Give another path, or delete it first")
     if (
         storage.is_local(target)
         and os.path.exists(target)
         and not (os.path.isdir(target) and not os.listdir(target))
     ):
-        raise BoomError(f"{target}: is in the way and is not an artifact. Give another path")
+        raise ConflictError(f"{target}: exists and is not an artifact. Give another path")
 
 
 def _claimed_by(target: str) -> str | None:
-    """Who fills a prefix of an object store."""
+    """The claim of the process that fills a prefix of an object store."""
     marker = storage.join(target, MARKER)
     return storage.read_bytes(marker).decode() if storage.is_file(marker) else None
 
 
 def _claim_prefix(target: str, claim: str, resumable: bool) -> None:
-    """Mark a prefix of an object store as being filled; what a producer that died left there is deleted.
+    """Mark a prefix of an object store as being filled; files of a producer that died are deleted.
 
     Args:
-        claim: The process that fills it; or what is made, if a later process can go on with it: then what is
-            there of it is kept.
+        claim: The process that fills it; or the identity of the output, if a later process can resume from
+            the files that are stored.
 
     Raises:
-        BoomError: if the prefix holds something else, or a process of this machine is filling it.
+        ConflictError: if the prefix holds something else, or a process of this machine is filling it.
     """
     owner = _claimed_by(target)
     if owner == claim:
         return
     if owner is None and storage.list_files(target):
-        raise BoomError(f"{target}: is in the way and is not an artifact. Give another path")
+        raise ConflictError(f"{target}: exists and is not an artifact. Give another path")
     if owner is not None:
         process_name, _, _ = owner.rpartition("-")
         if resumable or not processes.is_name(process_name):
-            raise BoomError(
+            raise ConflictError(
                 f"{target}: holds the unfinished output of something else. Give another path, or delete it"
             )
         if processes.runs_here(process_name):
-            raise BoomError(f"{target}: {process_name} is filling it. Wait for it, or give another path")
+            raise ConflictError(f"{target}: {process_name} is filling it. Wait for it, or give another path")
         _give_up_prefix(target)
     storage.write_bytes(storage.join(target, MARKER), claim.encode())
 
 
 def _give_up_prefix(target: str) -> None:
-    """Delete all files below a prefix; last the claim, without which they would be nobody's."""
+    """Delete all files below a prefix, the claim last: files without a claim are refused, not replaced."""
     for name in storage.list_files(target):
         if name != MARKER:
             storage.delete_file(storage.join(target, name))
@@ -190,7 +192,7 @@ def _give_up_prefix(target: str) -> None:
 
 
 def _sweep(parent: str, name: str) -> None:
-    """Delete stages left beside a target by processes of this machine that no longer run."""
+    """Delete sibling stages of a target whose processes on this machine have ended."""
     prefix = f".{name}.stage-"
     for entry in os.listdir(parent):
         owner, _, _ = entry.removeprefix(prefix).rpartition("-")
@@ -199,8 +201,8 @@ def _sweep(parent: str, name: str) -> None:
 
 
 @contextmanager
-def _disk_that_fills(target: str) -> Iterator[None]:
-    """Turn a full disk, wherever the writing of an artifact met it, into one sentence."""
+def _full_disk_explained(target: str) -> Iterator[None]:
+    """Turn the error of a full disk, raised anywhere while an artifact is written, into one sentence."""
     try:
         yield
     except OSError as error:
@@ -212,15 +214,16 @@ def _disk_that_fills(target: str) -> Iterator[None]:
 
 @contextmanager
 def staged(target: str) -> Iterator[Stage]:
-    """A stage for `target` that leaves nothing behind, however the block ends.
+    """A stage for `target` that leaves no files behind, however the block ends.
 
     Raises:
-        BoomError: at once, if `target` is taken; or if its disk is full.
+        ConflictError: at once, if `target` is taken.
+        StorageError: if its disk is full.
     """
     refuse_existing(target)
     stage = Stage(target)
     try:
-        with _disk_that_fills(target):
+        with _full_disk_explained(target):
             yield stage
     finally:
         stage.discard()
@@ -228,19 +231,19 @@ def staged(target: str) -> Iterator[Stage]:
 
 @contextmanager
 def resumable(target: str, identity: str) -> Iterator[Stage]:
-    """A stage that is kept when the block fails, for a later process that makes the same to go on with.
+    """A stage that is kept when the block fails, so that a later process with the same output resumes it.
 
     Args:
-        identity: Of what is made; its files must be functions of it.
+        identity: Of the output; its files must be functions of it.
 
     Raises:
-        BoomError: at once, if `target` is taken, or holds the unfinished output of something else; or if its
-            disk is full.
+        ConflictError: at once, if `target` is taken, or holds the unfinished output of another identity.
+        StorageError: if its disk is full.
     """
     refuse_existing(target)
     stage = Stage(target, identity)
     try:
-        with _disk_that_fills(target):
+        with _full_disk_explained(target):
             yield stage
     finally:
         stage.discard()

@@ -1,4 +1,4 @@
-"""Safetensors over URIs: what a model's headers say, without reading what they speak of."""
+"""Safetensors over URIs: the headers of a model's files, without their tensors."""
 
 import json
 import math
@@ -7,25 +7,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from boom_ray import storage
-from boom_ray.errors import BoomError
+from boom_ray.errors import InputError, StorageError
 
-FLOATING = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes of an element, by safetensors name
+FLOATING = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes per element, by safetensors name
 OTHER = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 ELEMENT_BYTES = FLOATING | OTHER
-NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # of the dtypes that models are written in
+NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # dtypes that models are written in
 INDEX = "model.safetensors.index.json"
 DAMAGED = "Fetch or publish the model again"
 
 
 @dataclass(frozen=True)
 class TensorPlace:
-    """Where one tensor lies.
+    """The location of one tensor.
 
     Attributes:
-        uri: Of the safetensors file.
-        name: Of the tensor in that file.
+        uri: The safetensors file.
+        name: Name of the tensor in that file.
         dtype: A safetensors name.
-        offset: Of the first byte, from the start of the file.
+        offset: First byte, from the start of the file.
     """
 
     uri: str
@@ -56,13 +56,14 @@ class TensorPlace:
 
 
 def read_places(model: str) -> dict[str, TensorPlace]:
-    """Where every tensor of a model lies, from the headers of its files.
+    """The location of every tensor of a model, from the headers of its files.
 
     Args:
         model: URI of a directory, or of one safetensors file.
 
     Raises:
-        BoomError: if the model has no safetensors files, or one is truncated or not what it should be.
+        InputError: if the model has no safetensors files.
+        StorageError: if one is truncated or damaged.
     """
     if model.endswith(".safetensors"):
         return read_header(model)
@@ -71,9 +72,7 @@ def read_places(model: str) -> dict[str, TensorPlace]:
     if INDEX in names:
         files = _listed_files(storage.join(model, INDEX))
     if not files:
-        raise BoomError(
-            f"{model}: no safetensors weights there. Pickled weights (.bin, .pt) are never loaded"
-        )
+        raise InputError(f"{model}: no safetensors weights. Pickled weights (.bin, .pt) are never loaded")
     places: dict[str, TensorPlace] = {}
     for file in files:
         places |= read_header(storage.join(model, file))
@@ -84,27 +83,27 @@ def _listed_files(uri: str) -> list[str]:
     try:
         return sorted(set(json.loads(storage.read_bytes(uri))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BoomError(f"{uri}: not an index of safetensors files. {DAMAGED}") from error
+        raise StorageError(f"{uri}: not an index of safetensors files. {DAMAGED}") from error
 
 
 def read_header(uri: str) -> dict[str, TensorPlace]:
     """The tensors of one file.
 
     Raises:
-        BoomError: if the header is not one, or does not account for every byte of the file.
+        StorageError: if the header is damaged, or does not account for every byte of the file.
     """
     with storage.open_input(uri) as source, storage.explained(uri):
         size = source.size()
         length = int.from_bytes(source.read_at(8, 0), "little") if size >= 8 else 0
         if not 2 <= length <= size - 8:
-            raise BoomError(f"{uri}: truncated or not a safetensors file. {DAMAGED}")
+            raise StorageError(f"{uri}: truncated or not a safetensors file. {DAMAGED}")
         text = source.read_at(length, 8)
     try:
         header: dict[str, Any] = json.loads(text)
         header.pop("__metadata__", None)
         places = {name: _place(uri, name, entry, 8 + length) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BoomError(f"{uri}: its header is damaged: {error}. {DAMAGED}") from error
+        raise StorageError(f"{uri}: its header is damaged: {error}. {DAMAGED}") from error
     _check_layout(uri, places, 8 + length, size)
     return places
 
@@ -120,22 +119,22 @@ def _place(uri: str, name: str, entry: dict[str, Any], data_start: int) -> Tenso
 
 
 def _check_layout(uri: str, places: dict[str, TensorPlace], data_start: int, size: int) -> None:
-    """Tensors follow one another without gap or overlap up to the end of the file, as the format has it."""
+    """Check that tensors follow one another without gap or overlap up to the end of the file."""
     end = data_start
     for name, place in sorted(places.items(), key=lambda item: (item[1].offset, item[1].num_bytes)):
         if place.offset != end:
-            raise BoomError(
+            raise StorageError(
                 f"{uri}: its header is damaged: tensor {name} does not start at byte {end}. {DAMAGED}"
             )
         end += place.num_bytes
         if end > size:
-            raise BoomError(f"{uri}: truncated: tensor {name} ends at byte {end} of {size}. {DAMAGED}")
+            raise StorageError(f"{uri}: truncated: tensor {name} ends at byte {end} of {size}. {DAMAGED}")
     if end != size:
-        raise BoomError(f"{uri}: {size} bytes, of which its header accounts for {end}. {DAMAGED}")
+        raise StorageError(f"{uri}: {size} bytes, of which its header accounts for {end}. {DAMAGED}")
 
 
 def create_file(uri: str, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> None:
-    """Make a local file with its header, and room for its tensors."""
+    """Create a local file with its header, sized for its tensors."""
     content, _ = header(tensors)
     size = sum(math.prod(shape) * ELEMENT_BYTES[dtype] for dtype, shape in tensors.values())
     with storage.explained(uri), storage.open_output(uri) as file:
@@ -159,6 +158,6 @@ def header(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict
         start, end = end, end + math.prod(shape) * ELEMENT_BYTES[dtype]
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors start at a multiple of eight, as the format's own writer has it
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of eight, as in the format's own writer
     content = len(text).to_bytes(8, "little") + text
     return content, {name: len(content) + entries[name]["data_offsets"][0] for name in tensors}

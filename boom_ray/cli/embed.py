@@ -56,10 +56,10 @@ def embed(model: str, source: str, target: str, **given: Any) -> None:
     cluster.connect()
     record = run_stage(model, source, target, options)
     made = record.config
-    click.echo(f"embedded: {made['rows']:,} rows, {made['tokens']:,} tokens in {made['seconds']:,.0f} s; "
-               f"{made['dimensions']} dimensions, {made['dtype']} ({made['precision']} inside)")  # fmt: skip
+    click.echo(f"embedded: {made.rows:,} rows, {made.tokens:,} tokens in {made.seconds:,.0f} s; "
+               f"{made.dimensions} dimensions, {made.dtype} ({made.precision} inside)")  # fmt: skip
     if given["since"]:
-        click.echo(f"since: {made['unchanged']:,} rows unchanged, {made['gone']:,} ids gone")
+        click.echo(f"since: {made.unchanged:,} rows unchanged, {made.gone:,} ids gone")
     click.echo(f"output: {target}  (digest {record.digest})")
 
 

@@ -86,7 +86,7 @@ def _merge(models: list[str], base: str | None, spec: Any, given: dict[str, Any]
 
         record, products = search(models, out, base, spec, storage.absolute(given["data"]), given["trials"])
     else:
-        from boom_ray.merge.run import merge_models
+        from boom_ray.pipeline.publish import merge_models
 
         record, merged = merge_models(models, out, base, spec)
         products = merged.products

@@ -18,22 +18,29 @@ storage_option = click.option(
 @click.argument("recipe")
 @storage_option
 @click.option("--baseline", is_flag=True, help="Also train one model on the full corpus, and compare.")
-@click.option("--dry-run", is_flag=True, help="Only print bags, rows, steps, the schedule and the cost.")
-@click.option("--ranks", type=click.IntRange(min=1), metavar="N", help="Ranks a dry run plans for.")
 @signals.heeded()
-def run(recipe: str, storage_uri: str | None, baseline: bool, dry_run: bool, ranks: int | None) -> None:
+def run(recipe: str, storage_uri: str | None, baseline: bool) -> None:
     """Sample bags, train a model on each, merge them, and measure the result."""
     from boom_ray.recipe_file import load
 
-    if ranks and not dry_run:
-        raise BoomError("--ranks goes with --dry-run: a run takes what the cluster has")
     loaded = load(recipe, storage_uri)
-    from boom_ray.pipeline import run as pipeline
+    from boom_ray.evaluation import compare, tables
+    from boom_ray.pipeline.run import run as make
+    from boom_ray.runs.layout import Layout
+    from boom_ray.runtime.console import console
 
-    if dry_run:
-        pipeline.plan(loaded, ranks, baseline)
-    else:
-        pipeline.run(loaded, baseline)
+    result = make(loaded, baseline)
+    if baseline and result.comparison:
+        console.print(compare.table(result.comparison))
+        click.echo(f"comparison: {Layout(result.root).comparison}")
+    if result.scores.results:
+        console.print(tables.terminal_table(result.scores.results))
+        click.echo(f"results: {Layout(result.root).evaluation}")
+    click.echo("Next:")
+    click.echo(f"  boom-ray report {result.root}")
+    click.echo(f"  boom-ray embed {result.model} INPUT.parquet OUTPUT")
+    click.echo(f"  boom-ray serve {result.model}")
+    click.echo(f"model:   {result.model}  (digest {result.record.digest})")
 
 
 @main.command()
@@ -73,9 +80,9 @@ def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
     loaded = load(recipe, storage_uri)
     if bag is not None and bag > len(loaded.bags.ratios):
         raise BoomError(f"--bag {bag}: the recipe has bags 1 to {len(loaded.bags.ratios)}")
-    from boom_ray.pipeline import run as pipeline
+    from boom_ray.pipeline.training import train as train_models
 
-    for uri in pipeline.train(loaded, None if bag is None else bag - 1):
+    for uri in train_models(loaded, None if bag is None else bag - 1):
         click.echo(f"model: {uri}")
 
 
@@ -109,11 +116,11 @@ def update(recipe: str, storage_uri: str | None, **given: Any) -> None:
     from boom_ray.recipe_file import load
 
     loaded = load(recipe, storage_uri)
-    from boom_ray.pipeline.update.request import Request, parse_requirements, read_tasks
-    from boom_ray.pipeline.update.run import update as bring_in
+    from boom_ray.pipeline.update.make import update as bring_in
+    from boom_ray.runs.updates import UpdateRequest, parse_requirements, read_tasks
 
     tasks = [task for uri in given["new_data"] for task in read_tasks(storage.absolute(uri))]
-    request = Request(
+    request = UpdateRequest(
         parent=given["parent"],
         tasks=tasks,
         core_percent=given["core"],
@@ -123,4 +130,5 @@ def update(recipe: str, storage_uri: str | None, **given: Any) -> None:
         new_evaluation=given["new_evaluation"] and storage.absolute(given["new_evaluation"]),
         requirements=parse_requirements(given["require"]),
     )
-    bring_in(loaded, request)
+    result = bring_in(loaded, request)
+    click.echo(f"model:   {result.model}  (digest {result.record.digest})")

@@ -1,7 +1,7 @@
-"""Bags: which rows of which task each model is trained on (arXiv 2602.05787, §3).
+"""Bags: the rows of each task that each model is trained on (arXiv 2602.05787, §3).
 
-A bag is a pure function of (corpus, ratios, seed): every task is sampled by itself, without replacement,
-and no task's draw depends on the other tasks.
+A bag is a pure function of (corpus, ratios, seed). Every task is sampled by itself, without replacement, so
+that its sample does not depend on the other tasks.
 """
 
 import os
@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import xxhash
 
 from boom_ray import artifacts, storage
-from boom_ray.artifacts import staging
-from boom_ray.artifacts.record import Record
-from boom_ray.errors import BoomError
+from boom_ray.artifacts import BagsRecord, CorpusRecord, staging
+from boom_ray.artifacts.contents import BagsConfig
+from boom_ray.errors import ConflictError, InputError
 from boom_ray.recipe import Bags, identity
 
 BASELINE = "baseline"  # the model of the full corpus, and the manifest of its bag
@@ -23,12 +23,12 @@ Bag = dict[str, np.ndarray]
 
 
 def name_of(index: int) -> str:
-    """Name of a bag, counted from 1 as people do."""
+    """Name of a bag, counted from 1."""
     return f"bag-{index + 1}"
 
 
 def generator(seed: int, *keys: int | str) -> np.random.Generator:
-    """A random generator of its own for a seed and what it is used for."""
+    """An independent random generator for each seed and purpose (`keys`)."""
     words = [xxhash.xxh3_64_intdigest(key.encode()) if isinstance(key, str) else key for key in keys]
     return np.random.default_rng([seed, *words])
 
@@ -81,28 +81,28 @@ def _partition(sizes: dict[str, int], bags: Bags) -> list[Bag]:
 
 
 def _partition_ends(task: str, size: int, bags: Bags) -> np.ndarray:
-    """Where each bag's part of a task ends, in its rows in random order."""
+    """End of each bag's part in the permuted rows of a task."""
     if size < len(bags.ratios):
-        raise BoomError(f"task {task}: {size} rows cannot be split over {len(bags.ratios)} disjoint bags")
+        raise InputError(f"task {task}: {size} rows cannot be split over {len(bags.ratios)} disjoint bags")
     return np.round(np.cumsum(bags.ratios) * size / 100).astype(int)
 
 
-def publish(corpus: Record, bags: Bags, target: str) -> Record:
-    """Write the manifests of all bags, one parquet file (`task`, `row`) each, unless they are there.
+def publish(corpus: CorpusRecord, bags: Bags, target: str) -> BagsRecord:
+    """Write the manifests of all bags, one parquet file (`task`, `row`) each, unless they exist.
 
     Returns:
-        The record; `config["rows"]` lists the rows of each bag.
+        The record, with the rows of each bag.
 
     Raises:
-        BoomError: if `target` holds bags of another corpus or other settings.
+        ConflictError: if `target` holds bags of another corpus or other settings.
     """
     fingerprint = artifacts.fingerprint([corpus.fingerprint, identity(bags)])
-    existing = artifacts.read_record(target)
+    existing = artifacts.find(target, BagsRecord)
     if existing:
         if existing.fingerprint != fingerprint:
-            raise BoomError(f"{target}: holds other bags. Give the recipe another name, or delete them")
+            raise ConflictError(f"{target}: holds other bags. Give the recipe another name, or delete them")
         return existing
-    sizes = {task: counts["rows"] for task, counts in corpus.config["tasks"].items()}
+    sizes = {task: counts.rows for task, counts in corpus.config.tasks.items()}
     drawn = sample(sizes, bags)
     with staging.staged(target) as stage:
         for index, bag in enumerate(drawn):
@@ -111,15 +111,16 @@ def publish(corpus: Record, bags: Bags, target: str) -> Record:
                 {"task": pa.array(tasks).dictionary_encode(), "row": np.concatenate(list(bag.values()))}
             )
             pq.write_table(table, os.path.join(stage.local, f"{name_of(index)}.parquet"))
-        rows = [sum(len(rows) for rows in bag.values()) for bag in drawn]
-        config = {
-            **identity(bags),
-            "rows": rows,
-            "tasks": [{k: len(v) for k, v in bag.items()} for bag in drawn],
-        }
+        tasks_of_bags = [{task: len(rows) for task, rows in bag.items()} for bag in drawn]
+        config = BagsConfig(
+            ratios=bags.ratios,
+            partition=bags.partition,
+            seed=bags.seed,
+            rows=[sum(tasks.values()) for tasks in tasks_of_bags],
+            tasks=tasks_of_bags,
+        )
         return stage.commit(
-            Record(
-                kind="bags",
+            BagsRecord(
                 name=corpus.name,
                 version="bags",
                 fingerprint=fingerprint,

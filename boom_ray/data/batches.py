@@ -1,9 +1,8 @@
-"""Global batches: which rows meet in one optimizer step.
+"""Global batches: the rows of each optimizer step.
 
 Batch-level shuffling (arXiv 2602.05787, §4): every batch holds rows of one task, and the order of the
-batches is shuffled over all tasks. The list is a pure function of (bag, seed, epoch, batch size); world
-size, micro-batches and the point of resumption do not change it, so the state of the sampler is a step
-number.
+batches is shuffled over all tasks. The list is a pure function of (bag, seed, epoch, batch size). World size,
+micro-batches and the step of resumption do not change it, so the state of the sampler is a step number.
 """
 
 from collections.abc import Iterable
@@ -32,12 +31,12 @@ class Batches:
 
 
 def num_batches(sizes: Iterable[int], batch_size: int) -> int:
-    """Batches of one epoch of tasks with so many rows: a short last batch counts, being completed."""
+    """Batches of one epoch over tasks of these sizes; a short last batch is completed, so it counts."""
     return sum(-(-size // batch_size) for size in sizes)
 
 
 def num_steps(sizes: Iterable[int], train: Train) -> int:
-    """Optimizer steps of a bag whose tasks have so many rows."""
+    """Optimizer steps of a bag with tasks of these sizes."""
     total = train.epochs * num_batches(sizes, train.batch_size)
     return min(total, train.max_steps or total)
 

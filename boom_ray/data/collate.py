@@ -1,4 +1,4 @@
-"""One global batch as the loss sees it: each distinct text once, and indices into them.
+"""A global batch for the loss: each distinct text once, and indices into these texts.
 
 Negatives repeat inside a batch. Encoding the distinct texts and gathering by index gives the same gradient
 as encoding every occurrence, for a fraction of the work: a classification task with 8 labels has at most 8
@@ -33,8 +33,8 @@ class Batch:
         is_query: [n] bool, texts that are cut at the query's maximum length.
         queries: [B] int64, indices into `texts`.
         candidates: [B, G] int64, indices into `texts`; `NO_TEXT` where a row has no further negative.
-        positives: Per row, the indices of all texts that are right answers to it.
-        scores: [B, G] float32, what a teacher gave each candidate; NaN where it gave nothing.
+        positives: Per row, the indices of all texts that are positives of it.
+        scores: [B, G] float32, the teacher's score of each candidate; NaN where there is none.
     """
 
     task: str
@@ -48,7 +48,7 @@ class Batch:
 
 
 class _Texts:
-    """Distinct (side, text) pairs in the order they were met."""
+    """Distinct (side, text) pairs in order of first occurrence."""
 
     def __init__(self) -> None:
         self.index: dict[tuple[bool, str], int] = {}
@@ -65,9 +65,9 @@ class Collator:
         task: Name of the task.
         type: Its type: `sts` is symmetric, so its passages get the prompt and the length of queries.
         dataset: All rows of the task.
-        rows: The rows of the bag, int64; what is drawn to fill a group comes from them.
-        prompt: Text before every query of a row without an instruction of its own.
-        template: Makes that text for a row that has one, from `{instruction}` and an empty `{query}`.
+        rows: The rows of the bag, int64; negatives that fill a group are drawn from them.
+        prompt: Text before every query whose row has no instruction of its own.
+        template: Builds that text from a row's own instruction (`{instruction}`, with an empty `{query}`).
         group_size: Passages per query.
     """
 
@@ -84,7 +84,7 @@ class Collator:
         draw = generator(seed, "groups", step)
         texts = _Texts()
         symmetric = self.type == "sts"
-        queries, candidates, right = [], [], []
+        queries, candidates, positives = [], [], []
         scores = np.full((len(rows), self.group_size), np.nan, dtype=np.float32)
         for number, row in enumerate(self.dataset.select(rows.tolist())):
             own = row["prompt"]
@@ -95,7 +95,7 @@ class Collator:
             ids = [texts.add(before + text, symmetric) for text, _ in group]
             scores[number, : len(group)] = [score for _, score in group]
             candidates.append(ids + [NO_TEXT] * (self.group_size - len(ids)))
-            right.append([(symmetric, before + text) for text in row["pos"]])
+            positives.append([(symmetric, before + text) for text in row["pos"]])
         return Batch(
             task=self.task,
             type=self.type,
@@ -103,12 +103,14 @@ class Collator:
             is_query=np.array([is_query for is_query, _ in texts.index]),
             queries=np.array(queries),
             candidates=np.array(candidates),
-            positives=[np.array([texts.index[key] for key in keys if key in texts.index]) for keys in right],
+            positives=[
+                np.array([texts.index[key] for key in keys if key in texts.index]) for keys in positives
+            ],
             scores=scores,
         )
 
     def _negatives(self, row: dict, draw: np.random.Generator) -> list[Scored]:
-        """The row's own negatives, then texts of other rows that are neither right nor taken."""
+        """The row's own negatives, then positives of other rows that are neither its positives nor taken."""
         wanted, own = self.group_size - 1, row["neg"] or []
         scores = row["neg_scores"] or [np.nan] * len(own)
         order = (

@@ -1,8 +1,7 @@
-"""Rows of contrastive data as they lie in files: read with their place, checked, and brought into one shape.
+"""Rows of contrastive data in files: read with their location, checked, and normalized to one schema.
 
-The shape is FlagEmbedding's (`query`, `pos`, `neg`, optional `prompt`, `pos_scores`, `neg_scores`), because
-the public data of the paper is in it; the column names of sentence-transformers and CornStack are read as
-well.
+The schema is FlagEmbedding's (`query`, `pos`, `neg`, optional `prompt`, `pos_scores`, `neg_scores`), because
+the public data of the paper uses it. The column names of sentence-transformers and CornStack are read too.
 """
 
 import fnmatch
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from boom_ray import storage
-from boom_ray.errors import BoomError
+from boom_ray.errors import InputError, NotFoundError
 
 TEXTS = pa.list_(pa.string())
 SCORES = pa.list_(pa.float32())
@@ -39,18 +38,18 @@ SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
 class BadRow(ValueError):
-    """Why one row cannot be used."""
+    """The reason why one row cannot be used."""
 
 
 def data_files(uri: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
-    """The data files at a place, sorted.
+    """The data files at a URI, sorted.
 
     Args:
-        uri: One file, a directory with all below it, or a pattern for the names in one (`…/data/nq-*`).
-        suffixes: By which data files are known.
+        uri: One file, a directory with everything below it, or a pattern of file names (`…/data/nq-*`).
+        suffixes: Suffixes of data files.
 
     Raises:
-        BoomError: if there are none.
+        NotFoundError: if there are none.
     """
     if "*" in storage.name_of(uri):
         parent = storage.parent_of(uri)
@@ -61,17 +60,17 @@ def data_files(uri: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
     else:
         files = [storage.join(uri, name) for name in storage.list_files(uri) if name.endswith(suffixes)]
     if not files:
-        raise BoomError(f"{uri}: no data there. Expected {' or '.join(suffixes)} files")
+        raise NotFoundError(f"{uri}: no data files. Expected {' or '.join(suffixes)} files")
     return files
 
 
 def buffered(file: pa.NativeFile) -> io.BufferedReader:
-    """The same file, read line by line from large pieces."""
+    """A buffered reader for reading line by line; each read of the store is 4 MiB."""
     return io.BufferedReader(file, 1 << 22)
 
 
 def count_rows(uri: str) -> int:
-    """Rows of a file, good or bad, without reading them one by one."""
+    """Number of rows of a file, good or bad, from its metadata or its line breaks."""
     with storage.open_input(uri) as file:
         if uri.endswith(".parquet"):
             return pq.ParquetFile(file).metadata.num_rows
@@ -79,7 +78,7 @@ def count_rows(uri: str) -> int:
 
 
 def read_raw(uri: str) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
-    """Every row of a file with its place (`file:line`), or what made it unreadable."""
+    """Every row of a file with its location (`file:line`), or the reason why it is unreadable."""
     with storage.open_input(uri) as file:
         if uri.endswith(".parquet"):
             yield from _read_parquet(uri, file)
@@ -95,7 +94,7 @@ def _read_parquet(uri: str, file: pa.NativeFile) -> Iterator[tuple[str, dict[str
                 number += 1
                 yield f"{uri}:{number}", row
     except pa.ArrowInvalid as error:
-        raise BoomError(f"{uri}: not a readable parquet file: {error}") from error
+        raise InputError(f"{uri}: not a readable parquet file: {error}") from error
 
 
 def _read_json_lines(uri: str, file: pa.NativeFile) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
@@ -113,10 +112,10 @@ def _read_json_lines(uri: str, file: pa.NativeFile) -> Iterator[tuple[str, dict[
 
 
 def normalize(raw: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """Check one row and bring it into `SCHEMA`.
+    """Check one row and normalize it to `SCHEMA`.
 
     Returns:
-        The row, and how many negatives were dropped because they repeat one or equal a positive.
+        The row, and the number of negatives dropped because they repeat one or equal a positive.
 
     Raises:
         BadRow: with the reason.
@@ -130,10 +129,10 @@ def normalize(raw: dict[str, Any]) -> tuple[dict[str, Any], int]:
         raise BadRow("pos is missing or empty")
     given = _texts("neg", _negatives(raw))
     scores = _scores(raw, "pos_scores", len(positives)), _scores(raw, "neg_scores", len(given))
-    known, kept = set(positives), []
+    seen, kept = set(positives), []
     for index, text in enumerate(given):
-        if text not in known:
-            known.add(text)
+        if text not in seen:
+            seen.add(text)
             kept.append(index)
     prompt = raw.get("prompt")
     if prompt is not None and not isinstance(prompt, str):
@@ -154,7 +153,7 @@ def _first(raw: dict[str, Any], key: str) -> Any:
 
 
 def _negatives(raw: dict[str, Any]) -> Any:
-    """`neg` and its aliases, or the numbered columns `negative`, `negative_1`, … of sentence-transformers."""
+    """`neg`, an alias of it, or the numbered columns `negative`, `negative_1`, … of sentence-transformers."""
     listed = _first(raw, "neg")
     if listed is not None:
         return listed

@@ -23,8 +23,8 @@ from ray.data import DataContext
 from ray.exceptions import RayError, RayTaskError
 
 from boom_ray import artifacts, storage
-from boom_ray.artifacts import staging
-from boom_ray.artifacts.record import FileEntry, Record
+from boom_ray.artifacts import EmbeddingsRecord, FileEntry, staging
+from boom_ray.artifacts.contents import EmbeddingsConfig, EmbeddingsMetrics
 from boom_ray.artifacts.staging import Stage
 from boom_ray.embed import probe
 from boom_ray.embed.encode import PartitionEncoder, Plan, Pool, encoded
@@ -46,7 +46,7 @@ PROBED_ROWS = 1024  # below, a run is over before a probe is
 BLOCK_BYTES = 1 << 16  # a partition is a row and larger than that, so it is a block of its own
 
 
-def embed(model: str, source: str, target: str, options: Options | None = None) -> Record:
+def embed(model: str, source: str, target: str, options: Options | None = None) -> EmbeddingsRecord:
     """Embed every text of a source into parquet.
 
     The result has the columns `id` (as in the source), `text_xxh3` (a hash of the text), those carried along,
@@ -85,26 +85,25 @@ def embed(model: str, source: str, target: str, options: Options | None = None) 
     plan = Plan(opened, model, spec, asked["prompt"], seen.rows, ray.put(known.keys), target, reduction)
     with staging.resumable(target, identity) as stage:
         made, spent = _encode(replace(plan, target=stage.uri), stage, seen)
-        record = Record(
-            kind="embeddings",
+        record = EmbeddingsRecord(
             name=storage.name_of(target),
             version=parent.version,
             fingerprint=identity,
-            config={
-                "model": parent.digest,
+            config=EmbeddingsConfig(
+                model=parent.digest,
                 **asked,
                 **_scales(stage),
                 **made,
-                "seconds": round(time.monotonic() - started, 1),
-                "unchanged": seen.unchanged,
-                "gone": len(seen.gone),
-                "since": list(options.since),
-                "source": re.sub("//[^/]*@", "//", source),  # credentials can be part of a URI
-                "text_column": options.text_column,
-                "id_column": options.id_column,
-            },
+                seconds=round(time.monotonic() - started, 1),
+                unchanged=seen.unchanged,
+                gone=len(seen.gone),
+                since=list(options.since),
+                source=re.sub("//[^/]*@", "//", source),  # credentials can be part of a URI
+                text_column=options.text_column,
+                id_column=options.id_column,
+            ),
             parents=[parent],
-            metrics=spent,
+            metrics=EmbeddingsMetrics(**spent) if spent else None,
         )
         return stage.commit(record)
 
@@ -204,8 +203,8 @@ def _calibrated(plan: Plan, pool: Pool, stage: Stage) -> Reduction:
         return plan.reduction
     place = storage.join(stage.uri, CALIBRATION)
     if plan.source.options.since:
-        config = artifacts.read_record(plan.source.options.since[0]).config  # type: ignore[union-attr]
-        scales = {"low": config["low"], "high": config["high"]}
+        config = artifacts.read(plan.source.options.since[0], EmbeddingsRecord).config
+        scales = {"low": config.low, "high": config.high}
     elif storage.is_file(place):
         scales = json.loads(storage.read_bytes(place))
     else:

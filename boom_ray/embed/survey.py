@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import ray.data
 
 from boom_ray import artifacts, storage
+from boom_ray.artifacts import EmbeddingsRecord
 from boom_ray.embed.source import TEXT_HASH, Source, Unit, id_hashes, keys
 from boom_ray.errors import BoomError
 
@@ -55,17 +56,19 @@ def read_known(outputs: tuple[str, ...], model: str, fingerprint: dict[str, Any]
     """
     tables = []
     for uri in outputs:
-        record = artifacts.read_record(uri)
-        if record is None or record.kind != "embeddings":
+        record = artifacts.find(uri, EmbeddingsRecord)
+        if record is None:
             raise BoomError(f"--since {uri}: no embeddings there. Give the output of an earlier run")
-        if record.config["model"] != model:
+        if record.config.model != model:
             raise BoomError(
                 f"--since {uri}: was made by another model ({record.parents[0].name} "
                 f"{record.parents[0].version}), whose vectors cannot be compared with this one's: all rows "
                 "must be embedded again. Leave --since out"
             )
         different = [
-            f"{key}: {record.config[key]!r}" for key in fingerprint if record.config[key] != fingerprint[key]
+            f"{key}: {getattr(record.config, key)!r}"
+            for key in fingerprint
+            if getattr(record.config, key) != fingerprint[key]
         ]
         if different:
             raise BoomError(

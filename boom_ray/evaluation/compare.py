@@ -4,55 +4,21 @@ Both models answered the same queries, so each query has one difference. A resam
 there are, with replacement, within each task: the tasks are those that matter, their queries a sample.
 """
 
-from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
 from rich.table import Table
 from scipy.stats import bootstrap
 
+from boom_ray.artifacts.contents import Comparison, Difference
 from boom_ray.evaluation.measure import Measurement
 from boom_ray.runs.scores import main_metric, main_score, task_groups
 
-FILE = "comparison.json"
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 9999
 SEED = 0
 MAX_DRAWN = 1 << 22  # queries drawn at once: 32 MiB
 Pair = tuple[Measurement, Measurement]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The score of one model less that of another.
-
-    Attributes:
-        ours: Mean over tasks of their main scores.
-        theirs: The same of the other model.
-        low: Lower end of the interval that holds the difference with `CONFIDENCE`; None if there is none, as
-            a task is not made of queries.
-        high: Upper end.
-        verdict: What the interval says of our model: `better`, `worse`, `undecided`, or `unknown`.
-        queries: How many it was measured on.
-    """
-
-    ours: float
-    theirs: float
-    low: float | None
-    high: float | None
-    verdict: str
-    queries: int
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Differences on each task, and in the mean of each group of tasks and of all (see `task_groups`)."""
-
-    ours: str
-    theirs: str
-    metric: str
-    tasks: dict[str, Difference]
-    means: dict[str, Difference]
 
 
 def compare(results: dict[str, dict[str, Measurement]]) -> Comparison:
@@ -66,11 +32,11 @@ def compare(results: dict[str, dict[str, Measurement]]) -> Comparison:
     pairs = {task: (results[ours][task], results[theirs][task]) for task in results[ours]}
     groups = task_groups(list(pairs)).items()
     return Comparison(
-        ours,
-        theirs,
-        metric,
-        {task: _difference([pair]) for task, pair in pairs.items()},
-        {name: _difference([pairs[task] for task in tasks]) for name, tasks in groups},
+        ours=ours,
+        theirs=theirs,
+        metric=metric,
+        tasks={task: _difference([pair]) for task, pair in pairs.items()},
+        means={name: _difference([pairs[task] for task in tasks]) for name, tasks in groups},
     )
 
 
@@ -97,10 +63,11 @@ def _difference(tasks: list[Pair]) -> Difference:
     ours, theirs = (fmean(main_score(pair[side].scores) for pair in tasks) for side in (0, 1))
     queries = sum(len(mine.queries) for mine, _ in tasks)
     if not all(mine.queries for mine, _ in tasks):
-        return Difference(ours, theirs, None, None, "unknown", queries)
-    low, high = _interval([_of_queries(*pair) for pair in tasks])
-    verdict = "better" if low > 0 else "worse" if high < 0 else "undecided"
-    return Difference(ours, theirs, low, high, verdict, queries)
+        low, high, verdict = None, None, "unknown"
+    else:
+        low, high = _interval([_of_queries(*pair) for pair in tasks])
+        verdict = "better" if low > 0 else "worse" if high < 0 else "undecided"
+    return Difference(ours=ours, theirs=theirs, low=low, high=high, verdict=verdict, queries=queries)
 
 
 def _of_queries(ours: Measurement, theirs: Measurement) -> np.ndarray:

@@ -9,7 +9,7 @@ import ray
 
 from boom_ray import storage
 from boom_ray.artifacts.tensors import NAMES, create_file
-from boom_ray.errors import BoomError
+from boom_ray.errors import BoomError, InputError
 from boom_ray.merge.check import check
 from boom_ray.merge.job import Job, Products, Written
 from boom_ray.merge.methods import METHODS, Options
@@ -291,8 +291,8 @@ def resolve_weights(sources: list[Source], spec: MergeSpec) -> list[float]:
 
 
 def _rows(source: Source) -> float:
-    if source.record is None or "rows" not in source.record.config:
-        raise BoomError(
+    if source.record is None or source.record.config.rows is None:
+        raise InputError(
             f"{source.uri}: has no record of its rows, which weights by size need. Give the weights"
         )
-    return float(source.record.config["rows"])
+    return float(source.record.config.rows)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from boom_ray import artifacts, storage
-from boom_ray.artifacts.record import Record
+from boom_ray.artifacts import ModelRecord
 from boom_ray.artifacts.tensors import TensorPlace, read_places
 from boom_ray.errors import BoomError
 from boom_ray.merge.adapter import is_adapter, read_adapter
@@ -63,7 +63,7 @@ def _read(model: str, base: str | None, problems: list[str]) -> Source | None:
         directory.check_modules(model, _read_json(model, "modules.json") or [])
         if is_adapter(model):
             return _without_tied_head(read_adapter(model, base))
-        record = artifacts.read_record(model)
+        record = artifacts.find(model, ModelRecord)
         problems += _size_differences(model, record)
         return _without_tied_head(Source(model, read_places(model), model, record))
     except BoomError as error:
@@ -104,7 +104,7 @@ def _renamed(source: Source, names: dict[str, str]) -> Source:
     return replace(source, places={name: places[name] for name in names.values()}, adapter=adapter)
 
 
-def _size_differences(model: str, record: Record | None) -> list[str]:
+def _size_differences(model: str, record: ModelRecord | None) -> list[str]:
     if record is None:
         return []
     present = storage.list_files(model)
@@ -151,7 +151,7 @@ def _base_differences(models: list[str], base: str | None) -> list[str]:
     named = {
         model: parent
         for model in models
-        if (record := artifacts.read_record(model))
+        if (record := artifacts.find(model, ModelRecord))
         for parent in record.parents
         if parent.version == "base"
     }
@@ -185,7 +185,7 @@ def _read_base(base: str, first: Source, problems: list[str]) -> Source | None:
         for name, place in places.items()
         if place.shape != first.places[name].shape
     ]
-    return Source(base, places, base, artifacts.read_record(base))
+    return Source(base, places, base, artifacts.find(base, ModelRecord))
 
 
 def _align(found: dict[str, TensorPlace], names: list[str]) -> dict[str, TensorPlace] | None:

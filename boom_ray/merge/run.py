@@ -10,9 +10,8 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from boom_ray import artifacts, storage
-from boom_ray.artifacts import staging
-from boom_ray.artifacts.record import Record
+from boom_ray import storage
+from boom_ray.artifacts.contents import MergeConfig
 from boom_ray.artifacts.staging import Stage
 from boom_ray.artifacts.tensors import INDEX
 from boom_ray.errors import BoomError
@@ -22,51 +21,12 @@ from boom_ray.merge.job import Products
 from boom_ray.merge.methods import METHODS, Cancelled
 from boom_ray.merge.placement import placements
 from boom_ray.merge.plan import index_json
-from boom_ray.model import card, directory
+from boom_ray.model import directory
 from boom_ray.runtime.cluster import here, result_of
 from boom_ray.runtime.progress import Progress
 
 POLL_SECONDS = 0.1
 MIB = 1 << 20
-
-
-def merge_models(
-    models: list[str],
-    target: str,
-    base: str | None,
-    spec: MergeSpec,
-    known: dict[str, Products] | None = None,
-    metrics: dict[str, Any] | None = None,
-) -> tuple[Record, Merged]:
-    """Merge models into one, and publish it.
-
-    Args:
-        models: URIs.
-        target: URI of the merged model.
-        base: URI of the model they were trained from, for differences to it.
-        known: Gram matrices of an earlier merge of the same models in the same space.
-        metrics: What the record says was measured.
-
-    Returns:
-        The record, and what was written.
-
-    Raises:
-        BoomError: listing why they cannot be merged; nothing is left at `target`.
-    """
-    with staging.staged(target) as stage:
-        config, merged = merge_into(stage, models, base, spec, known)
-        parents = [directory.identify(uri) for uri in models]
-        record = Record(
-            kind="model",
-            name=storage.name_of(target),
-            version=storage.name_of(target),
-            fingerprint=artifacts.fingerprint([[parent.digest for parent in parents], config]),
-            config=config,
-            parents=parents,
-            metrics=metrics or {},
-        )
-        card.write(stage.local, record, directory.license_of(models[0]))
-        return stage.commit(record), merged
 
 
 def merge_into(
@@ -75,7 +35,7 @@ def merge_into(
     base: str | None,
     spec: MergeSpec,
     known: dict[str, Products] | None = None,
-) -> tuple[dict[str, Any], Merged]:
+) -> tuple[MergeConfig, Merged]:
     """Fill a stage with everything of a merged model but its card and record.
 
     Args:
@@ -143,24 +103,22 @@ def check_spec(spec: MergeSpec, num_models: int, base: str | None) -> None:
         raise BoomError(f"density {spec.options.density}; allowed: above 0, at most 1")
 
 
-def _summary(spec: MergeSpec, merged: Merged) -> dict[str, Any]:
-    """What the record says of a merge: how, and over all tensors the range of each model's coefficient."""
-    found = [
-        coefficients
-        for products in merged.products.values()
-        if (coefficients := coefficients_of(spec, merged.weights, products)) is not None
-    ]
-    summary = {
-        "method": spec.method,
-        "space": spec.space,
-        "weights": merged.weights,
-        "dtype": spec.dtype,
-        **asdict(spec.options),
-    }
+def _summary(spec: MergeSpec, merged: Merged) -> MergeConfig:
+    """The settings of a merge for its record, with the range of each model's coefficient over all tensors."""
+    per_tensor = [coefficients_of(spec, merged.weights, products) for products in merged.products.values()]
+    found = [coefficients for coefficients in per_tensor if coefficients is not None]
+    ranges: list[list[float]] | None = None
     if found:
-        ranges = np.stack([np.min(found, axis=0), np.mean(found, axis=0), np.max(found, axis=0)], axis=1)
-        summary["coefficients"] = [[float(f"{value:.6g}") for value in values] for values in ranges]
-    return summary
+        stacked = np.stack([np.min(found, axis=0), np.mean(found, axis=0), np.max(found, axis=0)], axis=1)
+        ranges = [[float(f"{value:.6g}") for value in values] for values in stacked]
+    return MergeConfig(
+        method=spec.method,
+        space=spec.space,
+        weights=merged.weights,
+        dtype=spec.dtype,
+        coefficients=ranges,
+        **asdict(spec.options),
+    )
 
 
 def coefficients_of(spec: MergeSpec, weights: list[float], products: Products) -> NDArray[np.float64] | None:

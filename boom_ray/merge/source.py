@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from boom_ray.artifacts.record import Record
+from boom_ray.artifacts import ModelRecord
 from boom_ray.artifacts.tensors import TensorPlace
 
 
@@ -30,7 +30,7 @@ class Source:
     uri: str
     places: dict[str, TensorPlace]
     directory: str
-    record: Record | None = None
+    record: ModelRecord | None = None
     adapter: dict[str, LowRank] = field(default_factory=dict)
 
     def recorded_hash(self, name: str) -> str | None:

@@ -4,7 +4,7 @@ import os
 
 from huggingface_hub import ModelCardData
 
-from boom_ray.artifacts.record import Record
+from boom_ray.artifacts.record import CARD, ModelRecord
 from boom_ray.model import directory as directories
 from boom_ray.model.spec import EncoderSpec
 
@@ -17,17 +17,17 @@ documents = model.encode(["..."], prompt_name="document")
 ```"""
 
 
-def write(directory: str, record: Record, license_name: str | None, table: str = "") -> None:
+def write(directory: str, record: ModelRecord, license_name: str | None, table: str = "") -> None:
     """Write the card of a local directory that holds everything else; see `render`."""
     pooled = os.path.isfile(os.path.join(directory, "1_Pooling", "config.json"))
     spec = directories.read_spec(directory) if pooled else None
     dimension = directories.dimension_of(directory)
-    with open(os.path.join(directory, "README.md"), "w", encoding="utf-8") as file:
+    with open(os.path.join(directory, CARD), "w", encoding="utf-8") as file:
         file.write(render(record, spec, dimension, license_name, table))
 
 
 def render(
-    record: Record, spec: EncoderSpec | None, dimension: int, license_name: str | None, table: str = ""
+    record: ModelRecord, spec: EncoderSpec | None, dimension: int, license_name: str | None, table: str = ""
 ) -> str:
     """A model card in Markdown with the front matter of the hub.
 
@@ -47,7 +47,7 @@ def render(
     parents = "\n".join(
         f"- `{parent.name}` {parent.version} (`{parent.digest}`)" for parent in record.parents
     )
-    configuration = "\n".join(f"- {key}: `{value}`" for key, value in record.config.items())
+    configuration = "\n".join(f"- {key}: `{value}`" for key, value in record.config.facts().items())
     made = f"made by boom-ray {record.code_version}: {dimension} dimensions"
     sections = [f"---\n{data.to_yaml()}\n---", f"# {record.name} {record.version}"]
     if spec is None:

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 
 from boom_ray import artifacts, storage
-from boom_ray.artifacts.record import Parent
+from boom_ray.artifacts.record import CARD, DISTANCES, RECORD, Parent
 from boom_ray.errors import BoomError
 from boom_ray.model import tokenizer as tokenizers
 from boom_ray.model.spec import EncoderSpec
@@ -34,7 +34,7 @@ POOLING_FLAGS = {
     "lasttoken": "pooling_mode_lasttoken",
 }
 MODULES = ["Transformer", "Pooling", "Normalize"]
-NOT_SHARED = ("README.md", "artifact.json", "distances.json")
+NOT_SHARED = (CARD, RECORD, DISTANCES)
 SHARED_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
 
@@ -211,16 +211,14 @@ def prompts_of(data: Data) -> dict[str, str]:
 
 
 def license_of(uri: str) -> str | None:
-    """The licence a model's card states, or None."""
-    place = storage.join(uri, "README.md")
-    return (
-        ModelCard(storage.read_bytes(place).decode()).data.get("license") if storage.is_file(place) else None
-    )
+    """The licence that a model's card states, or None."""
+    card = storage.join(storage.local_directory(uri) if storage.is_hub(uri) else uri, CARD)
+    return ModelCard(storage.read_bytes(card).decode()).data.get("license") if storage.is_file(card) else None
 
 
 def identify(uri: str) -> Parent:
     """A model by its content: from its record, or from the hashes of its files."""
-    record = artifacts.read_record(uri) if not uri.startswith("hf://") else None
+    record = None if storage.is_hub(uri) else artifacts.read_record(uri)
     if record is not None:
         return record.as_parent()
     local = storage.local_directory(uri)

@@ -1,20 +1,19 @@
 """Which method and weights merge best, by a development set: one pass for the Gram matrices, many merges."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from boom_ray import storage
-from boom_ray.artifacts import staging
-from boom_ray.artifacts.record import Record
+from boom_ray.artifacts import ModelRecord, staging
+from boom_ray.artifacts.contents import ModelMetrics, SearchMetrics
 from boom_ray.evaluation import measure as evaluate
 from boom_ray.evaluation import tables
 from boom_ray.evaluation.measure import Protocol, Subject
 from boom_ray.merge.actors import MergeSpec
 from boom_ray.merge.job import Products
 from boom_ray.merge.methods import METHODS
-from boom_ray.merge.run import merge_models
+from boom_ray.pipeline.publish import merge_models
 from boom_ray.runs.scores import main_score, mean_scores
 from boom_ray.runtime.console import console
 
@@ -32,7 +31,7 @@ class Candidate:
 
 def search(
     models: list[str], target: str, base: str | None, spec: MergeSpec, data: str, trials: int
-) -> tuple[Record, dict[str, Products]]:
+) -> tuple[ModelRecord, dict[str, Products]]:
     """Try methods and weights, and publish the best merge.
 
     Args:
@@ -64,7 +63,7 @@ def search(
         results = evaluate.evaluate(subjects, Protocol(data))
         scores = {label: main_score(mean_scores(found)["all"]) for label, found in results.items()}
         best = max(tried, key=lambda candidate: scores[candidate.label])
-        metrics: dict[str, Any] = {"search": scores, "chosen": best.label, "evaluation": results}
+        metrics = ModelMetrics(search=SearchMetrics(scores=scores, chosen=best.label), evaluation=results)
         record, _ = merge_models(models, target, base, best.spec, known, metrics)
     finally:
         storage.delete_tree(scratch)

@@ -1,55 +1,56 @@
-"""Make a version again from what its run left behind, and compare."""
-
-from dataclasses import replace
+"""Make a version again from what its run stored, and compare."""
 
 from boom_ray import artifacts, storage
-from boom_ray.artifacts.record import Record
-from boom_ray.errors import BoomError
-from boom_ray.pipeline import run as pipeline
-from boom_ray.pipeline.update import run as update_run
-from boom_ray.pipeline.update.request import ancestors
+from boom_ray.artifacts import ModelRecord
+from boom_ray.errors import NotFoundError
+from boom_ray.pipeline.run import run
+from boom_ray.pipeline.update.make import make
 from boom_ray.recipe import Evaluate
 from boom_ray.runs.identity import recipe_of
+from boom_ray.runs.layout import Layout
+from boom_ray.runs.updates import ancestors
 
-SHARED = ("corpus", "bags", "run.json", "recipe.json", "core")
 
+def reproduce(uri: str, scratch: str) -> tuple[ModelRecord, ModelRecord]:
+    """Train and merge a version again, elsewhere, from its corpus, bags, seeds and recipe.
 
-def reproduce(uri: str, scratch: str) -> tuple[Record, Record]:
-    """Train and merge a version once more, elsewhere, from its corpus, bags, seeds and recipe.
-
-    The files that the corpus was made from are not needed: the run has kept their rows.
+    The source files of the corpus are not needed: the run stores their rows.
 
     Args:
         uri: The version, `<storage>/<name>/models/<version>`.
-        scratch: URI of an empty directory, which will hold the second run.
+        scratch: URI of an empty directory for the second run.
 
     Returns:
-        The records of the original and of the copy; equal digests say that every byte of content is equal.
+        The records of the original and of the copy; equal digests mean that every byte of content is equal.
 
     Raises:
-        BoomError: if the run no longer holds what is needed, or the stages fail.
+        NotFoundError: if the run no longer holds what is needed.
+        BoomError: if a stage fails.
     """
     root, version = storage.parent_of(storage.parent_of(uri)), storage.name_of(uri)
-    original = artifacts.read_record(uri)
+    original = artifacts.find(uri, ModelRecord)
     if original is None:
-        raise BoomError(f"{uri}: no such version of a run; it cannot be made again")
+        raise NotFoundError(f"{uri}: not a version of a run, so it cannot be made again")
     recipe = recipe_of(root).model_copy(update={"storage": scratch, "evaluate": Evaluate()})
-    kept = list(SHARED)
-    led_here = ancestors(root, version)
-    for child, _ in led_here:
-        kept += [f"updates/{child}/{name}" for name in ("update.json", "corpus", "bags", "run.json")]
-    if led_here:
-        kept += [f"models/{original.config['parent']}", *original.config["leaves"][:-1]]
-    for name in kept:
-        _copy(storage.join(root, name), storage.join(recipe.root, name))
-    if led_here:
-        request = replace(led_here[-1][1], requirements=())
-        again = update_run.make(recipe, request, version, tasks={})
-    else:
-        again = pipeline.run(recipe)
-    copy = artifacts.read_record(again)
-    assert copy is not None
-    return original, copy
+    updates = ancestors(root, version)
+    _copy_inputs(Layout(root), Layout(recipe.root), original, [child for child, _ in updates])
+    if updates:
+        request = updates[-1][1].model_copy(update={"requirements": {}})
+        return original, make(recipe, request, version, sets={}).record
+    return original, run(recipe).record
+
+
+def _copy_inputs(source: Layout, target: Layout, original: ModelRecord, updates: list[str]) -> None:
+    """Copy everything a version is made from, but not what is to be made again."""
+    inputs = [source.corpus, source.bags, source.identity, source.recipe, storage.join(source.root, "core")]
+    for child in updates:
+        inside = source.update(child)
+        inputs += [source.request(child), inside.corpus, inside.bags, inside.identity]
+    if original.config.update:
+        inputs.append(source.model(original.config.update.parent))
+        inputs += [storage.join(source.root, leaf) for leaf in original.config.update.leaves[:-1]]
+    for uri in inputs:
+        _copy(uri, storage.join(target.root, source.relative(uri)))
 
 
 def _copy(source: str, target: str) -> None:

@@ -1,6 +1,7 @@
 """How the models were merged, and how far apart they lay: angles, norms and coefficients."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from boom_ray.report.collect import Found
@@ -41,9 +42,9 @@ class Merging:
 
 def merging(found: Found) -> Merging | None:
     """The merge that made the version; None if there is none."""
-    if found.record is None or found.distances is None:
+    if found.record is None or found.record.config.merge is None or found.distances is None:
         return None
-    config, whole = found.record.config, found.distances["all"]
+    merge, whole = found.record.config.merge, found.distances["all"]
     labels = labels_of_parents(found.record)
     pairs = list(itertools.combinations(range(len(labels)), 2))
     measured = [angle for i, j in pairs if (angle := whole["angles"][i][j]) is not None]
@@ -61,13 +62,12 @@ def merging(found: Found) -> Merging | None:
     }
     layers = {name: angles for name, angles in layers.items() if angles}
     across = axis([0.0, *itertools.chain(*layers.values())]) if layers else None
-    coefficients = config.get("coefficients", [None] * len(labels))
+    coefficients: Sequence[list[float] | None] = merge.coefficients or [None] * len(labels)
     return Merging(
-        method=config["method"],
-        space=config["space"],
+        method=merge.method,
+        space=merge.space,
         models=[
-            Model(*facts)
-            for facts in zip(labels, whole["norms"], config["weights"], coefficients, strict=True)
+            Model(*facts) for facts in zip(labels, whole["norms"], merge.weights, coefficients, strict=True)
         ],
         angles=[[cell(i, j) for j in range(len(labels))] for i in range(len(labels))],
         axis=across,

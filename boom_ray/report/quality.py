@@ -1,8 +1,8 @@
 """How good the version is: on every task, against what it came from and beside all models measured."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
+from boom_ray.artifacts.contents import Comparison, Difference, ModelMetrics, UpdateMetrics
 from boom_ray.report.collect import Found
 from boom_ray.report.scale import Axis, axis
 from boom_ray.runs.scores import Scores, main_metric, main_score, mean_scores, task_groups
@@ -59,37 +59,39 @@ class Contest:
 
 def contests(found: Found) -> list[Contest]:
     """The comparisons that were measured, the most important first; empty if nothing was."""
-    metrics, names = (found.record.metrics if found.record else {}), names_of(found)
+    metrics, names = found.record.metrics if found.record else ModelMetrics(), names_of(found)
     if found.request:
+        update = metrics.update or UpdateMetrics()
         return [
-            _contest(
-                title, metrics[kind], metrics.get("comparison", {}).get(kind), ("child", "parent"), names
-            )
+            _contest(title, update.scores[kind], update.comparisons.get(kind), ("child", "parent"), names)
             for kind, title in (("new", "New tasks"), ("old", "Old tasks"))
-            if kind in metrics
+            if kind in update.scores
         ]
-    if "evaluation" not in metrics:
+    if not metrics.evaluation:
         return []
-    results, comparison = metrics["evaluation"], metrics.get("comparison")
-    first = _contest("Against the base", results, comparison, ("merged", "base"), names)
+    first = _contest("Against the base", metrics.evaluation, metrics.comparison, ("merged", "base"), names)
     return [first, *([_against_full(found.comparison)] if found.comparison else [])]
 
 
 def names_of(found: Found) -> dict[str, str]:
     """What the page calls the models of an update; all others have their own names."""
-    return {"child": str(found.version), "parent": found.request["parent"]} if found.request else {}
+    return {"child": str(found.version), "parent": str(found.request.parent)} if found.request else {}
 
 
 def _contest(
-    title: str, results: dict[str, Scores], comparison: Any, pair: tuple[str, str], names: dict[str, str]
+    title: str,
+    results: dict[str, Scores],
+    comparison: Comparison | None,
+    pair: tuple[str, str],
+    names: dict[str, str],
 ) -> Contest:
     tasks = {label: _main(scores) for label, scores in results.items()}
     means = {label: _main(mean_scores(scores)) for label, scores in results.items()}
     ours, theirs = pair
 
-    def changes(kind: str, scores: dict[str, dict[str, float]]) -> dict[str, Change]:
-        if comparison:
-            return _compared(comparison[kind])
+    def changes(differences: dict[str, Difference] | None, scores: Scores) -> dict[str, Change]:
+        if differences is not None:
+            return _compared(differences)
         return {place: Change(scores[ours][place], scores[theirs][place]) for place in scores[ours]}
 
     return Contest(
@@ -97,8 +99,8 @@ def _contest(
         metric=main_metric(results[ours]),
         ours=names.get(ours, ours),
         theirs=names.get(theirs, theirs),
-        tasks=changes("tasks", tasks),
-        means=changes("means", means),
+        tasks=changes(comparison.tasks if comparison else None, tasks),
+        means=changes(comparison.means if comparison else None, means),
         others={label: (tasks[label], means[label]) for label in results if label not in pair},
     )
 
@@ -107,29 +109,29 @@ def _main(scores: Scores) -> dict[str, float]:
     return {place: main_score(found) for place, found in scores.items()}
 
 
-def _compared(entries: dict[str, Any]) -> dict[str, Change]:
+def _compared(entries: dict[str, Difference]) -> dict[str, Change]:
     """Tasks or means as `boom_ray.evaluation.compare` has them."""
     return {
         place: Change(
-            ours=entry["ours"],
-            theirs=entry["theirs"],
-            interval=None if entry["low"] is None else (entry["low"], entry["high"]),
-            verdict=entry["verdict"],
-            queries=entry["queries"] or None,
+            ours=entry.ours,
+            theirs=entry.theirs,
+            interval=None if entry.low is None or entry.high is None else (entry.low, entry.high),
+            verdict=entry.verdict,
+            queries=entry.queries or None,
         )
         for place, entry in entries.items()
     }
 
 
-def _against_full(comparison: dict[str, Any]) -> Contest:
+def _against_full(comparison: Comparison) -> Contest:
     """What `boom-ray run --baseline` wrote."""
     return Contest(
         title="Against one model of the full corpus",
-        metric=comparison["metric"],
-        ours=comparison["ours"],
-        theirs=comparison["theirs"],
-        tasks=_compared(comparison["tasks"]),
-        means=_compared(comparison["means"]),
+        metric=comparison.metric,
+        ours=comparison.ours,
+        theirs=comparison.theirs,
+        tasks=_compared(comparison.tasks),
+        means=_compared(comparison.means),
         others={},
     )
 
@@ -230,8 +232,10 @@ class Table:
 
 def tables(found: Found) -> list[Table]:
     """A table for each metric of each evaluation, the main scores first."""
-    metrics = found.record.metrics if found.record else {}
-    parts = {kind: metrics[kind] for kind in ("evaluation", "new", "old") if kind in metrics}
+    metrics = found.record.metrics if found.record else ModelMetrics()
+    parts = {"evaluation": metrics.evaluation} if metrics.evaluation else {}
+    scores_of_sets = metrics.update.scores if metrics.update else {}
+    parts |= {kind: scores_of_sets[kind] for kind in ("new", "old") if kind in scores_of_sets}
     return [
         _table(f"{metric}, {kind} tasks" if found.request else metric, scores)
         for kind, results in parts.items()
@@ -249,8 +253,8 @@ def _by_metric(found: Found, results: dict[str, Scores]) -> dict[str, dict[str, 
         for label, tasks in named.items()
     }
     if found.comparison:
-        full = {task: {metric: entry["theirs"]} for task, entry in found.comparison["tasks"].items()}
-        mains[found.comparison["theirs"]] = full
+        full = {task: {metric: difference.theirs} for task, difference in found.comparison.tasks.items()}
+        mains[found.comparison.theirs] = full
     further = dict.fromkeys(name for scores in first.values() for name in list(scores)[1:])
     return {metric: mains} | {
         name: {

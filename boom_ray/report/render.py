@@ -93,9 +93,13 @@ def _artifacts(found: Found, root: Ancestor | None) -> list[Ancestor]:
 
 def _configuration(found: Found) -> list[tuple[str, str]]:
     """What was asked for, as YAML: the recipe, an update's request, and what the merge recorded."""
-    merged = found.record.config if found.record else None
-    parts = {"Recipe": found.recipe, "Update": found.request, "Merge, as recorded": merged}
-    return [(name, yaml.safe_dump(part, sort_keys=False)) for name, part in parts.items() if part]
+    merge = found.record.config if found.record else None
+    parts = {"Recipe": found.recipe, "Update": found.request, "Merge, as recorded": merge}
+    return [
+        (name, yaml.safe_dump(part.model_dump(mode="json", exclude_none=True), sort_keys=False))
+        for name, part in parts.items()
+        if part
+    ]
 
 
 def _tensors(record: Record) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import itertools
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 from boom_ray.report.collect import Found, Trained
 from boom_ray.report.scale import axis, duration, unit_of
@@ -77,7 +76,8 @@ def timeline(found: Found) -> Timeline | None:
         spans.append(("corpus", None, span, [span], ""))
     for color, model in enumerate(found.trained):
         if model.record and "train" in model.record.times:
-            ranks = f" on {model.record.metrics['num_ranks']} ranks" * (model.record.metrics["num_ranks"] > 1)
+            num_ranks = model.record.metrics.training.num_ranks if model.record.metrics.training else 1
+            ranks = f" on {num_ranks} ranks" * (num_ranks > 1)
             spans.append((model.name, color, model.record.times["train"], _running(model), ranks))
     if found.record:
         spans += [(stage, None, span, [span], "") for stage, span in found.record.times.items()]
@@ -137,16 +137,16 @@ class Cost:
 
 def cost(found: Found, models: list[Trained]) -> Cost | None:
     """The sum over models that are published; None if none is."""
-    records = [model.record for model in models if model.record]
-    if not records or found.corpus is None:
+    runs = [model.record.metrics.training for model in models if model.record]
+    trainings = [training for training in runs if training]
+    if not trainings or found.corpus is None:
         return None
-    rows = sum(task["rows"] for task in found.corpus.config["tasks"].values())
-    queries = sum(record.metrics["step"] * record.config["batch_size"] for record in records)
-    execution: dict[str, Any] = found.recipe.get("train", {}).get("execution", {})
+    rows = sum(task.rows for task in found.corpus.config.tasks.values())
+    queries = sum(training.step for training in trainings) * found.recipe.train.batch_size
     return Cost(
-        steps=sum(record.metrics["step"] for record in records),
+        steps=sum(training.step for training in trainings),
         queries=queries,
         passes=queries / rows,
-        rank_seconds=sum(record.metrics["seconds"] * record.metrics["num_ranks"] for record in records),
-        device="GPU" if execution.get("use_gpu") else "CPU worker",
+        rank_seconds=sum(training.seconds * training.num_ranks for training in trainings),
+        device="GPU" if found.recipe.train.execution.use_gpu else "CPU worker",
     )

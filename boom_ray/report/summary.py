@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from boom_ray.report.collect import Found
 from boom_ray.report.quality import Change, Contest, spoken
 from boom_ray.report.scale import count, duration, moment, names, signed
 from boom_ray.report.schedule import Timeline, cost
 from boom_ray.runs.scores import MAIN_SCORE
+from boom_ray.runs.updates import UpdateRequest
 
 VERDICTS = {
     "better": "better than",
@@ -67,7 +67,7 @@ def summary(found: Found, contests: list[Contest], timeline: Timeline | None) ->
 
 def base_of(found: Found) -> str:
     """The base model's name, with the directory it lies in, as the hub's have an owner."""
-    path = found.recipe.get("base_model", {}).get("path", "the base")
+    path = found.recipe.base_model.path
     return "/".join(path.removeprefix("hf://").split("/")[-2:])
 
 
@@ -102,9 +102,9 @@ def _made(found: Found) -> str:
         return _updated(found, found.request)
     if not found.bags or found.corpus is None:
         return f"A run that has begun, from the base model {base_of(found)}."
-    tasks = found.corpus.config["tasks"]
+    tasks = found.corpus.config.tasks
     shares = names(list(dict.fromkeys(f"{bag.ratio:g}" for bag in found.bags)), most=12)
-    rows = sum(task["rows"] for task in tasks.values())
+    rows = sum(task.rows for task in tasks.values())
     return (
         f"One text embedding model, {'' if found.record else 'to be '}merged from {len(found.bags)} models. "
         f"Each of them is a copy of the base model {base_of(found)} that was trained on a sample of its own "
@@ -112,15 +112,15 @@ def _made(found: Found) -> str:
     )
 
 
-def _updated(found: Found, request: dict[str, Any]) -> str:
-    new = [task["name"] for task in request["tasks"]]
-    counts = found.corpus.config["tasks"] if found.corpus else {}
-    rows = sum(counts[task]["rows"] for task in new if task in counts)
-    rest = "all models before it" if request["flat"] else request["parent"]
+def _updated(found: Found, request: UpdateRequest) -> str:
+    new = [task.name for task in request.tasks]
+    counts = found.corpus.config.tasks if found.corpus else {}
+    rows = sum(counts[task].rows for task in new if task in counts)
+    rest = "all models before it" if request.flat else request.parent
     return (
-        f"{request['parent']}, with {rows:,} new rows of {count(len(new), 'task')} ({names(new)}) brought in "
+        f"{request.parent}, with {rows:,} new rows of {count(len(new), 'task')} ({names(new)}) brought in "
         f"without training on everything again. One small model was trained, a copy of the base model "
-        f"{base_of(found)}, on these rows and {request['core_percent']:g} % of the earlier ones, and merged "
+        f"{base_of(found)}, on these rows and {request.core_percent:g} % of the earlier ones, and merged "
         f"with {rest}."
     )
 
@@ -177,13 +177,14 @@ def _cost(found: Found, timeline: Timeline | None) -> Iterator[tuple[str, str]]:
     )
     if timeline:
         text += f" From first to last it took {duration(timeline.seconds)}."
-    told = found.record.metrics.get("cost") if found.record else None
-    if told:
+    update = found.record.metrics.update if found.record else None
+    spent = update.cost if update else None
+    if spent:
         text += (
-            f" Training all bags again on all data would be {told['all_steps']:,} steps, "
-            f"{told['all_rows']:,} rows and about {told['all_tokens']:,} tokens; the update had "
-            f"{told['rows'] / told['all_rows']:.0%} of these rows and "
-            f"{told['tokens'] / told['all_tokens']:.0%} of the tokens."
+            f" Training all bags again on all data would be {spent.all_steps:,} steps, "
+            f"{spent.all_rows:,} rows and about {spent.all_tokens:,} tokens; the update had "
+            f"{spent.rows / spent.all_rows:.0%} of these rows and "
+            f"{spent.tokens / spent.all_tokens:.0%} of the tokens."
         )
     yield "Cost", text
 

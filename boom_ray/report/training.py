@@ -45,17 +45,17 @@ def mix(found: Found) -> Mix | None:
     tasks = [
         Mixed(
             task=name,
-            kind=counts["type"],
+            kind=counts.type,
             origin=_origin(found, name),
-            rows=counts["rows"],
-            quarantined=counts["quarantined"],
-            duplicates=counts["duplicates"],
+            rows=counts.rows,
+            quarantined=counts.quarantined,
+            duplicates=counts.duplicates,
             bags=[
                 (model.tasks[name], round(100 * model.tasks[name] / total / largest, 1))
                 for model, total in zip(found.trained, totals, strict=True)
             ],
         )
-        for name, counts in found.corpus.config["tasks"].items()
+        for name, counts in found.corpus.config.tasks.items()
     ]
     columns = [(model.name, model.ratio) for model in found.trained]
     return Mix(columns, tasks, sum(task.rows for task in tasks), totals)
@@ -65,8 +65,8 @@ def _origin(found: Found, task: str) -> str:
     """Of an update's tasks, which are new, and which a sample of earlier rows."""
     if found.request is None:
         return ""
-    new = [one["name"] for one in found.request["tasks"]]
-    return "new" if task in new else f"core {found.request['core_percent']:g} %"
+    new = [new_task.name for new_task in found.request.tasks]
+    return "new" if task in new else f"core {found.request.core_percent:g} %"
 
 
 @dataclass(frozen=True)
@@ -147,16 +147,17 @@ def _spark(values: np.ndarray) -> str:
 
 
 def _facts(model: Trained, smooth: np.ndarray) -> dict[str, str]:
-    assert model.record is not None
-    metrics, check = model.record.metrics, model.record.metrics["check"]
+    assert model.record is not None and model.record.metrics.training is not None
+    metrics = model.record.metrics.training
+    before, after = metrics.check.before, metrics.check.after
     return {
-        "steps": f"{metrics['step']:,}",
+        "steps": f"{metrics.step:,}",
         "loss": f"{smooth[0]:.3f} → {smooth[-1]:.3f}",
-        "tokens": f"{metrics['tokens']:,}",
-        "tokens/s": f"{metrics['tokens'] / max(metrics['seconds'], 1e-9):,.0f}",
-        "time": duration(metrics["seconds"]),
-        "ranks": f"{metrics['num_ranks']}",
+        "tokens": f"{metrics.tokens:,}",
+        "tokens/s": f"{metrics.tokens / max(metrics.seconds, 1e-9):,.0f}",
+        "time": duration(metrics.seconds),
+        "ranks": f"{metrics.num_ranks}",
         "padding": f"{np.mean([step['padding_fraction'] for step in model.steps]):.0%}",
         "truncated": f"{np.mean([step['truncated_fraction'] for step in model.steps]):.0%}",
-        "check": "" if None in check.values() else f"{check['before']:.3f} → {check['after']:.3f}",
+        "check": "" if before is None or after is None else f"{before:.3f} → {after:.3f}",
     }

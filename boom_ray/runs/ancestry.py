@@ -5,33 +5,32 @@ from dataclasses import dataclass
 from rich.tree import Tree
 
 from boom_ray import artifacts, storage
-from boom_ray.artifacts.record import Parent, Record
-from boom_ray.errors import BoomError
+from boom_ray.artifacts import AnyRecord, ModelRecord, Parent, Record
 
 
 @dataclass(frozen=True)
 class Ancestor:
-    """An artifact with what it was made from.
+    """An artifact with its parents.
 
     Attributes:
-        path: Below the run; empty for what lies elsewhere, as the base model does.
+        path: Relative to the run; empty for an artifact outside of it, such as the base model.
         identity: Name, version and digest.
-        record: None for what lies elsewhere.
+        record: None for an artifact outside of the run.
     """
 
     path: str
     identity: Parent
-    record: Record | None
+    record: AnyRecord | None
     parents: list["Ancestor"]
 
     @property
     def models(self) -> list["Ancestor"]:
-        """Of what it was made from, the run's models; the rest are corpus, bags and base."""
-        return [parent for parent in self.parents if parent.record and parent.record.kind == "model"]
+        """The parents that are models of the run; the others are corpus, bags and base."""
+        return [parent for parent in self.parents if isinstance(parent.record, ModelRecord)]
 
 
-def ancestry(identity: Parent, records: dict[str, Record]) -> Ancestor:
-    """What an artifact was made from, and so on down to corpus and base.
+def ancestry(identity: Parent, records: dict[str, AnyRecord]) -> Ancestor:
+    """An artifact with its parents, their parents, and so on down to corpus and base.
 
     Args:
         records: Every artifact of the run, see `artifacts_below`.
@@ -44,16 +43,14 @@ def ancestry(identity: Parent, records: dict[str, Record]) -> Ancestor:
 
 
 def tree(uri: str) -> Tree:
-    """A model, what it was made from, and so on down to corpus and base, as a drawing.
+    """The ancestry of a model as a tree for the terminal.
 
     Raises:
-        BoomError: if `uri` is no artifact.
+        NotFoundError: if `uri` is not an artifact.
     """
-    record = artifacts.read_record(uri)
-    if record is None:
-        raise BoomError(f"{uri}: not an artifact: it has no {artifacts.RECORD}")
-    known = artifacts_below(storage.parent_of(storage.parent_of(uri)))
-    return _branch(ancestry(record.as_parent(), known), Tree(_title(record)))
+    record = artifacts.read(uri, ModelRecord)
+    records = artifacts_below(storage.parent_of(storage.parent_of(uri)))
+    return _branch(ancestry(record.as_parent(), records), Tree(_title(record)))
 
 
 def _branch(ancestor: Ancestor, branch: Tree) -> Tree:
@@ -66,13 +63,13 @@ def _branch(ancestor: Ancestor, branch: Tree) -> Tree:
 
 def _title(record: Record) -> str:
     seed = "" if record.seed is None else f", seed {record.seed}"
-    rows = f", {record.config['rows']:,} rows" if isinstance(record.config.get("rows"), int) else ""
+    rows = f", {record.config.rows:,} rows" if isinstance(record, ModelRecord) and record.config.rows else ""
     made = f"boom-ray {record.code_version}, {record.created}"
     return f"{record.kind} {record.name} {record.version}{rows}{seed} [dim]{record.digest}, {made}[/dim]"
 
 
-def artifacts_below(root: str) -> dict[str, Record]:
-    """Every artifact of a run, by its path below the run's."""
+def artifacts_below(root: str) -> dict[str, AnyRecord]:
+    """Every artifact of a run by its path relative to the run."""
     end = "/" + artifacts.RECORD
     paths = [name.removesuffix(end) for name in storage.list_files(root) if name.endswith(end)]
     return {path: record for path in paths if (record := artifacts.read_record(storage.join(root, path)))}

@@ -1,10 +1,10 @@
-"""What a driver says of itself in storage, so that a run at work can be told from one that died.
+"""Heartbeats of drivers on storage, which distinguish a run at work from one whose driver died.
 
-Each driver keeps one small file, `<root>/drivers/<start>-<random>.json`, written when it begins, at each
-stage, twice a minute, and when it ends. A thread writes it: storage that is slow, or away for a while, holds
-up no stage and fails none.
+Each driver keeps one small file, `<root>/drivers/<start>-<random>.json`. A thread writes it at the start, at
+each stage, twice a minute, and at the end, so that slow storage delays no stage and fails none.
 """
 
+import logging
 import os
 import socket
 import threading
@@ -18,20 +18,20 @@ from pydantic import BaseModel
 
 from boom_ray import artifacts, storage
 from boom_ray.errors import BoomError
+from boom_ray.runs.layout import Layout
 from boom_ray.runtime import processes, signals
-from boom_ray.runtime.console import console
 
-DRIVERS = "drivers"
 SECONDS_BETWEEN_BEATS = 30.0
 LOST_AFTER_SECONDS = 4 * SECONDS_BETWEEN_BEATS
 SECONDS_TO_END, SECONDS_TO_STOP = 60.0, 1.5
-READ = 20  # of a run that is updated for years, only the last drivers matter
+NUM_READ = 20  # only the last drivers of a run matter, even after years of updates
 State = Literal["running", "done", "failed", "stopped", "lost"]
-Stage = Literal["corpus", "bags", "train", "merge", "evaluate", "compare"]
+StageName = Literal["corpus", "bags", "train", "merge", "evaluate", "compare"]
+logger = logging.getLogger(__name__)
 
 
-class BagSaid(BaseModel):
-    """How far a driver knows a bag to be; `time` is that of its last step, in seconds since 1970."""
+class BagProgress(BaseModel):
+    """The progress of a bag as its driver knows it; `time` of the last step is in seconds since 1970."""
 
     step: int = 0
     num_steps: int = 0
@@ -40,12 +40,12 @@ class BagSaid(BaseModel):
     failed: str | None = None
 
 
-class Said(BaseModel):
-    """The content of a driver's file; `time` is when it was written, `job` a submission id of Ray's."""
+class Heartbeat(BaseModel):
+    """The content of a driver's file; `time` is when it was written, `job` a submission id of Ray."""
 
     command: str
     version: str
-    stage: Stage = "corpus"
+    stage: StageName = "corpus"
     state: State = "running"
     message: str = ""
     started: float
@@ -54,30 +54,30 @@ class Said(BaseModel):
     pid: int
     process_name: str
     job: str | None = None
-    bags: dict[str, BagSaid] = {}
+    bags: dict[str, BagProgress] = {}
 
-    def at(self, now: float) -> "Said":
-        """The same, but `lost` if it claims to run and gives no sign of life, or its process is gone."""
+    def at(self, now: float) -> "Heartbeat":
+        """This heartbeat, with state `lost` if it claims to run but is too old or its process has ended."""
         if self.state != "running":
             return self
         silence = now - self.time
         if silence <= LOST_AFTER_SECONDS and not processes.has_ended(self.process_name):
             return self
-        who = f"process {self.pid} on {self.host}"
-        reason = f"{who} ended without a word; it was last heard of {age(silence)} ago"
+        driver = f"process {self.pid} on {self.host}"
+        reason = f"{driver} died without reporting an end; its last heartbeat is {age(silence)} old"
         return self.model_copy(update={"state": "lost", "message": reason})
 
 
-def read_drivers(root: str) -> list[Said]:
-    """What the last drivers of a run said, oldest first."""
-    place = storage.join(root, DRIVERS)
-    names = [name for name in storage.list_names(place) if name.endswith(".json")]
-    files = [storage.read_bytes(storage.join(place, name)) for name in names[-READ:]]
-    return sorted(map(Said.model_validate_json, files), key=lambda said: said.started)
+def read_heartbeats(root: str) -> list[Heartbeat]:
+    """The heartbeats of the last drivers of a run, oldest driver first."""
+    directory = Layout(root).heartbeats
+    names = [name for name in storage.list_names(directory) if name.endswith(".json")]
+    files = [storage.read_bytes(storage.join(directory, name)) for name in names[-NUM_READ:]]
+    return sorted(map(Heartbeat.model_validate_json, files), key=lambda beat: beat.started)
 
 
 def age(seconds: float) -> str:
-    """A duration as people say it."""
+    """A duration in the largest unit of which it has at least two."""
     for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
@@ -85,19 +85,19 @@ def age(seconds: float) -> str:
 
 
 class Driver:
-    """Keeps the file of this process.
+    """Keeps the heartbeat of this process.
 
     Args:
         root: URI of the run.
         command: Verb it was started with.
-        version: What it makes.
+        version: Version that it makes.
     """
 
     def __init__(self, root: str, command: str, version: str) -> None:
         now = time.time()
         name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(now))}-{uuid.uuid4().hex[:8]}.json"
-        self.uri = storage.join(root, DRIVERS, name)
-        self.said = Said(
+        self.uri = storage.join(Layout(root).heartbeats, name)
+        self.beat = Heartbeat(
             command=command,
             version=version,
             started=now,
@@ -107,62 +107,66 @@ class Driver:
             process_name=processes.own_name(),
             job=artifacts.submission_id(),
         )
-        self._lock, self._news = threading.Lock(), threading.Event()
-        self._writer = threading.Thread(target=self._write_on, daemon=True)
+        self._lock, self._changed = threading.Lock(), threading.Event()
+        self._writer = threading.Thread(target=self._write_until_end, daemon=True)
         self._writer.start()
 
-    def begin(self, stage: Stage) -> None:
-        """Say that a stage begins."""
-        self._say(stage=stage)
-        self._news.set()
+    def begin(self, stage: StageName) -> None:
+        """Report the start of a stage."""
+        self._update(stage=stage)
+        self._changed.set()
 
-    def show(self, bags: dict[str, BagSaid]) -> None:
-        """Say how far the bags are, with the next beat."""
-        self._say(bags=bags)
+    def show(self, bags: dict[str, BagProgress]) -> None:
+        """Report the progress of the bags with the next heartbeat."""
+        self._update(bags=bags)
 
     def end(self, state: State, message: str, patience: float = SECONDS_TO_END) -> None:
-        """Say how it ended, and wait a while until that is stored. What was said first stays."""
-        self._say(state=state, message=message)
-        self._news.set()
+        """Report the end, and wait up to `patience` seconds until that is stored. The first report stays."""
+        self._update(state=state, message=message)
+        self._changed.set()
         self._writer.join(patience)
 
     def stopped(self, signal_name: str) -> str:
-        """End because of a signal; returns what is kept, for the last line."""
+        """Report that a signal ended the driver.
+
+        Returns:
+            The last line for the terminal: what is kept.
+        """
         self.end("stopped", f"by {signal_name}", SECONDS_TO_STOP)
-        said = self.said
-        under_way = [
-            name for name, bag in said.bags.items() if bag.failed is None and bag.step < bag.num_steps
+        beat = self.beat
+        unfinished = [
+            name for name, bag in beat.bags.items() if bag.failed is None and bag.step < bag.num_steps
         ]
-        more = f"; {', '.join(under_way)} will go on from the last checkpoint" if under_way else ""
+        more = f"; {', '.join(unfinished)} will resume from the last checkpoint" if unfinished else ""
         return (
-            f"stopped by {signal_name} at {said.version}, {said.stage}: what is published is kept{more}. "
-            "Run the same command again to go on"
+            f"stopped by {signal_name} at {beat.version}, {beat.stage}: published artifacts are kept{more}. "
+            "Run the same command again to continue"
         )
 
-    def _say(self, **news: Any) -> None:
+    def _update(self, **changes: Any) -> None:
         with self._lock:
-            if self.said.state == "running":
-                self.said = self.said.model_copy(update=news)
+            if self.beat.state == "running":
+                self.beat = self.beat.model_copy(update=changes)
 
-    def _write_on(self) -> None:
-        complained = False
+    def _write_until_end(self) -> None:
+        warned = False
         while True:
-            said = self.said.model_copy(update={"time": time.time()})
+            beat = self.beat.model_copy(update={"time": time.time()})
             try:
-                storage.write_bytes(self.uri, said.model_dump_json(indent=1).encode())
-            except BoomError as error:  # what the run itself stores will tell whether this is serious
-                if not complained:
-                    console.print(f"warning: {error}", markup=False)
-                complained = True
-            if said.state != "running":
+                storage.write_bytes(self.uri, beat.model_dump_json(indent=1).encode())
+            except BoomError as error:  # whether this is serious shows when the run stores its artifacts
+                if not warned:
+                    logger.warning("%s", error)
+                warned = True
+            if beat.state != "running":
                 return
-            self._news.wait(SECONDS_BETWEEN_BEATS)
-            self._news.clear()
+            self._changed.wait(SECONDS_BETWEEN_BEATS)
+            self._changed.clear()
 
 
 @contextmanager
 def driving(root: str, command: str, version: str) -> Iterator[Driver]:
-    """The driver of what the block does, which says how the block ended."""
+    """The driver of the block; its heartbeat reports how the block ended."""
     driver = Driver(root, command, version)
     try:
         with signals.last_words(driver.stopped):

@@ -1,86 +1,123 @@
-"""What the name of a run stands for: `run.json`, and `recipe.json` as it was when the run began."""
+"""The identity of a run: the recipe and base model that its name stands for."""
 
-import json
+from collections.abc import Iterator
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from boom_ray import storage
-from boom_ray.artifacts.record import Parent
-from boom_ray.errors import BoomError
+from boom_ray.artifacts import Parent
+from boom_ray.errors import ConflictError, NotFoundError, StorageError
 from boom_ray.model import directory
 from boom_ray.recipe import Data, Recipe, identity
+from boom_ray.runs.layout import Layout
 
-FILE, RECIPE = "run.json", "recipe.json"
+
+class RunIdentity(BaseModel):
+    """Every setting that changes the weights, by section of the recipe; and the digest of the base model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base_model: dict[str, Any]
+    bags: dict[str, Any]
+    train: dict[str, Any]
+    merge: dict[str, Any]
 
 
 def claim(recipe: Recipe) -> Parent:
-    """Make the name this recipe's, or refuse it if it is another's; returns the base model's identity."""
-    base = directory.identify(recipe.base_model.path)
-    mine = {
-        "base_model": {**identity(recipe.base_model), "digest": base.digest},
-        "bags": identity(recipe.bags),
-        "train": identity(recipe.train),
-        "merge": identity(recipe.merge),
-    }
-    place = storage.join(recipe.root, FILE)
-    if not storage.is_file(place):
-        storage.write_bytes(storage.join(recipe.root, RECIPE), recipe.model_dump_json(indent=1).encode())
-        storage.write_bytes(place, json.dumps(mine, indent=1).encode())
+    """Take the run's name for this recipe.
+
+    Returns:
+        The identity of the base model.
+
+    Raises:
+        ConflictError: listing every setting that differs, if the name stands for another recipe.
+    """
+    base, layout = directory.identify(recipe.base_model.path), Layout(recipe.root)
+    ours = RunIdentity(
+        base_model={**identity(recipe.base_model), "digest": base.digest},
+        bags=identity(recipe.bags),
+        train=identity(recipe.train),
+        merge=identity(recipe.merge),
+    )
+    theirs = find(recipe.root)
+    if theirs is None:
+        storage.write_bytes(layout.recipe, recipe.model_dump_json(indent=1).encode())
+        storage.write_bytes(layout.identity, ours.model_dump_json(indent=1).encode())
         return base
-    theirs = json.loads(storage.read_bytes(place))
-    different = [line for section in mine for line in _differences(theirs, mine, section)]
+    different = [
+        line
+        for section in RunIdentity.model_fields
+        for line in _differences(getattr(theirs, section), getattr(ours, section), section)
+    ]
     if different:
-        raise BoomError.of(
+        raise ConflictError.of(
             different,
             f"{recipe.root}: holds the run of another recipe. Give this one another name, or restore:",
         )
     return base
 
 
-def recipe_of(root: str) -> Recipe:
-    """The recipe of a run, as it was when the run began.
+def find(root: str) -> RunIdentity | None:
+    """The identity of the run at `root`, or None if there is no run.
 
     Raises:
-        BoomError: if there is none, or another version of boom-ray wrote it.
+        StorageError: if another version of boom-ray wrote it.
     """
-    place = storage.join(root, RECIPE)
-    if not storage.is_file(place):
-        raise BoomError(f"{root}: no run there. Give <storage>/<name> of one that has begun")
+    uri = Layout(root).identity
+    if not storage.is_file(uri):
+        return None
     try:
-        return Recipe.model_validate_json(storage.read_bytes(place))
+        return RunIdentity.model_validate_json(storage.read_bytes(uri))
     except ValidationError as error:
-        raise BoomError(f"{place}: not a recipe of this version of boom-ray: {error}") from error
+        raise StorageError(f"{uri}: not a run of this version of boom-ray: {error}") from error
+
+
+def is_run(uri: str) -> bool:
+    """Whether a URI is that of a run."""
+    return not storage.is_hub(uri) and storage.is_file(Layout(uri).identity)
+
+
+def recipe_of(root: str) -> Recipe:
+    """The recipe of a run as it was when the run began.
+
+    Raises:
+        NotFoundError: if there is no run.
+        StorageError: if another version of boom-ray wrote it.
+    """
+    uri = Layout(root).recipe
+    if not storage.is_file(uri):
+        raise NotFoundError(f"{root}: no run there. Give <storage>/<name> of a run that has begun")
+    try:
+        return Recipe.model_validate_json(storage.read_bytes(uri))
+    except ValidationError as error:
+        raise StorageError(f"{uri}: not a recipe of this version of boom-ray: {error}") from error
 
 
 def with_data_of_run(recipe: Recipe) -> Recipe:
-    """A recipe of a run with the tasks that the run began with, wherever their files lie today.
+    """A recipe of a run with the tasks that the run began with, wherever their files are today.
 
     Raises:
-        BoomError: listing the tasks and the prompts that differ.
+        ConflictError: listing the tasks and the prompts that differ.
     """
     begun = recipe_of(recipe.root).data
-    theirs, mine = ({"data": _said(data)} for data in (begun, recipe.data))
-    different = list(_differences(theirs, mine, "data"))
+    different = list(_differences(_settings(begun), _settings(recipe.data), "data"))
     if different:
-        raise BoomError.of(
+        raise ConflictError.of(
             different,
-            f"{recipe.root}: began with other data. New data is given to `boom-ray update`; in the recipe, "
+            f"{recipe.root}: began with other data. Pass new data to `boom-ray update`; in the recipe, "
             "restore:",
         )
     return recipe.model_copy(update={"data": begun})
 
 
-def _said(data: Data) -> dict[str, Any]:
-    """What prompts and negatives depend on, by the name of what differs."""
+def _settings(data: Data) -> dict[str, Any]:
+    """The settings that prompts and negatives depend on, by name."""
     tasks = {f"tasks {task.name}": identity(task) | {"expected_rows": None} for task in data.tasks}
     return {"instruction": data.instruction, "query_template": data.query_template} | tasks
 
 
-def _differences(theirs: dict[str, Any], mine: dict[str, Any], section: str) -> list[str]:
-    before, now = theirs[section], mine[section]
-    return [
-        f"{section}.{key}: {before.get(key)} there, {now.get(key)} in the recipe"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
+def _differences(theirs: dict[str, Any], ours: dict[str, Any], section: str) -> Iterator[str]:
+    for key in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(key) != ours.get(key):
+            yield f"{section}.{key}: {theirs.get(key)} in the run, {ours.get(key)} in the recipe"

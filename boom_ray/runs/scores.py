@@ -1,8 +1,14 @@
 """Scores of models on tasks: groups of tasks, main scores, and means per group."""
 
+from dataclasses import dataclass
 from statistics import fmean
+from typing import TYPE_CHECKING
 
-Scores = dict[str, dict[str, float]]
+from boom_ray.artifacts.contents import Scores, TaskScores
+
+if TYPE_CHECKING:
+    import pandas
+
 MAIN_SCORE = "main score"  # of tasks with different main metrics
 
 
@@ -14,7 +20,7 @@ def task_groups(tasks: list[str]) -> dict[str, list[str]]:
     return {group: found[group] for group in sorted(found) if group} | ({"all": tasks} if tasks else {})
 
 
-def main_score(scores: dict[str, float]) -> float:
+def main_score(scores: TaskScores) -> float:
     """The main score of a task or of a mean: the first."""
     return next(iter(scores.values()))
 
@@ -25,7 +31,7 @@ def main_metric(scores: Scores) -> str:
     return metrics.pop() if len(metrics) == 1 else MAIN_SCORE
 
 
-def mean_scores(scores: Scores) -> dict[str, dict[str, float]]:
+def mean_scores(scores: Scores) -> Scores:
     """Mean of every metric per group of tasks, and over all tasks as `all`; the main score comes first.
 
     Args:
@@ -44,3 +50,31 @@ def _mean(scores: Scores) -> dict[str, float]:
     return {metric: fmean(map(main_score, found))} | {
         name: fmean(one[name] for one in found) for name in shared
     }
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Scores of several models on the same tasks.
+
+    Attributes:
+        results: label -> task -> metric -> value, the main score first.
+    """
+
+    results: dict[str, Scores]
+
+    @property
+    def means(self) -> dict[str, Scores]:
+        """label -> group of tasks -> metric -> value, see `mean_scores`."""
+        return {label: mean_scores(scores) for label, scores in self.results.items()}
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """The main scores: one row per task and mean, one column per model."""
+        import pandas
+
+        columns = {
+            label: {task: main_score(found) for task, found in scores.items()}
+            | {f"mean {group}": main_score(found) for group, found in mean_scores(scores).items()}
+            for label, scores in self.results.items()
+        }
+        first = next(iter(self.results.values()), {})
+        return pandas.DataFrame(columns).rename_axis(main_metric(first) if first else None)

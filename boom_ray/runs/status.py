@@ -1,7 +1,7 @@
-"""What is done, what is under way and what failed in a run, told from its storage alone.
+"""The status of a run from its storage alone: parts done, in progress, waiting or failed.
 
-Artifacts say what is done, checkpoints how far a bag came, and the files of drivers (`heartbeat`) who is at
-work on the rest, or why nobody is.
+Artifacts show what is done, checkpoints how far a bag is, and heartbeats which driver works on the rest, or
+why none does.
 """
 
 import time
@@ -13,15 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from boom_ray import artifacts, storage
-from boom_ray.artifacts import checkpoints
-from boom_ray.artifacts.record import Record
+from boom_ray.artifacts import BagsRecord, CorpusRecord, ModelRecord, checkpoints
 from boom_ray.data.bags import BASELINE, name_of
 from boom_ray.data.batches import num_steps
-from boom_ray.errors import BoomError
+from boom_ray.errors import BoomError, NotFoundError
 from boom_ray.runs import versions
-from boom_ray.runs.heartbeat import Said, age, read_drivers
-from boom_ray.runs.identity import recipe_of
-from boom_ray.runs.versions import FIRST_VERSION
+from boom_ray.runs.heartbeat import Heartbeat, age, read_heartbeats
+from boom_ray.runs.identity import is_run, recipe_of
+from boom_ray.runs.layout import FIRST_VERSION, Layout
 
 State = Literal["done", "running", "waiting", "stopped", "failed", "lost"]
 STYLES = {"done": "green", "running": "cyan", "waiting": "dim", "stopped": "yellow"}
@@ -29,7 +28,7 @@ STYLES = {"done": "green", "running": "cyan", "waiting": "dim", "stopped": "yell
 
 @dataclass(frozen=True)
 class Part:
-    """One thing of a run; `facts` are for machines, `detail` says the same to people."""
+    """One part of a run; `facts` are for programs, `detail` is the same as text."""
 
     name: str
     state: State
@@ -38,16 +37,16 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Status:
-    """A run.
+class RunStatus:
+    """The status of a run.
 
     Attributes:
-        state: Running if any driver is at work, else how the last one ended.
-        reason: Why it is not well, or "".
-        drivers: Those at work, else the last one.
+        state: Running if any driver is running, else the state in which the last one ended.
+        reason: Why the run is not well, or "".
+        drivers: The running ones, else the last one.
         versions: Published versions.
         current: The version to serve.
-        making: What each version is made of, in order; updates that are published are left out.
+        making: The parts of each version, in order; published updates are left out.
     """
 
     root: str
@@ -60,11 +59,11 @@ class Status:
 
     @property
     def is_well(self) -> bool:
-        """Whether all is done, or in progress without a failure."""
+        """Whether everything is done, or in progress without a failure."""
         return self.state in ("done", "running") and not self.reason
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """Name, state and detail of everything, for people."""
+        """Name, state and detail of every part."""
         parts = [(part, "") for part in self.drivers]
         parts += [
             (part, "" if version == FIRST_VERSION else f"{version} ")
@@ -72,8 +71,8 @@ class Status:
             for part in found
         ]
         parts += [(part, "") for part in self.versions]
-        told = [(f"{before}{part.name}", part.state, part.detail) for part, before in parts]
-        return [("run", self.state, self.root), *told]
+        lines = [(f"{prefix}{part.name}", part.state, part.detail) for part, prefix in parts]
+        return [("run", self.state, self.root), *lines]
 
     def table(self) -> Table:
         """The rows for a terminal."""
@@ -83,106 +82,113 @@ class Status:
         return table
 
 
-def read(root: str, now: float | None = None) -> Status:
+def read(root: str, now: float | None = None) -> RunStatus:
     """The status of `<storage>/<name>`.
 
     Args:
         now: Seconds since 1970; by default the present.
 
     Raises:
-        BoomError: if there is no run, or its storage cannot be read.
+        NotFoundError: if there is no run.
+        StorageError: if its storage cannot be read.
     """
-    if not storage.is_file(storage.join(root, "run.json")):
-        raise BoomError(
+    if not is_run(root):
+        raise NotFoundError(
             f"{root}: no run there. Give <storage>/<name>, with the name of a recipe that was run"
         )
-    now = time.time() if now is None else now
-    drivers = [said.at(now) for said in read_drivers(root)]
+    now, layout = time.time() if now is None else now, Layout(root)
+    beats = [beat.at(now) for beat in read_heartbeats(root)]
     published = versions.published(root)
-    updates = storage.join(root, "updates")
-    making = {FIRST_VERSION: _parts(root, FIRST_VERSION, published.get(FIRST_VERSION), drivers, now)}
-    for version in storage.list_names(updates):
+    making = {FIRST_VERSION: _parts(layout, FIRST_VERSION, published.get(FIRST_VERSION), beats, now)}
+    for version in storage.list_names(layout.updates):
         if version not in published:
-            making[version] = _parts(storage.join(updates, version), version, None, drivers, now)
-    state, reason = _verdict(drivers, making, bool(published))
+            making[version] = _parts(layout.update(version), version, None, beats, now)
+    state, reason = _verdict(beats, making, bool(published))
     current = versions.current(root) if published else None
-    return Status(
+    return RunStatus(
         root=root,
         state=state,
         reason=reason,
-        drivers=_drivers(drivers, now),
+        drivers=_drivers(beats, now),
         versions=[_version(record, version == current) for version, record in published.items()],
         current=current,
         making=making,
     )
 
 
-def _verdict(drivers: list[Said], making: dict[str, list[Part]], published: bool) -> tuple[State, str]:
-    """State and reason of the whole."""
-    at_work = [said for said in drivers if said.state == "running"]
+def _verdict(beats: list[Heartbeat], making: dict[str, list[Part]], published: bool) -> tuple[State, str]:
+    """State and reason of the whole run."""
+    running = [beat for beat in beats if beat.state == "running"]
     failed = [
         f"{part.name}: {part.detail}"
-        for version in dict.fromkeys(said.version for said in at_work)
+        for version in dict.fromkeys(beat.version for beat in running)
         for part in making.get(version, [])
         if part.state == "failed"
     ]
-    if at_work:
+    if running:
         return "running", "; ".join(failed)
-    if drivers:
-        return drivers[-1].state, drivers[-1].message
+    if beats:
+        return beats[-1].state, beats[-1].message
     return ("done", "") if published else ("waiting", "no driver has begun")
 
 
-def _drivers(drivers: list[Said], now: float) -> list[Part]:
-    """Those at work, else the last; and what it means if two make the same."""
-    at_work = [said for said in drivers if said.state == "running"]
-    rivals = Counter(said.version for said in at_work)
-    return [_driver(said, rivals[said.version] > 1, now) for said in at_work or drivers[-1:]]
+def _drivers(beats: list[Heartbeat], now: float) -> list[Part]:
+    """The running drivers, else the last one."""
+    running = [beat for beat in beats if beat.state == "running"]
+    rivals = Counter(beat.version for beat in running)
+    return [_driver(beat, rivals[beat.version] > 1, now) for beat in running or beats[-1:]]
 
 
-def _driver(said: Said, has_rival: bool, now: float) -> Part:
-    told = [f"{said.command} of {said.version}, {said.stage}"]
-    told += [f"job {said.job}"] if said.job else []
-    told += [f"{said.host}, process {said.pid}", f"heard of {age(now - said.time)} ago"]
-    detail = ", ".join(told)
+def _driver(beat: Heartbeat, has_rival: bool, now: float) -> Part:
+    parts = [f"{beat.command} of {beat.version}, {beat.stage}"]
+    parts += [f"job {beat.job}"] if beat.job else []
+    parts += [f"{beat.host}, process {beat.pid}", f"heartbeat {age(now - beat.time)} ago"]
+    detail = ", ".join(parts)
     if has_rival:
         detail += (
-            "; another makes the same: each trains, the first to publish wins, the other fails. Stop one"
+            "; another driver makes the same version: both train, the first to publish wins, the other "
+            "fails. Stop one"
         )
-    detail += f"; {said.message}" if said.message else ""
-    facts = said.model_dump(exclude={"bags", "state"}) | {"seconds_silent": now - said.time}
-    return Part("driver", said.state, detail, facts)
+    detail += f"; {beat.message}" if beat.message else ""
+    facts = beat.model_dump(exclude={"bags", "state"}) | {"seconds_silent": now - beat.time}
+    return Part("driver", beat.state, detail, facts)
 
 
-def _version(record: Record, is_current: bool) -> Part:
-    told = ["current"] if is_current else []
-    told += [f"made of {', '.join(parent.version for parent in record.parents)}", f"created {record.created}"]
-    told += [f"job {record.job}"] if record.job else []
+def _version(record: ModelRecord, is_current: bool) -> Part:
+    parts = ["current"] if is_current else []
+    parts += [f"made from {', '.join(parent.version for parent in record.parents)}"]
+    parts += [f"created {record.created}"]
+    parts += [f"job {record.job}"] if record.job else []
     facts = {"digest": record.digest, "created": record.created, "job": record.job}
-    return Part(record.version, "done", ", ".join(told), facts)
+    return Part(record.version, "done", ", ".join(parts), facts)
 
 
-def _parts(place: str, version: str, published: Record | None, drivers: list[Said], now: float) -> list[Part]:
-    """What a version is made of, under the directory of its run or its update."""
-    mine = [said for said in drivers if said.version == version]
-    maker = next((said for said in reversed(mine) if said.state == "running"), mine[-1] if mine else None)
-    corpus, drawn = (artifacts.read_record(storage.join(place, name)) for name in ("corpus", "bags"))
+def _parts(
+    layout: Layout, version: str, published: ModelRecord | None, beats: list[Heartbeat], now: float
+) -> list[Part]:
+    """The parts of a version, in the layout of its run or its update."""
+    mine = [beat for beat in beats if beat.version == version]
+    maker = next((beat for beat in reversed(mine) if beat.state == "running"), mine[-1] if mine else None)
+    corpus = artifacts.find(layout.corpus, CorpusRecord)
+    drawn = artifacts.find(layout.bags, BagsRecord)
     parts = [
         _done("corpus", _corpus(corpus)) if corpus else _undone("corpus", "corpus", maker),
-        _done("bags", _rows(drawn.config["rows"])) if drawn else _undone("bags", "bags", maker),
+        _done("bags", _rows(drawn.config.rows)) if drawn else _undone("bags", "bags", maker),
     ]
-    recipe = recipe_of(place) if corpus and drawn else None
+    recipe = recipe_of(layout.root) if corpus and drawn else None
     if recipe and drawn:
-        totals = {name_of(i): tasks.values() for i, tasks in enumerate(drawn.config["tasks"])}
-        full = artifacts.read_record(storage.join(place, BASELINE))
-        totals |= {BASELINE: full.config["tasks"][0].values()} if full else {}
+        sizes_of = {name_of(index): tasks for index, tasks in enumerate(drawn.config.tasks)}
+        full = artifacts.find(layout.baseline, BagsRecord)
+        sizes_of |= {BASELINE: full.config.tasks[0]} if full else {}
         parts += [
-            _bag(place, name, num_steps(sizes, recipe.train), maker, now) for name, sizes in totals.items()
+            _bag(layout, name, num_steps(sizes.values(), recipe.train), maker, now)
+            for name, sizes in sizes_of.items()
         ]
     if published:
-        parts.append(_done("merge", f"{published.config['method']}, {published.config['space']}"))
+        merge = published.config.merge
+        parts.append(_done("merge", f"{merge.method}, {merge.space}" if merge else ""))
         means = versions.means_of(published)
-        parts += [_done("evaluation", f"mean score {means}")] if published.metrics else []
+        parts += [_done("evaluation", f"mean score {means}")] if means != "-" else []
     else:
         parts.append(_undone("merge", "merge", maker))
         if version != FIRST_VERSION or recipe is None or recipe.evaluate.data:
@@ -196,8 +202,8 @@ def _done(name: str, detail: str) -> Part:
     return Part(name, "done", detail)
 
 
-def _undone(name: str, stage: str, maker: Said | None) -> Part:
-    """Something not published: being made by the driver at its stage, where that one ended, or behind it."""
+def _undone(name: str, stage: str, maker: Heartbeat | None) -> Part:
+    """A part without an artifact: in progress or ended at its driver's stage, else waiting."""
     if maker and (maker.stage, stage) == ("evaluate", "merge"):
         return Part(name, "done" if maker.state == "running" else "waiting")
     if maker is None or maker.stage != stage or maker.state == "done":
@@ -205,42 +211,50 @@ def _undone(name: str, stage: str, maker: Said | None) -> Part:
     return Part(name, maker.state, maker.message)
 
 
-def _corpus(record: Record) -> str:
-    tasks = record.config["tasks"].values()
-    rows, bad = (sum(task[key] for task in tasks) for key in ("rows", "quarantined"))
-    return f"{rows:,} rows of {len(tasks)} tasks, {bad:,} in quarantine"
+def _corpus(record: CorpusRecord) -> str:
+    tasks = record.config.tasks.values()
+    rows, quarantined = sum(task.rows for task in tasks), sum(task.quarantined for task in tasks)
+    return f"{rows:,} rows of {len(tasks)} tasks, {quarantined:,} in quarantine"
 
 
 def _rows(counts: list[int]) -> str:
     return f"{', '.join(f'{count:,}' for count in counts)} rows"
 
 
-def _bag(place: str, name: str, num_steps: int, maker: Said | None, now: float) -> Part:
-    saved = _saved_step(storage.join(place, checkpoints.DIRECTORY, name))
-    record = artifacts.read_record(storage.join(place, "models", name))
+def _bag(layout: Layout, name: str, num_steps: int, maker: Heartbeat | None, now: float) -> Part:
+    saved = _saved_step(layout.checkpoints(name))
+    record = artifacts.find(layout.model(name), ModelRecord)
     if record:
-        step, seconds = record.metrics["step"], record.metrics["seconds"]
-        facts = {"step": step, "num_steps": step, "seconds": seconds, "job": record.job}
-        return Part(name, "done", f"{record.config['rows']:,} rows, {step:,} steps in {age(seconds)}", facts)
+        return _trained(name, record)
     facts = {"num_steps": num_steps, "checkpoint_step": saved}
-    told = maker.bags.get(name) if maker else None
+    progress = maker.bags.get(name) if maker else None
     kept = f"complete checkpoint at step {saved:,} of {num_steps:,}" if saved else f"{num_steps:,} steps"
-    if maker is None or maker.state == "done" or (told is None and (maker.state == "running" or not saved)):
+    ended = maker is None or maker.state == "done"
+    if maker is None or ended or (progress is None and (maker.state == "running" or not saved)):
         return Part(name, "waiting", kept, facts)
-    if told is None:
+    if progress is None:
         return Part(name, maker.state, kept, facts)
-    facts |= {"step": told.step, "attempt": told.attempt}
-    if told.failed:
-        return Part(name, "failed", f"{told.failed}; {kept}", facts)
-    facts["seconds_silent"] = now - told.time
-    detail = f"step {told.step:,}, {kept}, attempt {told.attempt}, last step {age(now - told.time)} ago"
-    return Part(name, maker.state, detail, facts)
+    facts |= {"step": progress.step, "attempt": progress.attempt}
+    if progress.failed:
+        return Part(name, "failed", f"{progress.failed}; {kept}", facts)
+    silence = now - progress.time
+    detail = f"step {progress.step:,}, {kept}, attempt {progress.attempt}, last step {age(silence)} ago"
+    return Part(name, maker.state, detail, facts | {"seconds_silent": silence})
 
 
-def _saved_step(place: str) -> int:
+def _trained(name: str, record: ModelRecord) -> Part:
+    trained = record.metrics.training
+    if trained is None:
+        return Part(name, "done")
+    facts = {"step": trained.step, "num_steps": trained.step, "seconds": trained.seconds, "job": record.job}
+    detail = f"{record.config.rows or 0:,} rows, {trained.step:,} steps in {age(trained.seconds)}"
+    return Part(name, "done", detail, facts)
+
+
+def _saved_step(directory: str) -> int:
     """Step of the newest complete checkpoint, 0 if there is none."""
     try:
-        return next((state["step"] for _, state in checkpoints.find(place) if state), 0)
+        return next((state["step"] for _, state in checkpoints.find(directory) if state), 0)
     except BoomError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return 0  # the bag was published while its checkpoints were read

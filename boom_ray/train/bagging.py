@@ -13,14 +13,14 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from boom_ray import artifacts, storage
-from boom_ray.artifacts import checkpoints
-from boom_ray.artifacts.record import Parent, Record
+from boom_ray.artifacts import BagsRecord, CorpusRecord, Parent, checkpoints
 from boom_ray.data import bags as bag_manifests
 from boom_ray.data.bags import BASELINE
 from boom_ray.data.batches import num_steps
 from boom_ray.errors import BoomError
 from boom_ray.recipe import Bags, Recipe, identity
-from boom_ray.runs.heartbeat import BagSaid, Driver
+from boom_ray.runs.heartbeat import BagProgress, Driver
+from boom_ray.runs.layout import Layout
 from boom_ray.runtime.cluster import here
 from boom_ray.runtime.console import console
 from boom_ray.runtime.progress import Progress
@@ -30,22 +30,16 @@ from boom_ray.train.job import BagJob
 from boom_ray.train.schedule import Schedule, best, longest_first, render
 
 POLL_SECONDS = 0.5
-CHECKPOINTS, RAY_TRAIN = SCRATCH = checkpoints.DIRECTORY, "ray_train"
-
-
-def model_uri(recipe: Recipe, name: str) -> str:
-    """Where the model of a bag, or a merged version, is published."""
-    return storage.join(recipe.root, "models", name)
 
 
 def train_bags(
     recipe: Recipe,
-    corpus: Record,
-    bags: Record,
+    corpus: CorpusRecord,
+    bags: BagsRecord,
     base: Parent,
     driver: Driver,
     only: int | None = None,
-    full: Record | None = None,
+    full: BagsRecord | None = None,
 ) -> list[str]:
     """Train every bag that is not published yet.
 
@@ -79,26 +73,29 @@ def train_bags(
         ordered = [replace(missing[bag], num_ranks=schedule.ranks[bag]) for bag in schedule.order]
         _run_all(ordered, board, driver)
     if only is None:
-        for scratch in SCRATCH:
-            storage.delete_tree(storage.join(recipe.root, scratch))
+        layout = Layout(recipe.root)
+        for scratch in (layout.all_checkpoints, layout.ray_train):
+            storage.delete_tree(scratch)
     return [job.target for job in jobs]
 
 
-def make_job(recipe: Recipe, index: int, corpus: Record, bags: Record, base: Parent, board: Any) -> BagJob:
+def make_job(
+    recipe: Recipe, index: int, corpus: CorpusRecord, bags: BagsRecord, base: Parent, board: Any
+) -> BagJob:
     """What the ranks of one bag need to know."""
-    name = bag_manifests.name_of(index)
+    name, layout = bag_manifests.name_of(index), Layout(recipe.root)
     made_from = [bags.fingerprint, index, base.digest, identity(recipe.base_model), identity(recipe.train)]
     return BagJob(
         recipe=recipe,
         index=index,
         name=name,
-        rows=bags.config["rows"][index],
-        steps=num_steps(bags.config["tasks"][index].values(), recipe.train),
+        rows=bags.config.rows[index],
+        steps=num_steps(bags.config.tasks[index].values(), recipe.train),
         num_ranks=1,
-        corpus=storage.join(recipe.root, "corpus"),
-        bags=storage.join(recipe.root, "bags"),
-        checkpoints=storage.join(recipe.root, CHECKPOINTS, name),
-        target=model_uri(recipe, name),
+        corpus=layout.corpus,
+        bags=layout.bags,
+        checkpoints=layout.checkpoints(name),
+        target=layout.model(name),
         fingerprint=artifacts.fingerprint(made_from),
         parents=[base, corpus.as_parent(), bags.as_parent()],
         submission_id=artifacts.submission_id(),
@@ -106,15 +103,16 @@ def make_job(recipe: Recipe, index: int, corpus: Record, bags: Record, base: Par
     )
 
 
-def _baseline_job(recipe: Recipe, corpus: Record, full: Record, base: Parent, board: Any) -> BagJob:
+def _baseline_job(recipe: Recipe, corpus: CorpusRecord, full: BagsRecord, base: Parent, board: Any) -> BagJob:
     """The full corpus as a bag of its own, beside the others."""
+    layout = Layout(recipe.root)
     whole = recipe.model_copy(update={"bags": Bags(ratios=[100], seed=recipe.bags.seed)})
     return replace(
         make_job(whole, 0, corpus, full, base, board),
         name=BASELINE,
-        bags=storage.join(recipe.root, BASELINE),
-        checkpoints=storage.join(recipe.root, CHECKPOINTS, BASELINE),
-        target=model_uri(recipe, BASELINE),
+        bags=layout.baseline,
+        checkpoints=layout.checkpoints(BASELINE),
+        target=layout.model(BASELINE),
     )
 
 
@@ -201,10 +199,10 @@ class _Monitor:
             )
 
 
-def _said(states: dict[str, BagState], failures: dict[str, str]) -> dict[str, BagSaid]:
-    said = {name: BagSaid(**asdict(state)) for name, state in states.items()}
+def _said(states: dict[str, BagState], failures: dict[str, str]) -> dict[str, BagProgress]:
+    said = {name: BagProgress(**asdict(state)) for name, state in states.items()}
     for name, reason in failures.items():
-        said[name] = said.get(name, BagSaid()).model_copy(update={"failed": reason})
+        said[name] = said.get(name, BagProgress()).model_copy(update={"failed": reason})
     return said
 
 
@@ -240,7 +238,7 @@ def _fit(job: BagJob) -> str | None:
         # rewrites in place; our checkpoints are complete or invisible instead.
         run_config=RunConfig(
             name=f"{job.name}-{uuid.uuid4().hex[:8]}",
-            storage_path=storage.join(job.recipe.root, RAY_TRAIN),
+            storage_path=Layout(job.recipe.root).ray_train,
             failure_config=FailureConfig(max_failures=execution.max_failures),
         ),
     )

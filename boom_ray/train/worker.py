@@ -16,13 +16,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from boom_ray import artifacts, storage
-from boom_ray.artifacts import checkpoints, staging
+from boom_ray.artifacts import ModelRecord, checkpoints, staging
 from boom_ray.artifacts.checkpoints import Saver
-from boom_ray.artifacts.record import Record
+from boom_ray.artifacts.contents import ModelConfig, ModelMetrics, TrainingConfig, TrainingMetrics
 from boom_ray.errors import BoomError
 from boom_ray.model import card, directory
 from boom_ray.model.encoder import DTYPES, Encoder, chunk_by_tokens
-from boom_ray.recipe import identity
 from boom_ray.train import deepspeed, lora
 from boom_ray.train.board import BagState
 from boom_ray.train.check import check_batches, mean_reciprocal_rank
@@ -224,7 +223,7 @@ class BagTraining:
         return {"num_ranks": self.num_ranks, "zero_stage": self.train.execution.zero_stage}
 
     def _save(self, state: dict[str, Any]) -> None:
-        local = self.saver.room()
+        local = self.saver.directory()
         deepspeed.save_state(self.engine, local)
         if self.rank == 0:
             self.journal.write_to(local)
@@ -312,7 +311,7 @@ def write_model(
     weights: dict[str, Tensor],
     state: dict[str, Any],
     stage: staging.Stage,
-) -> Record:
+) -> ModelRecord:
     """Fill a stage with the trained model and commit it."""
     recipe = job.recipe
     base = storage.local_directory(recipe.base_model.path)
@@ -321,15 +320,19 @@ def write_model(
         encoder.spec.max_length, max(recipe.train.query_max_length, recipe.train.passage_max_length)
     )
     directory.save(encoder, stage.local, base, prompts, max_length, weights, recipe.train.matryoshka)
-    record = Record(
-        kind="model",
+    record = ModelRecord(
         name=recipe.name,
         version=job.name,
         fingerprint=job.fingerprint,
-        config={"rows": job.rows, "ratio": recipe.bags.ratios[job.index], **identity(recipe.train)},
+        config=ModelConfig(
+            rows=job.rows,
+            training=TrainingConfig(ratio=recipe.bags.ratios[job.index], settings=recipe.train),
+        ),
         seed=recipe.train.seed,
         parents=job.parents,
-        metrics={key: state[key] for key in ("step", "loss", "tokens", "seconds", "check", "num_ranks")},
+        metrics=ModelMetrics(
+            training=TrainingMetrics(**{key: state[key] for key in TrainingMetrics.model_fields})
+        ),
         times={"train": (state["started"], time.time())},
         job=job.submission_id,
     )

@@ -9,13 +9,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from boom_ray import artifacts
-from boom_ray.artifacts import staging
-from boom_ray.artifacts.record import Record
+from boom_ray.artifacts import ModelRecord, staging
 from boom_ray.errors import BoomError
 
 
 def record(**fields):
-    return Record(kind="model", name="n", version="v", fingerprint="f", **fields)
+    return ModelRecord(name="n", version="v", fingerprint="f", **fields)
 
 
 def publish(target):

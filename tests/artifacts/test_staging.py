@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from boom_ray import artifacts, storage
-from boom_ray.artifacts import staging
+from boom_ray.artifacts import ModelRecord, staging
 from boom_ray.artifacts.record import MARKER, Record
 from boom_ray.errors import BoomError
 from boom_ray.runtime import processes
@@ -31,7 +31,7 @@ def bucket(tmp_path_factory) -> Iterator[str]:
 
 
 def record() -> Record:
-    return Record(kind="model", name="n", version="v", fingerprint="f")
+    return ModelRecord(name="n", version="v", fingerprint="f")
 
 
 def fill(stage: staging.Stage, text: str) -> None:

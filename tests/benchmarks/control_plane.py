@@ -90,7 +90,7 @@ def main(bags: int, nodes: int, real: bool) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from boom_ray.pipeline import run as pipeline
+    from boom_ray.pipeline.training import train
     from boom_ray.runtime.cluster import connect
     from boom_ray.train import bagging
 
@@ -114,7 +114,7 @@ def main(bags: int, nodes: int, real: bool) -> None:
         bagging._fit = timed
         if not real:
             bagging._train_bag = one_step
-        pipeline.train(prepared)
+        train(prepared)
         print(json.dumps(summary(prepared.root, ended, lasted, real)), flush=True)
         ray.shutdown()
         cluster.shutdown()

@@ -111,7 +111,7 @@ def ours(model: str, source: str, target: str, *options: str) -> dict[str, float
 
     record = artifacts.read_record(target)
     assert record is not None
-    made = record.metrics | {"peak_mib": peak[0] / 2**20, "tokens": record.config["tokens"]}
+    made = record.metrics.model_dump() | {"peak_mib": peak[0] / 2**20, "tokens": record.config.tokens}
     return made | {"seconds": made["span"] + made["read"]}
 
 

@@ -46,8 +46,7 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3Model
 
 from boom_ray import artifacts
-from boom_ray.artifacts import staging
-from boom_ray.artifacts.record import Record
+from boom_ray.artifacts import ModelRecord, staging
 from boom_ray.artifacts.staging import Stage
 from boom_ray.merge.writer import ShardWriter
 
@@ -213,7 +212,7 @@ def _publish(stage: Stage, writer: ShardWriter, shape: Shape) -> None:
     os.makedirs(os.path.join(stage.local, "1_Pooling"))
     with open(os.path.join(stage.local, "1_Pooling", "config.json"), "w", encoding="utf-8") as file:
         json.dump({"word_embedding_dimension": shape.hidden, "pooling_mode_lasttoken": True}, file)
-    stage.commit(Record(kind="model", name="benchmark", version="v0001", fingerprint="0"))
+    stage.commit(ModelRecord(name="benchmark", version="v0001", fingerprint="0"))
 
 
 def linked(models: list[str], count: int) -> list[str]:

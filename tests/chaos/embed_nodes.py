@@ -36,7 +36,7 @@ def main() -> None:
     ray.init(address=cluster.address, log_to_driver=False)
     threading.Thread(target=take_away, args=(cluster, target), daemon=True).start()
     record = embed(model, source, target, Options(num_workers=2, chunk_tokens=1))
-    print("ROWS", record.config["rows"], flush=True)
+    print("ROWS", record.config.rows, flush=True)
     ray.shutdown()
     cluster.shutdown()
 

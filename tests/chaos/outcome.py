@@ -13,11 +13,10 @@ import pyarrow.parquet as pq
 
 from boom_ray import artifacts, storage
 from boom_ray.errors import BoomError
-from boom_ray.runs.heartbeat import DRIVERS
 
 KEPT = ("run.json", "recipe.json", "evaluation.json", "update.json")  # beside the artifacts
 MOST_APART = 1e-6  # of numbers of embeddings: their sums depend on an encoder's threads
-KEPT_BELOW = re.compile(rf"/(evaluation|{DRIVERS})/")
+KEPT_BELOW = re.compile(r"/(evaluation|drivers)/")
 
 
 @dataclass

@@ -14,9 +14,9 @@ import ray
 import yaml
 
 from boom_ray import artifacts, recipe_file
-from boom_ray.pipeline import run as pipeline
-from boom_ray.pipeline.update.request import Request, read_tasks
-from boom_ray.pipeline.update.run import update
+from boom_ray.pipeline.run import run
+from boom_ray.pipeline.update.make import update
+from boom_ray.runs.updates import UpdateRequest, read_tasks
 from tests import texts
 from tests.conftest import recipe_values
 
@@ -26,18 +26,20 @@ Seen = Callable[[], object]
 
 
 @pytest.fixture
-def command(qwen3, corpus_files, beir, tmp_path) -> tuple[list[str], Request]:
+def command(qwen3, corpus_files, beir, tmp_path) -> tuple[list[str], UpdateRequest]:
     """A published v0001 under `runs`, a copy under `unharmed`, and an update of it, to run or to call."""
     values = recipe_values(qwen3, corpus_files, beir, f"{tmp_path}/runs") | {"bags": {"ratios": [40, 60]}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
-    pipeline.run(recipe_file.load(f"{tmp_path}/recipe.yaml"))
+    run(recipe_file.load(f"{tmp_path}/recipe.yaml"))
     shutil.copytree(tmp_path / "runs", tmp_path / "unharmed")
     pairs = list(texts.functions("http"))
     rows = [{"query": text, "pos": [code]} for text, code in pairs[:24]]
     texts.write_jsonl(f"{tmp_path}/http.jsonl", rows)
     texts.write_beir(f"{tmp_path}/new/http", pairs[24:44])
     arguments = ["update", f"{tmp_path}/recipe.yaml", "--new-data", f"{tmp_path}/http.jsonl"]
-    request = Request("v0001", read_tasks(f"{tmp_path}/http.jsonl"), new_evaluation=f"{tmp_path}/new")
+    request = UpdateRequest(
+        parent="v0001", tasks=read_tasks(f"{tmp_path}/http.jsonl"), new_evaluation=f"{tmp_path}/new"
+    )
     return [*arguments, "--new-evaluation", f"{tmp_path}/new"], request
 
 

@@ -13,7 +13,7 @@ from ray.cluster_utils import Cluster
 
 from boom_ray import recipe_file
 from boom_ray.artifacts import checkpoints
-from boom_ray.pipeline import run as pipeline
+from boom_ray.pipeline.training import train
 
 
 def take_away(cluster: Cluster, root: str) -> None:
@@ -34,7 +34,7 @@ def main() -> None:
         cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address, log_to_driver=False)
     threading.Thread(target=take_away, args=(cluster, loaded.root), daemon=True).start()
-    for uri in pipeline.train(loaded):
+    for uri in train(loaded):
         print("MODEL", uri, flush=True)
     ray.shutdown()
     cluster.shutdown()

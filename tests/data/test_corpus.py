@@ -42,7 +42,7 @@ def test_a_bad_row_is_quarantined_with_place_and_reason(tmp_path, line, reason):
     path = tmp_path / "t.jsonl"
     path.write_bytes(json.dumps(GOOD).encode() + b"\n" + line + b"\n")
     record = prepare(tmp_path, path, max_bad_fraction=0.5)
-    assert (record.config["tasks"]["t"]["rows"], record.config["tasks"]["t"]["quarantined"]) == (1, 1)
+    assert (record.config.tasks["t"].rows, record.config.tasks["t"].quarantined) == (1, 1)
     entry = json.loads((tmp_path / "out" / "quarantine.jsonl").read_text())
     assert entry["place"] == f"{path}:2" and reason in entry["reason"]
     artifacts.verify(str(tmp_path / "out"))
@@ -61,8 +61,8 @@ def test_negatives_that_repeat_or_are_right_are_dropped_and_repeated_rows_counte
     path = tmp_path / "t.jsonl"
     row = {"query": "q", "pos": ["p"], "neg": ["n", "p", "n"], "neg_scores": [0.1, 0.9, 0.2]}
     path.write_text(f"{json.dumps(row)}\n{json.dumps(row)}\n")
-    counts = prepare(tmp_path, path).config["tasks"]["t"]
-    assert (counts["rows"], counts["duplicates"], counts["dropped_negatives"]) == (1, 1, 2)
+    counts = prepare(tmp_path, path).config.tasks["t"]
+    assert (counts.rows, counts.duplicates, counts.dropped_negatives) == (1, 1, 2)
     stored = corpus.load_task(str(tmp_path / "out"), "t")[0]
     assert stored["neg"] == ["n"] and stored["neg_scores"] == pytest.approx([0.1])
 

@@ -101,9 +101,9 @@ def test_the_record_names_what_the_vectors_were_made_from(model, embedded, mixed
     record, parent = artifacts.read_record(embedded), artifacts.read_record(model)
     assert record.kind == "embeddings"
     assert record.parents == [parent.as_parent()]
-    assert record.config["model"] == parent.digest
-    assert record.config["rows"] == len(mixed)
-    assert record.config["dimensions"] == read(embedded).schema.field("embedding").type.list_size
+    assert record.config.model == parent.digest
+    assert record.config.rows == len(mixed)
+    assert record.config.dimensions == read(embedded).schema.field("embedding").type.list_size
     assert sorted(os.listdir(os.path.dirname(embedded))) == ["in.jsonl", "out"]
 
 
@@ -123,7 +123,7 @@ def test_parquet_files_are_embedded_with_a_prompt_by_several_workers(published_q
     prompt = encoder.spec.prompts["query"]
     assert cosines(vectors(table), encoder.encode(mixed, prompt)).min() >= 0.99999
     assert cosines(vectors(table), encoder.encode(mixed)).min() < 0.999
-    assert (record.config["prompt_name"], record.config["prompt"]) == ("query", prompt)
+    assert (record.config.prompt_name, record.config.prompt) == ("query", prompt)
 
 
 def refused(model: str, source: str, tmp_path, **options) -> str:
@@ -261,7 +261,7 @@ def test_columns_are_carried_along_rows_are_filtered_and_limited(corpus, publish
     record = embed(published_qwen3, corpus, str(tmp_path / "out"), options)
     table = read(str(tmp_path / "out"))
     expected = [i for i in range(400) if i % 4 and (i % 5 > 2 or i % 5 == 0)][:70]
-    assert table["id"].to_pylist() == expected and record.config["rows"] == 70
+    assert table["id"].to_pylist() == expected and record.config.rows == 70
     assert table["stars"].to_pylist() == [i % 5 for i in expected] and set(table["lang"].to_pylist()) == {
         "en"
     }
@@ -294,9 +294,9 @@ def test_shorter_and_smaller_vectors(corpus, published_qwen3, whole, tmp_path):
     for dtype in ("float16", "int8", "binary"):
         record = embed(published_qwen3, corpus, str(tmp_path / dtype), Options(dimensions=16, dtype=dtype))
         made[dtype] = vectors(read(str(tmp_path / dtype)))
-        assert record.config["dimensions"] == 16 and record.config["dtype"] == dtype
+        assert record.config.dimensions == 16 and record.config.dtype == dtype
         if dtype == "int8":
-            low, high = (np.array(record.config[key], np.float32) for key in ("low", "high"))
+            low, high = (np.array(getattr(record.config, key), np.float32) for key in ("low", "high"))
             restored = restore(made[dtype], low, high)
     assert (
         made["float16"].dtype == np.float16 and cosines(made["float16"].astype(np.float32), cut).min() > 0.999
@@ -338,7 +338,7 @@ def test_only_new_and_changed_rows_since_an_output(
     options = Options(since=(whole,))
     record = embed(published_qwen3, str(tmp_path / "later.parquet"), str(tmp_path / "out"), options)
     assert read(str(tmp_path / "out"))["id"].to_pylist() == [7, 1000]
-    assert (record.config["unchanged"], record.config["gone"]) == (398, 1)
+    assert (record.config.unchanged, record.config.gone) == (398, 1)
     assert json.loads((tmp_path / "out" / "gone.json").read_text()) == [9]
     message = refused(published_minilm, str(tmp_path / "later.parquet"), tmp_path, since=(whole,))
     assert "another model" in message and "all rows must be embedded again" in message
@@ -409,10 +409,10 @@ def test_a_long_run_measures_first_and_remembers(corpus, published_minilm, tmp_p
     record = embed(published_minilm, source, str(tmp_path / "out"), Options(chunk_tokens=512))
     table = read(str(tmp_path / "out"))
     whole = directory.load_encoder(published_minilm).encode([row["text"] for row in rows])
-    assert record.config["precision"] in ("float32", "bfloat16")
+    assert record.config.precision in ("float32", "bfloat16")
     assert table["id"].to_pylist() == list(range(1100)) and cosines(vectors(table), whole).min() >= 0.9999
     short = embed(published_minilm, source, str(tmp_path / "bf16"), Options(limit=64, precision="bfloat16"))
-    assert short.config["precision"] == "bfloat16"
+    assert short.config.precision == "bfloat16"
     assert 0.998 < cosines(vectors(read(str(tmp_path / "bf16"))), whole[:64]).min() < 1
 
 

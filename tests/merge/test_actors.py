@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from boom_ray import artifacts
-from boom_ray.artifacts import staging
+from boom_ray.artifacts import ModelRecord, staging
+from boom_ray.artifacts.contents import ModelConfig
 from boom_ray.errors import BoomError
 from boom_ray.merge.actors import MergeSpec
-from boom_ray.merge.run import merge_models
 from boom_ray.model import directory
+from boom_ray.pipeline.publish import merge_models
 from tests.merge.oracle import FLOOR, textbook
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -37,8 +38,9 @@ def variant(source: str, target: str, seed: int, dtype: torch.dtype = torch.floa
             for name, tensor in load_file(os.path.join(source, "model.safetensors")).items()
         }
         save_file(moved, os.path.join(stage.local, "model.safetensors"), {"format": "pt"})
-        fields = {"kind": "model", "name": "m", "version": str(seed), "fingerprint": "f"}
-        stage.commit(artifacts.Record(**fields, config={"rows": rows}))
+        config = ModelConfig(rows=rows)
+        record = ModelRecord(name="m", version=str(seed), fingerprint="f", config=config)
+        stage.commit(record)
     return target
 
 
@@ -69,7 +71,7 @@ def test_merged_tensors_are_those_of_the_textbook(method, space, dtype, models, 
     base = qwen3 if space == "deltas" else None
     spec = MergeSpec(method, space, [1, 2, 3], dtype)
     record = merge(models, str(tmp_path / "out"), base, spec)
-    assert record == artifacts.verify(str(tmp_path / "out")) and record.config["weights"] == pytest.approx(
+    assert record == artifacts.verify(str(tmp_path / "out")) and record.config.merge.weights == pytest.approx(
         [1 / 6, 1 / 3, 1 / 2]
     )
     inputs, merged = [tensors_of(model) for model in models], tensors_of(str(tmp_path / "out"))
@@ -108,7 +110,7 @@ def test_many_workers_and_files_give_the_same_tensors_as_one(models, qwen3, tmp_
 
 def test_weights_by_size_are_the_rows_behind_each_model(models, tmp_path):
     record = merge(models, str(tmp_path / "out"), None, MergeSpec(space="weights", weights="size"))
-    assert record.config["weights"] == pytest.approx([1 / 6, 1 / 3, 1 / 2])
+    assert record.config.merge.weights == pytest.approx([1 / 6, 1 / 3, 1 / 2])
 
 
 def edit(model: str, target: str, change) -> str:

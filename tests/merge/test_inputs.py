@@ -18,9 +18,9 @@ from boom_ray.errors import BoomError
 from boom_ray.merge.actors import MergeSpec
 from boom_ray.merge.methods import Options
 from boom_ray.merge.pool import Pool
-from boom_ray.merge.run import merge_models
 from boom_ray.merge.writer import ShardWriter
 from boom_ray.model import directory
+from boom_ray.pipeline.publish import merge_models
 from tests.merge.oracle import textbook
 from tests.merge.test_actors import edit, refused, tensors_of, variant
 
@@ -246,10 +246,10 @@ def test_settings_that_make_no_merge_are_refused(spec, part, models, published_q
 def test_the_record_says_how_and_the_coefficients_range(models, published_qwen3, tmp_path):
     spec = MergeSpec("karcher", "deltas", [3, 1], "float32", options=Options(iterations=1))
     record, merged = merge_models(models, str(tmp_path / "out"), published_qwen3, spec)
-    assert record.config["method"] == "karcher" and record.config["iterations"] == 1
-    assert record.config["weights"] == [0.75, 0.25] and record.config["space"] == "deltas"
+    assert record.config.merge.method == "karcher" and record.config.merge.iterations == 1
+    assert record.config.merge.weights == [0.75, 0.25] and record.config.merge.space == "deltas"
     assert [parent.digest for parent in record.parents] == [artifacts.read_record(m).digest for m in models]
-    for least, mean, most in record.config["coefficients"]:
+    for least, mean, most in record.config.merge.coefficients:
         assert 0 < least <= mean <= most < 2
     assert merged.products.keys() == record.tensors.keys()
     assert load_file(str(tmp_path / "out" / "model.safetensors")).keys() == record.tensors.keys()

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from boom_ray import artifacts, storage
 from boom_ray.artifacts.tensors import create_file, header
 from boom_ray.merge.actors import MergeSpec
-from boom_ray.merge.run import merge_models
+from boom_ray.pipeline.publish import merge_models
 from tests.merge.test_actors import variant
 from tests.object_store import s3_server
 

@@ -58,10 +58,10 @@ def test_a_search_publishes_its_best_and_keeps_all_scores(models, published_qwen
     run = CliRunner().invoke(main, [*arguments, "--search", "--data", beir, "--trials", "4"])
     assert run.exit_code == 0, run.output
     record = artifacts.verify(target)
-    scores = record.metrics["search"]
+    scores = record.metrics.search.scores
     assert list(scores)[:4] == ["multislerp-equal", "karcher-equal", "linear-equal", "multislerp-more-1"]
-    assert len(scores) == 4 and scores[record.metrics["chosen"]] == max(scores.values())
-    assert f"best: {record.metrics['chosen']}" in run.output
+    assert len(scores) == 4 and scores[record.metrics.search.chosen] == max(scores.values())
+    assert f"best: {record.metrics.search.chosen}" in run.output
     assert [path.name for path in (tmp_path / "merged").iterdir()] == ["best"]
     again = CliRunner().invoke(main, [*arguments[:-4], "--out", str(tmp_path / "equal"), *arguments[-4:]])
     assert again.exit_code == 0, again.output

@@ -12,7 +12,8 @@ from boom_ray import artifacts, storage
 from boom_ray.cli import main
 from boom_ray.errors import BoomError
 from boom_ray.model import directory, self_test
-from boom_ray.pipeline import run as pipeline
+from boom_ray.pipeline.run import run
+from boom_ray.pipeline.training import train
 from boom_ray.recipe import identity
 from boom_ray.runs import status
 from tests import texts
@@ -28,25 +29,27 @@ def states(root: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("base", ["minilm", "qwen3"])
-def test_from_corpus_to_a_measured_model(base, make_recipe, request, capsys):
+def test_from_corpus_to_a_measured_model(base, make_recipe, request):
     recipe = make_recipe(request.getfixturevalue(base))
-    target = pipeline.run(recipe)
-    printed = capsys.readouterr().out
+    result = run(recipe)
+    target = result.model
 
     records = {name: artifacts.verify(f"{recipe.root}/models/{name}") for name in ("bag-1", "bag-2", "v0001")}
     merged = records["v0001"]
     assert [parent.digest for parent in merged.parents] == [records["bag-1"].digest, records["bag-2"].digest]
-    assert records["bag-1"].config["rows"] < records["bag-2"].config["rows"]
+    assert records["bag-1"].config.rows < records["bag-2"].config.rows
     assert records["bag-1"].digest != records["bag-2"].digest != merged.digest
     assert np.allclose(merged.self_test, self_test.of(target), atol=1e-5)
-    assert merged.config["method"] == "multislerp" and merged.config["space"] == "deltas"
+    assert merged.config.merge.method == "multislerp" and merged.config.merge.space == "deltas"
 
     results = json.loads(storage.read_bytes(f"{recipe.root}/evaluation.json"))
     assert list(results["evaluation"]) == ["base", "bag-1", "bag-2", "merged"]
     score = results["means"]["merged"]["all"]["ndcg@10"]
     with open(os.path.join(target, "README.md"), encoding="utf-8") as file:
         card = file.read()
-    assert f"{score:.3f}" in printed and f"{score:.3f}" in card and target in printed
+    assert f"{score:.3f}" in card and result.scores.means["merged"]["all"]["ndcg@10"] == score
+    assert result.scores.to_frame().loc["mean all", "merged"] == score
+    assert result.comparison == result.record.metrics.comparison is not None
 
     pieces = [text for pair in texts.functions("email") for text in pair][:20]
     ours = directory.load_encoder(target).encode(pieces)
@@ -56,7 +59,7 @@ def test_from_corpus_to_a_measured_model(base, make_recipe, request, capsys):
     assert np.abs(ours - unchanged).max() > 1e-4, "the merged model is not its base"
 
     before = states(recipe.root), merged
-    assert pipeline.run(recipe) == target
+    assert run(recipe).model == target
     assert before == (states(recipe.root), artifacts.verify(target)), "a second run makes nothing anew"
     told = CliRunner().invoke(main, ["status", recipe.root, "--json", f"{recipe.root}/status.json"])
     assert told.exit_code == 0 and f"evaluation: done: mean score {score:.3f}" in told.output
@@ -65,9 +68,7 @@ def test_from_corpus_to_a_measured_model(base, make_recipe, request, capsys):
     assert {part["state"] for part in found["making"]["v0001"]} == {"done"}
 
     with pytest.raises(BoomError) as caught:
-        pipeline.run(
-            make_recipe(request.getfixturevalue(base), merge={"method": "linear", "dtype": "float32"})
-        )
+        run(make_recipe(request.getfixturevalue(base), merge={"method": "linear", "dtype": "float32"}))
     assert "merge.method: multislerp there, linear in the recipe" in str(caught.value)
 
 
@@ -75,30 +76,30 @@ def test_from_corpus_to_a_measured_model(base, make_recipe, request, capsys):
 def test_nothing_begins_when_there_is_nothing_to_measure_on(make_recipe, qwen3, tmp_path):
     recipe = make_recipe(qwen3, evaluate={"data": str(tmp_path / "evla")})
     with pytest.raises(BoomError, match="evla: no tasks there"):
-        pipeline.run(recipe)
+        run(recipe)
     assert not os.path.exists(recipe.root)
 
 
 def test_one_bag_can_be_trained_alone_and_the_next_run_trains_the_other(make_recipe, qwen3):
     recipe = make_recipe(qwen3, evaluate={})
-    assert pipeline.train(recipe, only=1) == [f"{recipe.root}/models/bag-2"]
+    assert train(recipe, only=1) == [f"{recipe.root}/models/bag-2"]
     before = states(recipe.root)
     assert {name.split("/")[0] for name in before} == {"bag-2"}
-    pipeline.run(recipe)
+    run(recipe)
     assert before.items() <= states(recipe.root).items()
-    assert artifacts.verify(f"{recipe.root}/models/v0001").config["rows"] > 0
+    assert artifacts.verify(f"{recipe.root}/models/v0001").config.rows > 0
     assert identity(recipe.train).keys().isdisjoint({"execution"})
 
 
 def test_one_failing_bag_does_not_throw_the_others_away(make_recipe, qwen3):
     recipe = make_recipe(qwen3, evaluate={})
-    pipeline.train(recipe, only=0)
+    train(recipe, only=0)
     in_the_way = f"{recipe.root}/models/bag-2"
     os.makedirs(in_the_way)
     with open(f"{in_the_way}/precious", "w") as file:
         file.write("x")
     with pytest.raises(BoomError, match=r"bag-2: .*is in the way"):
-        pipeline.run(recipe)
+        run(recipe)
     artifacts.verify(f"{recipe.root}/models/bag-1")
     assert not os.path.exists(f"{recipe.root}/models/v0001")
     found = status.read(recipe.root)
@@ -108,5 +109,5 @@ def test_one_failing_bag_does_not_throw_the_others_away(make_recipe, qwen3):
     assert f"{in_the_way}: is in the way" in bags["bag-2"].detail
     os.remove(f"{in_the_way}/precious")
     os.rmdir(in_the_way)
-    pipeline.run(recipe)
+    run(recipe)
     artifacts.verify(f"{recipe.root}/models/v0001")

@@ -5,29 +5,28 @@ import math
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from pydantic import ValidationError
 
 from boom_ray import artifacts, recipe_file, storage
 from boom_ray.cli import main
 from boom_ray.errors import BoomError
 from boom_ray.model import self_test
-from boom_ray.pipeline import run as pipeline
 from boom_ray.pipeline.reproduce import reproduce
+from boom_ray.pipeline.run import run as run_pipeline
 from boom_ray.pipeline.update import measure
-from boom_ray.pipeline.update import request as requests
 from boom_ray.pipeline.update.cost import cost
-from boom_ray.pipeline.update.request import Request, parse_requirements, read_tasks
-from boom_ray.pipeline.update.run import update
-from boom_ray.recipe import Recipe
+from boom_ray.pipeline.update.make import update
+from boom_ray.recipe import Recipe, Task
 from boom_ray.report.collect import collect
 from boom_ray.report.render import page
-from boom_ray.runs import status, versions
+from boom_ray.runs import status, updates, versions
+from boom_ray.runs.updates import UpdateRequest, parse_requirements, read_tasks
 from tests import texts
 from tests.conftest import recipe_values
 from tests.pages import Reader
@@ -41,6 +40,10 @@ def new_rows(path: Any, package: str) -> str:
     return texts.write_jsonl(str(path), [{"query": text, "pos": [code]} for text, code in pairs])
 
 
+def wanted(parent: str | None, tasks: list[Task], **settings: Any) -> UpdateRequest:
+    return UpdateRequest(parent=parent, tasks=tasks, **settings)
+
+
 @pytest.fixture(scope="module")
 def run(qwen3, corpus_files, beir, tmp_path_factory) -> tuple[Recipe, str, str]:
     """A published v0001, new rows, and an evaluation of them."""
@@ -48,7 +51,7 @@ def run(qwen3, corpus_files, beir, tmp_path_factory) -> tuple[Recipe, str, str]:
     values = recipe_values(qwen3, corpus_files, beir, str(root / "runs")) | {"bags": {"ratios": [40, 60]}}
     (root / "recipe.yaml").write_text(yaml.safe_dump(values))
     loaded = recipe_file.load(str(root / "recipe.yaml"))
-    pipeline.run(loaded)
+    run_pipeline(loaded)
     evaluation = texts.write_beir(str(root / "new" / "http"), list(texts.functions("http"))[24:44])
     return loaded, new_rows(root / "http.jsonl", "http"), evaluation
 
@@ -57,11 +60,12 @@ def run(qwen3, corpus_files, beir, tmp_path_factory) -> tuple[Recipe, str, str]:
 def child(run) -> str:
     """Its child v0002."""
     recipe, rows, evaluation = run
-    return update(recipe, Request("v0001", read_tasks(rows), new_evaluation=evaluation))
+    request = wanted("v0001", read_tasks(rows), new_evaluation=evaluation)
+    return update(recipe, request).model
 
 
 def test_requirements_are_read_or_refused():
-    assert parse_requirements("old_mean >= -0.5%, new_mean >= +1%") == (("old_mean", -0.5), ("new_mean", 1.0))
+    assert parse_requirements("old_mean >= -0.5%, new_mean >= +1%") == {"old_mean": -0.5, "new_mean": 1.0}
     for text in ("old_mean > 1%", "mean >= 1%", "new_mean >= 1"):
         with pytest.raises(BoomError, match="expected old_mean"):
             parse_requirements(text)
@@ -84,16 +88,16 @@ def test_an_update_makes_a_child_that_names_its_parent_and_can_be_made_again(run
     parent, child = (artifacts.verify(f"{recipe.root}/models/{version}") for version in ("v0001", "v0002"))
     assert child_uri.endswith("v0002") and child.parents[0].digest == parent.digest != child.digest
     small = artifacts.verify(f"{recipe.root}/updates/v0002/models/bag-1")
-    assert child.config["rows"] == parent.config["rows"] + small.config["rows"]
-    sizes = artifacts.read_record(f"{recipe.root}/corpus").config["tasks"]
-    core = artifacts.read_record(f"{recipe.root}/core/v0001-40").config
-    assert core == {name: round(0.4 * counts["rows"]) for name, counts in sizes.items()}
-    assert small.config["rows"] == sum(core.values()) + 24
-    assert set(child.metrics["change"]) == {"old_mean", "new_mean"}
+    assert child.config.rows == parent.config.rows + small.config.rows
+    sizes = artifacts.read_record(f"{recipe.root}/corpus").config.tasks
+    core = artifacts.read_record(f"{recipe.root}/core/v0001-40").config.rows
+    assert core == {name: round(0.4 * counts.rows) for name, counts in sizes.items()}
+    assert small.config.rows == sum(core.values()) + 24
+    assert set(child.metrics.update.change) == {"old_mean", "new_mean"}
     assert child.self_test == pytest.approx(self_test.of(child_uri), abs=1e-5) != parent.self_test
 
-    request = Request("v0001", read_tasks(rows), new_evaluation=evaluation)
-    assert update(recipe, request) == child_uri, "the same request is the same child"
+    request = wanted("v0001", read_tasks(rows), new_evaluation=evaluation)
+    assert update(recipe, request).model == child_uri, "the same request is the same child"
     assert versions.current(recipe.root) == "v0002"
     os.rename(rows, f"{rows}.gone")
     try:
@@ -113,20 +117,21 @@ def test_pages_tell_of_a_run_and_of_its_update(run, child):
     recipe, _, _ = run
     records = {name: artifacts.verify(f"{recipe.root}/models/{name}") for name in ("v0001", "v0002")}
     first, second = (Reader(page(collect(recipe.root, version))) for version in records)
-    means = records["v0001"].metrics["means"]
+    means = records["v0001"].metrics.means
     for label in ("base", "merged"):
         assert f"{means[label]['all']['ndcg@10']:.3f}" in first.text
-    told, cost = records["v0002"].metrics, records["v0002"].metrics["cost"]
+    measured = records["v0002"].metrics.update
+    cost = measured.cost
     for kind in ("old", "new"):
-        for task, scores in told[kind]["child"].items():
-            others = [told[kind][label][task]["ndcg@10"] for label in ("parent", "update")]
+        for task, scores in measured.scores[kind]["child"].items():
+            others = [measured.scores[kind][label][task]["ndcg@10"] for label in ("parent", "update")]
             assert [task, *(f"{score:.3f}" for score in (*others, scores["ndcg@10"]))] in second.rows
-        difference = told["comparison"][kind]["means"]["all"]
-        assert f"{difference['ours']:.3f} against {difference['theirs']:.3f} on average" in second.text
-    again = f"{cost['all_steps']:,} steps, {cost['all_rows']:,} rows and about {cost['all_tokens']:,} tokens"
+        difference = measured.comparisons[kind].means["all"]
+        assert f"{difference.ours:.3f} against {difference.theirs:.3f} on average" in second.text
+    again = f"{cost.all_steps:,} steps, {cost.all_rows:,} rows and about {cost.all_tokens:,} tokens"
     assert again in second.text
     assert "24 new rows of 1 task (http)" in second.text
-    assert told["comparison"].keys() == {"old", "new"} and "tasks better than v0001" in second.text
+    assert measured.comparisons.keys() == {"old", "new"} and "tasks better than v0001" in second.text
     for reader, bars in ((first, ["bag-1", "bag-2"]), (second, ["update"])):
         labels = [row[0] for row in reader.rows]
         assert all(name in labels for name in ["corpus", *bars, "merge", "evaluate"])
@@ -135,15 +140,15 @@ def test_pages_tell_of_a_run_and_of_its_update(run, child):
 
 def test_a_request_without_a_parent_is_the_one_begun_or_one_of_the_current_version(run, child, tmp_path):
     recipe, rows, _ = run
-    assert update(recipe, Request(None, read_tasks(rows))) == child, "found though v0002 is current now"
+    assert update(recipe, wanted(None, read_tasks(rows))).model == child, "found though v0002 is current now"
     other = read_tasks(new_rows(tmp_path / "dom.jsonl", "xml/dom"))
     for request in (
-        Request("v0002", read_tasks(rows)),
-        Request(None, read_tasks(rows), method="linear"),
-        Request(None, read_tasks(rows), core_percent=30),
-        Request(None, other),
+        wanted("v0002", read_tasks(rows)),
+        wanted(None, read_tasks(rows), method="linear"),
+        wanted(None, read_tasks(rows), core_percent=30),
+        wanted(None, other),
     ):
-        assert requests.find(recipe, request) is None
+        assert updates.find(recipe, request) is None
 
 
 def test_requests_of_one_moment_get_versions_of_their_own(make_recipe, qwen3, corpus_files):
@@ -153,23 +158,24 @@ def test_requests_of_one_moment_get_versions_of_their_own(make_recipe, qwen3, co
 
     def begin(number: int) -> str:
         together.wait()
-        return requests.begin(recipe, Request("v0001", tasks, core_percent=10 + number))
+        return updates.begin(recipe, wanted("v0001", tasks, core_percent=10 + number))
 
     with ThreadPoolExecutor(8) as pool:
         taken = list(pool.map(begin, range(8)))
     assert sorted(taken) == [f"v{number:04d}" for number in range(2, 10)]
     for number, version in enumerate(taken):
-        request = Request(None, tasks, core_percent=10 + number)
-        assert requests.find(recipe, request) == (replace(request, parent="v0001"), version)
+        request = wanted(None, tasks, core_percent=10 + number)
+        assert updates.find(recipe, request) == (request.model_copy(update={"parent": "v0001"}), version)
 
 
 def test_what_came_with_earlier_updates_is_old_to_later_ones(run, child):
-    recipe, _, evaluation = run
-    first = measure.tasks_of(recipe, Request("v0001", [], new_evaluation=evaluation))
+    recipe, rows, evaluation = run
+    tasks = read_tasks(rows)
+    first = measure.task_sets(recipe, wanted("v0001", tasks, new_evaluation=evaluation))
     assert first == {"old": {recipe.evaluate.data: ""}, "new": {evaluation: ""}}
-    later = measure.tasks_of(recipe, Request("v0002", []))
+    later = measure.task_sets(recipe, wanted("v0002", tasks))
     assert later == {"old": {recipe.evaluate.data: "", evaluation: "v0002/"}}
-    again = measure.tasks_of(recipe, Request("v0002", [], new_evaluation=evaluation))
+    again = measure.task_sets(recipe, wanted("v0002", tasks, new_evaluation=evaluation))
     assert again == first, "what is new once more is not old as well"
 
 
@@ -180,16 +186,45 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(run, child, tmp_pa
     other_merge = recipe.model_copy(update={"merge": recipe.merge.model_copy(update={"space": "weights"})})
     more = recipe.data.model_copy(update={"tasks": [*recipe.data.tasks, *tasks]})
     refusals = [
-        (recipe, Request("v0007", tasks), "no such version"),
-        (recipe, Request("v0002", read_tasks(rows), core_percent=30), "a task http behind v0002 already"),
-        (recipe, Request("v0001", tasks, new_evaluation=f"{tmp_path}/none"), "no tasks there"),
-        (recipe, Request("v0001", tasks, requirements=(("new_mean", 1.0),)), "Give --new-evaluation"),
-        (no_old, Request("v0001", tasks, requirements=(("old_mean", 1.0),)), "evaluate.data in the recipe"),
-        (recipe, Request("v0001", tasks, method="slerp", flat=True), "slerp merges 2 models; got 3"),
-        (recipe, Request("v0001", tasks, method="mean"), "no merge method 'mean'"),
-        (other_merge, Request("v0001", tasks), "merge.space: deltas there, weights in the recipe"),
-        (recipe.model_copy(update={"data": more}), Request("v0001", tasks), "data.tasks dom: None there"),
+        (recipe, wanted("v0007", tasks), "no such version"),
+        (
+            recipe,
+            wanted("v0002", read_tasks(rows), core_percent=30),
+            "v0002 already has a task http",
+        ),
+        (
+            recipe,
+            wanted("v0001", tasks, new_evaluation=f"{tmp_path}/none"),
+            "no tasks there",
+        ),
+        (
+            recipe,
+            wanted("v0001", tasks, requirements={"new_mean": 1.0}),
+            "Set new_evaluation",
+        ),
+        (
+            no_old,
+            wanted("v0001", tasks, requirements={"old_mean": 1.0}),
+            "evaluate.data in the recipe",
+        ),
+        (
+            recipe,
+            wanted("v0001", tasks, method="slerp", flat=True),
+            "slerp merges 2 models; got 3",
+        ),
+        (
+            other_merge,
+            wanted("v0001", tasks),
+            "merge.space: deltas in the run, weights in the recipe",
+        ),
+        (
+            recipe.model_copy(update={"data": more}),
+            wanted("v0001", tasks),
+            "data.tasks dom: None in the run",
+        ),
     ]
+    with pytest.raises(ValidationError, match="method"):
+        wanted("v0001", tasks, method="mean")
     before = sorted(os.listdir(f"{recipe.root}/updates"))
     for used, request, message in refusals:
         with pytest.raises(BoomError, match=message):
@@ -201,7 +236,7 @@ def test_the_cost_of_all_bags_is_told_in_tokens_of_the_steps_that_were_made(run,
     recipe, _, _ = run
     trained = f"{recipe.root}/updates/v0002/models/bag-1"
     spent, record = cost(recipe, "v0002", trained), artifacts.read_record(trained)
-    assert (spent.rows, spent.steps) == (record.config["rows"], record.metrics["step"])
+    assert (spent.rows, spent.steps) == (record.config.rows, record.metrics.training.step)
     with open(f"{trained}/metrics.jsonl", encoding="utf-8") as file:
         steps = [json.loads(line) for line in file]
     assert spent.tokens == sum(step["tokens"] for step in steps)
@@ -215,7 +250,7 @@ def test_the_cost_of_all_bags_is_told_in_tokens_of_the_steps_that_were_made(run,
 
 def corpus_sizes(recipe: Recipe) -> dict[str, int]:
     record = artifacts.read_record(f"{recipe.root}/corpus")
-    return {name: counts["rows"] for name, counts in record.config["tasks"].items()}
+    return {name: counts.rows for name, counts in record.config.tasks.items()}
 
 
 def test_a_run_stands_for_its_current_version(run, child):
@@ -235,9 +270,9 @@ def test_a_child_that_is_worse_than_required_is_not_published(run, child, tmp_pa
         {"sentence1": one, "sentence2": pairs[n % 3][1], "score": n} for n, (one, _) in enumerate(pairs)
     ]
     texts.write_jsonl(f"{evaluation}/likeness/test.jsonl", likeness)
-    request = Request(
-        "v0001",
-        read_tasks(rows),
+    request = UpdateRequest(
+        parent="v0001",
+        tasks=read_tasks(rows),
         new_evaluation=evaluation,
         requirements=parse_requirements("new_mean >= 500%"),
     )
@@ -272,8 +307,8 @@ def test_versions_are_listed_compared_drawn_and_rolled_back(run, child):
     different = boom_ray("models", "diff", f"{recipe.root}/models/v0001", child)
     assert "config.rows: " in different and "parents: " in different
     scores = [
-        artifacts.verify(f"{recipe.root}/models/v0001").metrics["evaluation"]["merged"],
-        artifacts.verify(child).metrics["old"]["child"],
+        artifacts.verify(f"{recipe.root}/models/v0001").metrics.evaluation["merged"],
+        artifacts.verify(child).metrics.update.scores["old"]["child"],
     ]
     before, after = (found["in_domain/email"]["ndcg@10"] for found in scores)
     assert f"score in_domain/email: {before:.4f} -> {after:.4f}" in different or before == after
@@ -281,9 +316,9 @@ def test_versions_are_listed_compared_drawn_and_rolled_back(run, child):
     assert versions.current(recipe.root) == "v0001"
     assert json.loads(storage.read_bytes(f"{recipe.root}/current.json"))["version"] == "v0001"
     nothing = CliRunner().invoke(main, ["models", f"{recipe.root}/models"])
-    assert nothing.exit_code == 1 and "no run there, and none below it" in nothing.output
+    assert nothing.exit_code == 1 and "no run here or directly below" in nothing.output
     refused = CliRunner().invoke(main, ["models", "rollback", recipe.root, "v0009"])
-    assert refused.exit_code == 1 and "no version v0009; there are v0001, v0002" in refused.output
+    assert refused.exit_code == 1 and "no version v0009; versions: v0001, v0002" in refused.output
 
 
 @pytest.mark.slow
@@ -291,20 +326,21 @@ def test_versions_are_listed_compared_drawn_and_rolled_back(run, child):
 def test_updates_in_a_chain_flat_or_by_mass(run, tmp_path, how):
     recipe, rows, _ = run
     recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"data": None})})
-    first = update(recipe, Request("v0001", read_tasks(rows), core_percent=50, **how))
-    later = Request(storage.name_of(first), read_tasks(new_rows(tmp_path / "xml.jsonl", "xml/dom")), **how)
-    made = update(recipe, later)
+    first = update(recipe, wanted("v0001", read_tasks(rows), core_percent=50, **how))
+    new = read_tasks(new_rows(tmp_path / "xml.jsonl", "xml/dom"))
+    later = UpdateRequest(parent=storage.name_of(first.model), tasks=new, **how)
+    made = update(recipe, later).model
     record = artifacts.verify(made)
-    core = artifacts.read_record(f"{recipe.root}/core/{later.parent}-40").config
+    core = artifacts.read_record(f"{recipe.root}/core/{later.parent}-40").config.rows
     assert set(core) == {"docstring-to-code", "docstring-to-package", "http"}
-    assert record.config["leaves"] == [
+    assert record.config.update.leaves == [
         "models/bag-1",
         "models/bag-2",
         *(f"updates/{version}/models/bag-1" for version in (later.parent, record.version)),
     ]
     assert len(record.parents) == (4 if how.get("flat") else 2)
     if how.get("weights") == "mass":
-        assert record.config["weights"][0] > record.config["weights"][1]
+        assert record.config.merge.weights[0] > record.config.merge.weights[1]
     os.remove(tmp_path / "xml.jsonl")
     original, again = reproduce(made, str(tmp_path / "again"))
     assert original.digest == again.digest

@@ -14,8 +14,15 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from boom_ray import artifacts, storage
-from boom_ray.artifacts import staging
-from boom_ray.artifacts.record import Record
+from boom_ray.artifacts import ModelRecord, staging
+from boom_ray.artifacts.contents import (
+    MergeConfig,
+    ModelConfig,
+    ModelMetrics,
+    SelfCheck,
+    TrainingConfig,
+    TrainingMetrics,
+)
 from boom_ray.cli import main
 from boom_ray.data import bags, corpus
 from boom_ray.errors import BoomError
@@ -25,7 +32,7 @@ from boom_ray.evaluation.measure import Measurement
 from boom_ray.merge import distances, gram
 from boom_ray.merge.actors import MergeSpec
 from boom_ray.merge.run import coefficients_of
-from boom_ray.recipe import Bags, BaseModelSource, Data, Evaluate, Recipe, Task, identity
+from boom_ray.recipe import Bags, BaseModelSource, Data, Evaluate, Recipe, Task
 from boom_ray.report.collect import collect
 from boom_ray.report.render import page, write
 from boom_ray.report.schedule import timeline
@@ -104,18 +111,24 @@ class Storage:
                     shares = (900.0, 0.1, 0.2, 0.9, 0.3)
                     line = StepMetrics(step + 1, ended, "task-0", loss, 900, 1.0, 1e-5, *shares)
                     file.write(json.dumps(asdict(line)) + "\n")
-            config = {"ratio": self.recipe.bags.ratios[index], **identity(self.recipe.train)}
-            metrics = {"step": steps, "loss": 0.4, "tokens": 900 * steps, "seconds": 1.0 * steps}
+            training = TrainingConfig(ratio=self.recipe.bags.ratios[index], settings=self.recipe.train)
+            metrics = TrainingMetrics(
+                step=steps,
+                loss=0.4,
+                tokens=900 * steps,
+                seconds=1.0 * steps,
+                check=SelfCheck(before=0.5, after=0.8),
+                num_ranks=1 + index % 2,
+            )
             stage.commit(
-                Record(
-                    kind="model",
+                ModelRecord(
                     name=self.recipe.name,
                     version=self.names[index],
                     fingerprint="0",
-                    config={"rows": self.bags.config["rows"][index], **config},
+                    config=ModelConfig(rows=self.bags.config.rows[index], training=training),
                     seed=self.recipe.train.seed,
                     parents=[self.parent, self.corpus.as_parent(), self.bags.as_parent()],
-                    metrics={**metrics, "check": {"before": 0.5, "after": 0.8}, "num_ranks": 1 + index % 2},
+                    metrics=ModelMetrics(training=metrics),
                     times={"train": (start, start + 15 + steps + pauses[-1])},
                 )
             )
@@ -124,7 +137,7 @@ class Storage:
         """The tensors of a bag's model."""
         return load_file(f"{self.root}/models/{name}/model.safetensors")
 
-    def merge(self, measured: bool = True, like: str | None = None) -> Record:
+    def merge(self, measured: bool = True, like: str | None = None) -> ModelRecord:
         """Publish the merged model, with angles of its parts, or with the content of one of them."""
         pieces, number = [self.weights(name) for name in self.names], len(self.names)
         weights, spec = [1 / number] * number, MergeSpec("multislerp", "deltas", "equal", "float32")
@@ -136,31 +149,36 @@ class Storage:
         found = np.array([coefficients_of(spec, weights, sums) for sums in products.values()])
         ranges = np.stack([found.min(0), found.mean(0), found.max(0)], axis=1).tolist()
         merged = self.weights(like) if like else {k: sum(p[k] for p in pieces) / number for k in self.base}
+        config = MergeConfig(
+            method="multislerp",
+            space="deltas",
+            weights=weights,
+            dtype="float32",
+            scale=1.0,
+            iterations=10,
+            density=0.5,
+            seed=0,
+            coefficients=ranges,
+        )
         models = [artifacts.read_record(f"{self.root}/models/{name}") for name in self.names]
         with staging.staged(f"{self.root}/models/v0001") as stage:
             save_file(merged, os.path.join(stage.local, "model.safetensors"), {"format": "pt"})
             distances.write_summary(self.names, "deltas", products, stage.local)
             moments = [self.start + 900, self.start + 930, self.start + 1100]
             return stage.commit(
-                Record(
-                    kind="model",
+                ModelRecord(
                     name=self.recipe.name,
                     version="v0001",
                     fingerprint="0",
-                    config={
-                        "method": "multislerp",
-                        "space": "deltas",
-                        "weights": weights,
-                        "coefficients": ranges,
-                    },
+                    config=ModelConfig(merge=config),
                     seed=self.recipe.train.seed,
                     parents=[model.as_parent() for model in models if model],
-                    metrics=self._metrics() if measured else {},
+                    metrics=self._metrics() if measured else ModelMetrics(),
                     times={"merge": (moments[0], moments[1]), "evaluate": (moments[1], moments[2])},
                 )
             )
 
-    def _metrics(self) -> dict[str, Any]:
+    def _metrics(self) -> ModelMetrics:
         """Scores of 30 queries a task: better the more a model was trained, but on one task worse."""
         labels = ["base", *self.names, "merged"]
         measured: dict[str, dict[str, Measurement]] = {label: {} for label in [*labels, "baseline"]}
@@ -171,11 +189,11 @@ class Storage:
                 measured[label][task] = self._measurement(task, queries + shift)
             measured["baseline"][task] = self._measurement(task, queries + 0.15)
         ours, base, full = ({label: measured[label]} for label in ("merged", "base", "baseline"))
-        content = asdict(compare.compare(ours | full))
-        storage.write_bytes(f"{self.root}/comparison.json", json.dumps(content).encode())
+        content = compare.compare(ours | full).model_dump_json()
+        storage.write_bytes(f"{self.root}/comparison.json", content.encode())
         results = evaluate.scores_of({label: measured[label] for label in labels})
         means = {label: mean_scores(scores) for label, scores in results.items()}
-        return {"evaluation": results, "means": means, "comparison": asdict(compare.compare(ours | base))}
+        return ModelMetrics(evaluation=results, means=means, comparison=compare.compare(ours | base))
 
     def _measurement(self, task: str, scores: np.ndarray) -> Measurement:
         scores = np.clip(scores + self.random.normal(0, 0.05, len(scores)), 0, 1)
@@ -189,7 +207,7 @@ class Storage:
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory) -> tuple[Storage, Record, Reader]:
+def large(tmp_path_factory) -> tuple[Storage, ModelRecord, Reader]:
     """Ten bags and thirty tasks, and their page as it was written."""
     run = Storage(str(tmp_path_factory.mktemp("large")), 10, 30)
     for index in range(10):
@@ -211,19 +229,19 @@ def sections(reader: Reader) -> list[str]:
 
 def test_the_page_shows_every_model_on_every_task_with_its_intervals(large):
     run, merged, reader = large
-    results = merged.metrics["evaluation"]
+    results = merged.metrics.evaluation
     full = json.loads(storage.read_bytes(f"{run.root}/comparison.json"))
     assert sections(reader) == SECTIONS
     for task in run.benchmarks:
         scores = [results[label][task]["ndcg@10"] for label in results] + [full["tasks"][task]["theirs"]]
         assert [task, *(f"{score:.3f}" for score in scores)] in reader.rows
         assert [task, *(f"{results[label][task]['recall@100']:.3f}" for label in results)] in reader.rows
-    means = merged.metrics["means"]
+    means = merged.metrics.means
     assert [
         "mean out of domain",
         *(f"{means[m]['out_of_domain']['mrr@10']:.3f}" for m in means),
     ] in reader.rows
-    verdicts = [entry["verdict"] for entry in merged.metrics["comparison"]["tasks"].values()]
+    verdicts = [entry.verdict for entry in merged.metrics.comparison.tasks.values()]
     assert {"better", "worse"} <= set(verdicts)
     assert f"Better on {verdicts.count('better')} of 30 tasks, worse on {HOSTILE} (" in reader.text
     mean = full["means"]["all"]
@@ -305,7 +323,7 @@ def test_without_intervals_nothing_is_called_better_or_worse(small):
     small.merge()
     found = collect(small.root)
     assert found.record
-    metrics = {key: value for key, value in found.record.metrics.items() if key != "comparison"}
+    metrics = found.record.metrics.model_copy(update={"comparison": None})
     found = replace(found, comparison=None, record=found.record.model_copy(update={"metrics": metrics}))
     told = Reader(page(found)).text
     assert "large v0001 is ahead of its base model" in told and f"Behind on {HOSTILE}." in told
@@ -320,11 +338,11 @@ def test_tasks_of_other_types_stand_in_the_same_table(small):
     metrics = small.merge().metrics
     reader = Reader(page(collect(small.root)))
     for task in small.benchmarks:
-        of_models = [next(iter(found[task].values())) for found in metrics["evaluation"].values()]
+        of_models = [next(iter(found[task].values())) for found in metrics.evaluation.values()]
         shown = [row for row in reader.rows if row[0] == task and row[1] == f"{of_models[0]:.3f}"]
         assert shown and shown[0][1:-1] == [f"{score:.3f}" for score in of_models]
-    assert metrics["comparison"]["tasks"][labelled]["verdict"] == "unknown"
-    assert metrics["comparison"]["means"]["all"]["low"] is None
+    assert metrics.comparison.tasks[labelled].verdict == "unknown"
+    assert metrics.comparison.means["all"].low is None
     assert "accuracy of classification" in reader.text and "large v0001 is ahead of its base" in reader.text
     with_recall = [row for row in reader.rows if row[0] == labelled]
     assert len(with_recall) < len([row for row in reader.rows if row[0] == HOSTILE]), "it has no recall"

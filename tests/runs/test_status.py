@@ -19,7 +19,7 @@ from boom_ray.data.batches import num_steps
 from boom_ray.errors import BoomError
 from boom_ray.recipe import Recipe
 from boom_ray.runs import status
-from boom_ray.runs.heartbeat import BagSaid, driving
+from boom_ray.runs.heartbeat import BagProgress, driving
 from boom_ray.runs.identity import claim
 
 
@@ -33,7 +33,7 @@ def begun(make_recipe, qwen3) -> Recipe:
     return recipe
 
 
-def states(found: status.Status) -> dict[str, str]:
+def states(found: status.RunStatus) -> dict[str, str]:
     return {part.name: part.state for part in found.making["v0001"]}
 
 
@@ -49,10 +49,10 @@ def start(root: str, busy: str) -> subprocess.Popen[str]:
 import hashlib, time, ray
 from boom_ray.runtime import cluster
 from boom_ray.runtime import signals
-from boom_ray.runs.heartbeat import BagSaid, driving
+from boom_ray.runs.heartbeat import BagProgress, driving
 with signals.heeded(), driving({root!r}, "run", "v0001") as driver:
     cluster.connect()
-    driver.show({{"bag-1": BagSaid(step=1, num_steps=9, time=time.time())}})
+    driver.show({{"bag-1": BagProgress(step=1, num_steps=9, time=time.time())}})
     driver.begin("train")
     print("begun", flush=True)
     {busy}
@@ -93,7 +93,7 @@ def test_a_driver_at_work_shows_its_bags_and_is_lost_when_it_falls_silent(begun,
     saver.wait()
 
     with driving(root, "train", "v0001") as driver:
-        driver.show({"bag-2": BagSaid(step=3, num_steps=9, attempt=2, time=time.time() - 300)})
+        driver.show({"bag-2": BagProgress(step=3, num_steps=9, attempt=2, time=time.time() - 300)})
         driver.begin("train")
         await_state(root, "bag-2", "running")
         found = status.read(root)

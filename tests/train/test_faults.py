@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from boom_ray import artifacts
 from boom_ray.artifacts import checkpoints
 from boom_ray.errors import BoomError
-from boom_ray.pipeline import run as pipeline
+from boom_ray.pipeline.training import train as train_recipe
 from boom_ray.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -68,7 +68,7 @@ def train_and(harm: Callable[[Recipe], None], recipe: Recipe) -> None:
 
     def train() -> None:
         try:
-            pipeline.train(recipe)
+            train_recipe(recipe)
         except BaseException as error:
             errors.append(error)
 
@@ -99,7 +99,7 @@ def relative_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Ten
 @pytest.mark.slow
 def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint_and_no_weight(one_bag, capsys):
     clean, harmed = one_bag("clean"), one_bag("harmed")
-    pipeline.train(clean)
+    train_recipe(clean)
     train_and(kill_a_rank, harmed)
     difference = relative_difference(weights_of(harmed), weights_of(clean))
     with capsys.disabled():
@@ -113,21 +113,21 @@ def test_a_loss_that_is_not_finite_stops_the_bag_and_names_the_rows(one_bag):
     with pytest.raises(
         BoomError, match=r"bag-1: the loss became nan at step \d+, on task docstring-to-\w+, rows \["
     ):
-        pipeline.train(recipe)
+        train_recipe(recipe)
     assert not glob.glob(f"{recipe.root}/models/bag-1*")
 
 
 def test_more_workers_than_the_cluster_can_give(one_bag):
     recipe = one_bag("greedy", {"num_workers": 64, "start_timeout_s": 1})
     with pytest.raises(BoomError, match=r"asked 64 workers of \{'CPU': 0.5\}, there is \{'CPU': 4.0\}"):
-        pipeline.train(recipe)
+        train_recipe(recipe)
 
 
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_ended_by_the_timeout_and_the_bag_goes_on(one_bag):
     recipe = one_bag("hanging", {"num_workers": 2, "collective_timeout_s": 20})
     clean = one_bag("calm", {"num_workers": 2})
-    pipeline.train(clean)
+    train_recipe(clean)
     started = time.monotonic()
     train_and(stop_a_rank, recipe)
     assert time.monotonic() - started < 300
@@ -141,21 +141,21 @@ def test_another_number_of_ranks_is_refused_before_training_goes_on(one_bag):
         train_and(kill_a_rank, recipe)
     assert checkpoints.newest(f"{recipe.root}/checkpoints/bag-1") is not None
     with pytest.raises(BoomError, match=r"saved by 1 ranks at ZeRO stage 1, now 2 ranks"):
-        pipeline.train(one_bag("grown", {"num_workers": 2}))
-    pipeline.train(one_bag("grown"))
+        train_recipe(one_bag("grown", {"num_workers": 2}))
+    train_recipe(one_bag("grown"))
     assert weights_of(recipe)
 
 
 @pytest.mark.slow
 def test_an_incomplete_checkpoint_is_never_resumed_from(one_bag):
     clean, harmed = one_bag("whole"), one_bag("holed", {"max_failures": 0})
-    pipeline.train(clean)
+    train_recipe(clean)
     with pytest.raises(BoomError, match="bag-1: "):
         train_and(kill_a_rank, harmed)
     uri, state = checkpoints.newest(f"{harmed.root}/checkpoints/bag-1")
     (shard, *_) = glob.glob(f"{uri}/**/*optim_states.pt", recursive=True)
     os.remove(shard)
-    pipeline.train(harmed)
+    train_recipe(harmed)
     assert state["step"] >= 2 and relative_difference(weights_of(harmed), weights_of(clean)) < 1e-6
 
 
@@ -198,7 +198,7 @@ def test_a_node_that_does_not_see_the_storage_is_named(one_bag, monkeypatch):
 @pytest.mark.slow
 def test_a_bag_that_a_rank_taken_for_dead_has_published_is_done(one_bag):
     first, second = one_bag("first"), one_bag("second")
-    pipeline.train(first)
+    train_recipe(first)
 
     def publish(recipe: Recipe) -> None:
         models = f"{recipe.root}/models"

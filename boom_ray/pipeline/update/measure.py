@@ -1,100 +1,100 @@
-"""Parent, update and child on old and new tasks; and whether the child is good enough to be published.
+"""Parent, update and child measured on old and new tasks, and the requirements for publishing the child.
 
-Old are the tasks of the recipe, and those that came with each update before this one, under its version.
+Old tasks are those of the recipe, and those that came with each earlier update, prefixed with its version.
 """
 
-from dataclasses import asdict
-from typing import Any
+import logging
 
-from boom_ray import storage
-from boom_ray.errors import BoomError
-from boom_ray.evaluation import compare, tables
-from boom_ray.evaluation import measure as evaluate
+from boom_ray.artifacts.contents import UpdateMetrics
+from boom_ray.errors import BoomError, InputError
+from boom_ray.evaluation import compare, measure, tables
 from boom_ray.evaluation.measure import Measurement, Protocol, Subject
 from boom_ray.model import directory
-from boom_ray.pipeline.update.request import Request, ancestors
 from boom_ray.recipe import Recipe
-from boom_ray.runtime.console import console
+from boom_ray.runs.layout import Layout
+from boom_ray.runs.scores import ScoreTable
+from boom_ray.runs.updates import UpdateRequest, ancestors
+from boom_ray.runtime.console import as_text
 
-Tasks = dict[str, dict[str, str]]
-SMALLEST_MEAN = 1e-6  # that a change is told in percent of
+TaskSets = dict[str, dict[str, str]]
+SMALLEST_MEAN = 1e-6  # avoids a division by zero where the parent's mean is zero
+logger = logging.getLogger(__name__)
 
 
-def tasks_of(recipe: Recipe, request: Request) -> Tasks:
-    """What the models of an update are measured on, found before anything is trained.
+def task_sets(recipe: Recipe, request: UpdateRequest) -> TaskSets:
+    """The tasks that the models of an update are measured on, found before anything is trained.
 
     Returns:
-        `old` and `new`, as far as there are such tasks: a directory -> what comes before the names of its
-        tasks.
+        `old` and `new`, as far as there are such tasks: directory -> prefix of the names of its tasks.
 
     Raises:
-        BoomError: if there are no tasks in one of them, or none for a requirement.
+        InputError: if a directory holds no tasks, or there is none for a requirement.
     """
     old = {recipe.evaluate.data: ""} if recipe.evaluate.data else {}
     for version, earlier in ancestors(recipe.root, str(request.parent)):
         if earlier.new_evaluation and earlier.new_evaluation != request.new_evaluation:
             old.setdefault(earlier.new_evaluation, f"{version}/")
     new = {request.new_evaluation: ""} if request.new_evaluation else {}
-    found = {kind: places for kind, places in (("old", old), ("new", new)) if places}
-    for places in found.values():
-        for data in places:
-            evaluate.find_tasks(data)
-    for name, _ in request.requirements:
+    found = {kind: directories for kind, directories in (("old", old), ("new", new)) if directories}
+    for directories in found.values():
+        for data in directories:
+            measure.find_tasks(data)
+    for name in request.requirements:
         if name.removesuffix("_mean") not in found:
-            what = "evaluate.data in the recipe" if name == "old_mean" else "--new-evaluation DIR"
-            raise BoomError(f"--require {name}: nothing to measure it on. Give {what}")
+            remedy = "evaluate.data in the recipe" if name == "old_mean" else "new_evaluation"
+            raise InputError(f"requirement {name}: there are no tasks to measure it on. Set {remedy}")
     return found
 
 
-def measure(recipe: Recipe, tasks: Tasks, models: list[str], child: Subject) -> dict[str, Any]:
-    """Measure all three models, and say how the child's means changed.
+def measure_update(recipe: Recipe, sets: TaskSets, models: list[str], child: Subject) -> UpdateMetrics:
+    """Measure all three models, and compare child and parent.
 
     Args:
         models: URIs of the parent and of the update's own model.
-
-    Returns:
-        `old` and `new`: label -> task -> metric -> value; `change` of the means in percent; `comparison`.
     """
     subjects = [*map(Subject, ("parent", "update"), models), child]
-    metrics: dict[str, Any] = {"change": {}, "comparison": {}}
-    for kind, places in tasks.items():
-        measured = _measured(recipe, subjects, places)
-        results = metrics[kind] = evaluate.scores_of(measured)
-        console.print(tables.terminal_table(results))
-        changed = compare.compare({one: measured[one] for one in ("child", "parent")})
-        metrics["comparison"][kind] = asdict(changed)
-        whole = changed.means["all"]
-        change = 100 * (whole.ours - whole.theirs) / max(abs(whole.theirs), SMALLEST_MEAN)
-        metrics["change"][f"{kind}_mean"] = change
-        console.print(f"{kind}_mean: {whole.theirs:.4f} -> {whole.ours:.4f} ({change:+.2f} %)")
+    metrics = UpdateMetrics()
+    for kind, directories in sets.items():
+        measured = _measured(recipe, subjects, directories)
+        scores = measure.scores_of(measured)
+        logger.info("%s", as_text(tables.terminal_table(scores)))
+        comparison = compare.compare({label: measured[label] for label in ("child", "parent")})
+        mean = comparison.means["all"]
+        change = 100 * (mean.ours - mean.theirs) / max(abs(mean.theirs), SMALLEST_MEAN)
+        logger.info("%s_mean: %.4f -> %.4f (%+.2f %%)", kind, mean.theirs, mean.ours, change)
+        metrics = UpdateMetrics(
+            scores={**metrics.scores, kind: ScoreTable(scores).results},
+            change={**metrics.change, f"{kind}_mean": change},
+            comparisons={**metrics.comparisons, kind: comparison},
+        )
     return metrics
 
 
 def _measured(
-    recipe: Recipe, subjects: list[Subject], places: dict[str, str]
+    recipe: Recipe, subjects: list[Subject], directories: dict[str, str]
 ) -> dict[str, dict[str, Measurement]]:
-    """Label -> task -> measurement, of the tasks at all places."""
-    prompt, cache = directory.prompts_of(recipe.data)["query"], storage.join(recipe.root, "evaluation")
+    """Label -> task -> measurement, on the tasks of all directories."""
+    prompt, cache = directory.prompts_of(recipe.data)["query"], Layout(recipe.root).measurements
     found: dict[str, dict[str, Measurement]] = {subject.label: {} for subject in subjects}
-    for data, prefix in places.items():
+    for data, prefix in directories.items():
         protocol = Protocol(data, prompt, recipe.evaluate.max_length)
-        for label, tasks in evaluate.measure(subjects, protocol, cache).items():
+        for label, tasks in measure.measure(subjects, protocol, cache).items():
             found[label] |= {prefix + task: measurement for task, measurement in tasks.items()}
     return found
 
 
-def require(request: Request, change: dict[str, float]) -> None:
+def require(request: UpdateRequest, change: dict[str, float]) -> None:
     """Refuse a child that is worse than required.
 
     Args:
-        change: Of each mean, in percent.
+        change: Relative change of each mean, in percent.
 
     Raises:
         BoomError: naming every mean that is.
     """
     unmet = [
         f"{name}: {change[name]:+.2f} %, required {least:+g} %"
-        for name, least in request.requirements
+        for name, least in request.requirements.items()
         if change[name] < least
     ]
     if unmet:

@@ -1,0 +1,275 @@
+"""The typed content of records: for each kind of artifact, how it was made (`config`) and what was measured.
+
+They are plain data, so that every room can read them; the rooms that make artifacts fill them.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, PlainSerializer
+
+from boom_ray.recipe import Train, identity
+
+TaskScores = dict[str, float]  # metric -> value, the main score first
+Scores = dict[str, TaskScores]  # task -> metric -> value
+
+
+class Content(BaseModel):
+    """Base class: unknown keys are errors, so that a record of another version is noticed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskRows(Content):
+    """Counts of one task's rows in a corpus."""
+
+    type: str
+    prompt: str
+    rows: int
+    quarantined: int
+    duplicates: int
+    dropped_negatives: int
+
+
+class TaskIdentity(Content):
+    """Everything that determines the rows of one task; `content` holds the hashes of its files."""
+
+    type: str
+    prompt: str
+    limit: int | None
+    content: list[str]
+
+
+class SourceFile(Content):
+    """One source file of a task as it was when the corpus was stored; `mtime_ns` is in ns since 1970."""
+
+    task: str
+    uri: str
+    size: int
+    mtime_ns: int
+    xxh3_128: str
+
+
+class CorpusConfig(Content):
+    """A corpus: counts and identities by task name, and the files its rows came from."""
+
+    tasks: dict[str, TaskRows]
+    identities: dict[str, TaskIdentity]
+    sources: list[SourceFile]
+
+
+class CoreConfig(Content):
+    """A core sample: rows drawn of each task."""
+
+    rows: dict[str, int]
+
+
+class BagsConfig(Content):
+    """Bag manifests: the sampling settings; rows of each bag, in total and by task."""
+
+    ratios: list[float]
+    partition: bool
+    seed: int
+    rows: list[int]
+    tasks: list[dict[str, int]]
+
+
+class TrainingConfig(Content):
+    """The fine-tuning of one bag: percentage of every task's rows, and the recipe's `train` section."""
+
+    ratio: float
+    settings: Annotated[Train, PlainSerializer(identity)]
+
+
+class MergeConfig(Content):
+    """A merge: settings, and per model the resolved weight and [min, mean, max] of its coefficients."""
+
+    method: str
+    space: Literal["deltas", "weights"]
+    weights: list[float]
+    dtype: str
+    scale: float
+    iterations: int
+    density: float | list[float]
+    seed: int
+    normalize: bool | None = None
+    coefficients: list[list[float]] | None = None
+
+
+class UpdateConfig(Content):
+    """The lineage of an update's child.
+
+    Attributes:
+        parent: Version the update was merged with.
+        new_tasks: Names of the tasks that it adds.
+        flat: Whether all models that contribute were merged at once.
+        leaves: Paths below the run of all trained models that contribute, this update's last.
+    """
+
+    parent: str
+    new_tasks: list[str]
+    flat: bool
+    leaves: list[str]
+
+
+class ModelConfig(Content):
+    """A model: the rows behind it if known, and how it was trained, merged or updated."""
+
+    rows: int | None = None
+    training: TrainingConfig | None = None
+    merge: MergeConfig | None = None
+    update: UpdateConfig | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """All settings by name, flattened over the sections."""
+        sections = (self.training and self.training.settings, self.training, self.merge, self.update)
+        merged: dict[str, Any] = {} if self.rows is None else {"rows": self.rows}
+        for section in filter(None, sections):
+            values = identity(section) if isinstance(section, Train) else section.model_dump(mode="json")
+            merged |= {key: value for key, value in values.items() if key != "settings" and value is not None}
+        return merged
+
+
+class SelfCheck(Content):
+    """Mean reciprocal rank on held-out rows before and after training; None if there are too few rows."""
+
+    before: float | None
+    after: float | None = None
+
+
+class TrainingMetrics(Content):
+    """The training of one bag: steps, last loss, tokens, seconds over all attempts, ranks."""
+
+    step: int
+    loss: float
+    tokens: int
+    seconds: float
+    check: SelfCheck
+    num_ranks: int
+
+
+class Difference(Content):
+    """The score of one model minus that of another.
+
+    Attributes:
+        ours: Mean over tasks of their main scores.
+        theirs: The same of the other model.
+        low: Lower end of the confidence interval of the difference; None if a task has no queries.
+        high: Upper end.
+        verdict: `better`, `worse`, `undecided`, or `unknown`.
+        queries: How many queries it was measured on.
+    """
+
+    ours: float
+    theirs: float
+    low: float | None
+    high: float | None
+    verdict: str
+    queries: int
+
+
+class Comparison(Content):
+    """Differences on each task, and in the mean of each group of tasks and of all."""
+
+    ours: str
+    theirs: str
+    metric: str
+    tasks: dict[str, Difference]
+    means: dict[str, Difference]
+
+
+class SearchMetrics(Content):
+    """The mean score of every candidate of a merge search, and the label of the best."""
+
+    scores: dict[str, float]
+    chosen: str
+
+
+class UpdateCost(Content):
+    """Rows, optimizer steps and tokens of distinct texts: of the update, and of training all bags again."""
+
+    rows: int
+    steps: int
+    tokens: int
+    all_rows: int
+    all_steps: int
+    all_tokens: int
+
+
+class UpdateMetrics(Content):
+    """Parent, update and child on `old` and `new` tasks.
+
+    Attributes:
+        scores: `old` and `new` as far as there are such tasks -> label -> task -> metric -> value.
+        change: Relative change of `old_mean` and `new_mean` from parent to child, in percent.
+        comparisons: Child compared with parent, on `old` and `new`.
+    """
+
+    scores: dict[str, dict[str, Scores]] = {}
+    change: dict[str, float] = {}
+    comparisons: dict[str, Comparison] = {}
+    cost: UpdateCost | None = None
+
+
+class ModelMetrics(Content):
+    """Everything measured of a model.
+
+    Attributes:
+        evaluation: Label -> task -> metric -> value; the model itself is `merged`.
+        means: Label -> group of tasks -> metric -> value.
+        comparison: The merged model compared with the base.
+    """
+
+    training: TrainingMetrics | None = None
+    evaluation: dict[str, Scores] = {}
+    means: dict[str, Scores] = {}
+    comparison: Comparison | None = None
+    search: SearchMetrics | None = None
+    update: UpdateMetrics | None = None
+
+
+class EmbeddingsConfig(Content):
+    """Embeddings of a source.
+
+    Attributes:
+        model: Digest of the model.
+        prompt: Text before every input.
+        chunk: Tokens after which texts were cut into pieces, if they were.
+        low: Lower end of each dimension's scale, for `int8`.
+        high: Upper end.
+        precision: Of the computation.
+        seconds: Wall time of the run that finished it.
+        unchanged: Rows that earlier outputs (`since`) had already.
+        gone: Ids of earlier outputs that the source no longer has.
+    """
+
+    model: str
+    prompt_name: str | None
+    prompt: str
+    chunk: int | None
+    overlap: int | None = None
+    chunk_output: str | None = None
+    dimensions: int
+    dtype: str
+    low: list[float] | None = None
+    high: list[float] | None = None
+    rows: int
+    tokens: int
+    precision: str
+    seconds: float
+    unchanged: int
+    gone: int
+    since: list[str]
+    source: str
+    text_column: str
+    id_column: str
+
+
+class EmbeddingsMetrics(Content):
+    """Seconds in each stage, summed over processes; `span` is wall time, `padding` a fraction of tokens."""
+
+    read: float
+    tokenize: float
+    encode: float
+    write: float
+    span: float
+    padding: float
