@@ -52,7 +52,7 @@ def test_all_mistakes_are_listed_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["a: [", "- a list", "", "\x00"])
-def test_a_file_that_is_no_recipe(tmp_path, text):
+def test_a_file_that_is_not_a_recipe(tmp_path, text):
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(BoomError, match=r"recipe\.yaml"):
         recipe_file.load(str(tmp_path / "recipe.yaml"))

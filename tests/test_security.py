@@ -24,7 +24,7 @@ RUNS_DATA = {
 }
 
 
-def test_the_package_asks_no_library_to_run_what_it_reads() -> None:
+def test_no_library_is_called_with_remote_code_enabled() -> None:
     assert len(SOURCES) > 80
     for path in SOURCES:
         text = path.read_text()

@@ -9,7 +9,7 @@ from boom_ray import storage
 PLACES = 2_000
 
 
-def test_a_directory_that_comes_into_being_while_it_is_listed(tmp_path):
+def test_a_directory_created_while_it_is_listed(tmp_path):
     places = [f"{tmp_path}/{number}" for number in range(PLACES)]
     may_make = [threading.Event() for _ in places]
 
@@ -27,7 +27,7 @@ def test_a_directory_that_comes_into_being_while_it_is_listed(tmp_path):
     maker.join()
 
 
-def test_of_writers_at_one_moment_one_makes_a_file(tmp_path):
+def test_one_of_several_concurrent_writers_creates_a_file(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         for number in range(50):
             place, start = f"{tmp_path}/{number}/file", threading.Barrier(8)

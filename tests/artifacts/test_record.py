@@ -28,7 +28,7 @@ def publish(target):
     return str(target)
 
 
-def test_what_is_published_verifies_and_is_readable_by_all(tmp_path):
+def test_a_published_artifact_verifies_and_is_world_readable(tmp_path):
     target = publish(tmp_path / "model")
     verified = artifacts.verify(target)
     assert set(verified.files) == {"model.safetensors", "sub/config.json"}
@@ -64,13 +64,13 @@ def test_verify_names_the_tensor_with_a_flipped_bit(tmp_path):
         artifacts.verify(target)
 
 
-def test_a_directory_without_a_record_is_no_artifact(tmp_path):
+def test_a_directory_without_a_record_is_not_an_artifact(tmp_path):
     assert artifacts.read_record(str(tmp_path)) is None
     with pytest.raises(BoomError, match="not an artifact"):
         artifacts.verify(str(tmp_path))
 
 
-def test_a_producer_that_fails_leaves_nothing(tmp_path):
+def test_a_failed_producer_leaves_no_files(tmp_path):
     with pytest.raises(ZeroDivisionError), staging.staged(str(tmp_path / "model")) as stage:
         with open(os.path.join(stage.local, "half"), "w") as file:
             file.write("x")
@@ -78,7 +78,7 @@ def test_a_producer_that_fails_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_producer_that_is_killed_leaves_nothing_visible_and_the_next_one_cleans_up(tmp_path):
+def test_a_killed_producer_leaves_nothing_visible_and_the_next_one_cleans_up(tmp_path):
     code = f"""
 import os, signal
 from boom_ray.artifacts import staging
@@ -102,7 +102,7 @@ def test_a_taken_target_is_refused_and_kept(tmp_path):
     assert artifacts.verify(target) == before
 
 
-def test_of_two_producers_one_wins_and_the_other_refuses(tmp_path):
+def test_one_of_two_producers_wins_and_the_other_is_refused(tmp_path):
     target = str(tmp_path / "model")
     first, second = staging.Stage(target), staging.Stage(target)
     for stage, text in ((first, "1"), (second, "2")):
@@ -116,15 +116,15 @@ def test_of_two_producers_one_wins_and_the_other_refuses(tmp_path):
     artifacts.verify(target)
 
 
-def test_something_else_in_the_way_is_refused(tmp_path):
+def test_a_target_with_other_files_is_refused(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "precious").write_text("x")
-    with pytest.raises(BoomError, match="in the way"):
+    with pytest.raises(BoomError, match="not an artifact"):
         publish(tmp_path / "model")
     assert (tmp_path / "model" / "precious").read_text() == "x"
 
 
-def test_the_digest_is_that_of_the_content_and_ignores_the_card():
+def test_the_digest_covers_the_content_but_not_the_card():
     def of(**files):
         return record(files={k: artifacts.FileEntry(size=1, xxh3_128=v) for k, v in files.items()}).digest
 

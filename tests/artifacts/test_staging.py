@@ -45,7 +45,7 @@ def claim_of_another(target: str, name: str) -> None:
     storage.write_bytes(f"{target}/left", b"half")
 
 
-def test_a_claim_with_the_number_of_this_process_from_before_a_restart_is_taken_over(bucket):
+def test_a_claim_of_an_earlier_process_with_the_same_pid_is_taken_over(bucket):
     machine, number, started = processes.own_name().rsplit("-", 2)
     claim_of_another(f"{bucket}/again", f"{machine}-{number}-{int(started) - 60_000}")
     with staging.staged(f"{bucket}/again") as stage:
@@ -54,13 +54,13 @@ def test_a_claim_with_the_number_of_this_process_from_before_a_restart_is_taken_
     assert set(artifacts.verify(f"{bucket}/again").files) == {"file"}
 
 
-def test_a_claim_of_a_process_that_runs_is_respected(bucket):
+def test_the_claim_of_a_running_process_is_respected(bucket):
     claim_of_another(f"{bucket}/taken", processes.own_name())
     with pytest.raises(BoomError, match="is filling it"):
         staging.Stage(f"{bucket}/taken")
 
 
-def test_a_producer_that_was_given_up_does_not_touch_what_its_successor_makes(bucket):
+def test_a_replaced_producer_does_not_touch_the_files_of_its_successor(bucket):
     """A node is cut off and taken for dead; another machine does its work; then the node comes back."""
     target = f"{bucket}/fenced"
     with pytest.raises(BoomError, match="another process has taken it over"), staging.staged(target) as old:

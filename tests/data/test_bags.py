@@ -13,7 +13,7 @@ sizes = st.dictionaries(st.sampled_from(["a", "b", "c"]), st.integers(2, 200), m
 
 
 @given(sizes, st.lists(st.floats(1, 100), min_size=1, max_size=4), st.integers(0, 99))
-def test_a_bag_holds_its_share_of_every_task_without_repetition(sizes, ratios, seed):
+def test_a_bag_samples_every_task_without_replacement(sizes, ratios, seed):
     for ratio, bag in zip(ratios, bags.sample(sizes, Bags(ratios=ratios, seed=seed)), strict=True):
         assert bag.keys() == sizes.keys()
         for task, rows in bag.items():
@@ -22,20 +22,20 @@ def test_a_bag_holds_its_share_of_every_task_without_repetition(sizes, ratios, s
 
 
 @given(sizes, st.integers(0, 99))
-def test_half_and_rest_share_nothing_and_leave_nothing(sizes, seed):
+def test_half_and_rest_are_disjoint_and_complete(sizes, seed):
     first, rest = bags.sample(sizes, Bags(ratios="{50}-and-rest", seed=seed))
     for task, size in sizes.items():
         assert sorted([*first[task], *rest[task]]) == list(range(size))
 
 
 @given(sizes, st.sampled_from(["{20,40,60,80,100}", "{50}-and-rest"]), st.integers(0, 99))
-def test_counts_are_those_of_a_draw(sizes, ratios, seed):
+def test_counts_equal_those_of_the_sample(sizes, ratios, seed):
     settings = Bags(ratios=ratios, seed=seed)
     drawn = [{task: len(rows) for task, rows in bag.items()} for bag in bags.sample(sizes, settings)]
     assert bags.counts(sizes, settings) == drawn
 
 
-def test_a_draw_depends_on_the_seed_and_the_bag_but_not_on_other_tasks():
+def test_a_sample_depends_on_seed_and_bag_but_not_on_other_tasks():
     settings = Bags(ratios=[50, 50], seed=1)
     alone, both = bags.sample({"a": 100}, settings), bags.sample({"a": 100, "b": 50}, settings)
     assert np.array_equal(alone[0]["a"], both[0]["a"])

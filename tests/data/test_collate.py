@@ -17,7 +17,7 @@ def passages(batch, row):
     return [batch.texts[index] for index in batch.candidates[row] if index != NO_TEXT]
 
 
-def test_each_distinct_text_is_there_once():
+def test_each_distinct_text_occurs_once():
     labels = ["red", "green", "blue"]
     data = [{"query": f"q{i}", "pos": [labels[i % 3]], "neg": [x for x in labels if x != labels[i % 3]]}
             for i in range(9)]  # fmt: skip
@@ -28,7 +28,7 @@ def test_each_distinct_text_is_there_once():
         assert passages(batch, row)[0] == labels[row % 3] and set(passages(batch, row)) == set(labels)
 
 
-def test_missing_negatives_come_from_other_rows_and_are_never_right():
+def test_missing_negatives_come_from_other_rows_and_are_never_positives():
     data = [{"query": f"q{i}", "pos": [f"p{i}"]} for i in range(20)]
     batch = collator(data)(np.arange(8), seed=0, step=0)
     for row in range(8):
@@ -36,13 +36,13 @@ def test_missing_negatives_come_from_other_rows_and_are_never_right():
         assert group[0] == f"p{row}" and len(set(group)) == 4 and f"p{row}" not in group[1:]
 
 
-def test_a_place_stays_empty_when_there_is_no_other_negative():
+def test_a_candidate_stays_empty_without_another_negative():
     data = [{"query": f"q{i}", "pos": ["yes"], "neg": ["no"]} for i in range(4)]
     batch = collator(data, "classification", group_size=4)(np.arange(4), seed=0, step=0)
     assert (batch.candidates[:, 2:] == NO_TEXT).all() and passages(batch, 0) == ["yes", "no"]
 
 
-def test_all_right_answers_of_a_row_are_known():
+def test_all_positives_of_a_row_are_listed():
     data = [{"query": "a", "pos": ["x", "y"], "neg": ["n"]}, {"query": "b", "pos": ["y"], "neg": ["x"]}]
     batch = collator(data, group_size=2)(np.array([0, 1]), seed=0, step=0)
     right = {batch.texts[index] for index in batch.positives[0]}
@@ -60,14 +60,14 @@ def test_prompts_go_before_queries_and_before_both_sides_of_sts():
     assert set(symmetric.texts) == {"P:a", "P:b", "P:c", "Q:d", "Q:e", "Q:f"} and symmetric.is_query.all()
 
 
-def test_a_draw_depends_on_seed_and_step_alone():
+def test_groups_depend_on_seed_and_step_alone():
     data = [{"query": f"q{i}", "pos": [f"p{i}"], "neg": [f"n{i}-{j}" for j in range(9)]} for i in range(6)]
     one, again, other = (collator(data)(np.arange(6), 5, step) for step in (3, 3, 4))
     assert one.texts == again.texts and np.array_equal(one.candidates, again.candidates)
     assert one.texts != other.texts
 
 
-def test_scores_of_a_teacher_follow_the_texts_they_are_of():
+def test_teacher_scores_follow_their_texts():
     data = [
         {"query": "a", "pos": ["b"], "neg": ["c", "d"], "pos_scores": [3], "neg_scores": [1, 2]},
         {"query": "e", "pos": ["f"], "neg": ["g"]},

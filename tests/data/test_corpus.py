@@ -38,7 +38,7 @@ def prepare(tmp_path, path, **fields):
         (b'{"query": "q", "pos": ["p"], "prompt": 1}', "prompt is not a text"),
     ],
 )
-def test_a_bad_row_is_quarantined_with_place_and_reason(tmp_path, line, reason):
+def test_a_bad_row_is_quarantined_with_location_and_reason(tmp_path, line, reason):
     path = tmp_path / "t.jsonl"
     path.write_bytes(json.dumps(GOOD).encode() + b"\n" + line + b"\n")
     record = prepare(tmp_path, path, max_bad_fraction=0.5)
@@ -48,7 +48,7 @@ def test_a_bad_row_is_quarantined_with_place_and_reason(tmp_path, line, reason):
     artifacts.verify(str(tmp_path / "out"))
 
 
-def test_too_many_bad_rows_fail_the_run_and_leave_nothing(tmp_path):
+def test_too_many_bad_rows_fail_the_run_and_leave_no_files(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_text(json.dumps(GOOD) + "\n{\n")
     with pytest.raises(BoomError) as caught:
@@ -57,7 +57,7 @@ def test_too_many_bad_rows_fail_the_run_and_leave_nothing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_negatives_that_repeat_or_are_right_are_dropped_and_repeated_rows_counted(tmp_path):
+def test_duplicate_negatives_and_positives_among_them_are_dropped_and_duplicate_rows_counted(tmp_path):
     path = tmp_path / "t.jsonl"
     row = {"query": "q", "pos": ["p"], "neg": ["n", "p", "n"], "neg_scores": [0.1, 0.9, 0.2]}
     path.write_text(f"{json.dumps(row)}\n{json.dumps(row)}\n")
@@ -67,7 +67,7 @@ def test_negatives_that_repeat_or_are_right_are_dropped_and_repeated_rows_counte
     assert stored["neg"] == ["n"] and stored["neg_scores"] == pytest.approx([0.1])
 
 
-def test_parquet_and_the_column_names_of_others_are_read(tmp_path):
+def test_parquet_and_column_names_of_other_tools_are_read(tmp_path):
     (tmp_path / "in").mkdir()
     pq.write_table(pa.table({"anchor": ["a"], "positive": ["b"], "negative_1": ["c"], "negative_2": ["d"]}),
                    tmp_path / "in" / "st.parquet")  # fmt: skip
@@ -77,7 +77,7 @@ def test_parquet_and_the_column_names_of_others_are_read(tmp_path):
     assert {(r["query"], *r["pos"], *r["neg"]) for r in stored} == {("a", "b", "c", "d"), ("q", "d", "x")}
 
 
-def test_a_corpus_that_changed_is_refused_and_an_unchanged_one_is_not_made_again(tmp_path):
+def test_a_changed_corpus_is_refused_and_an_unchanged_one_is_reused(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_text(json.dumps(GOOD) + "\n")
     first = prepare(tmp_path, path)
@@ -87,13 +87,14 @@ def test_a_corpus_that_changed_is_refused_and_an_unchanged_one_is_not_made_again
         prepare(tmp_path, path)
 
 
-def test_a_corpus_that_is_stored_does_not_need_its_files(tmp_path, capsys):
+def test_a_stored_corpus_does_not_need_its_source_files(tmp_path, caplog):
     path = tmp_path / "t.jsonl"
     path.write_text(json.dumps(GOOD) + "\n")
     first = prepare(tmp_path, path)
     path.unlink()
-    assert prepare(tmp_path, path) == first
-    assert f"{path}: no data there" in capsys.readouterr().out
+    with caplog.at_level("INFO"):
+        assert prepare(tmp_path, path) == first
+    assert str(path) in caplog.text
 
 
 def test_missing_or_empty_sources_are_named(tmp_path):

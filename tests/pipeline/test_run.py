@@ -73,7 +73,7 @@ def test_from_corpus_to_a_measured_model(base, make_recipe, request):
 
 
 @pytest.mark.slow
-def test_nothing_begins_when_there_is_nothing_to_measure_on(make_recipe, qwen3, tmp_path):
+def test_a_run_without_evaluation_tasks_is_refused_before_training(make_recipe, qwen3, tmp_path):
     recipe = make_recipe(qwen3, evaluate={"data": str(tmp_path / "evla")})
     with pytest.raises(BoomError, match="evla: no tasks there"):
         run(recipe)
@@ -91,7 +91,7 @@ def test_one_bag_can_be_trained_alone_and_the_next_run_trains_the_other(make_rec
     assert identity(recipe.train).keys().isdisjoint({"execution"})
 
 
-def test_one_failing_bag_does_not_throw_the_others_away(make_recipe, qwen3):
+def test_a_failing_bag_does_not_discard_the_others(make_recipe, qwen3):
     recipe = make_recipe(qwen3, evaluate={})
     train(recipe, only=0)
     in_the_way = f"{recipe.root}/models/bag-2"

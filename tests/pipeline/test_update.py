@@ -113,7 +113,7 @@ def test_a_first_version_is_made_again_with_the_same_digest(run, tmp_path):
     assert original.digest == again.digest
 
 
-def test_pages_tell_of_a_run_and_of_its_update(run, child):
+def test_pages_of_a_run_and_of_its_update(run, child):
     recipe, _, _ = run
     records = {name: artifacts.verify(f"{recipe.root}/models/{name}") for name in ("v0001", "v0002")}
     first, second = (Reader(page(collect(recipe.root, version))) for version in records)
@@ -138,7 +138,9 @@ def test_pages_tell_of_a_run_and_of_its_update(run, child):
         assert records["v0001"].digest in reader.text and recipe.root in reader.text
 
 
-def test_a_request_without_a_parent_is_the_one_begun_or_one_of_the_current_version(run, child, tmp_path):
+def test_a_request_without_a_parent_resumes_an_update_or_starts_from_the_current_version(
+    run, child, tmp_path
+):
     recipe, rows, _ = run
     assert update(recipe, wanted(None, read_tasks(rows))).model == child, "found though v0002 is current now"
     other = read_tasks(new_rows(tmp_path / "dom.jsonl", "xml/dom"))
@@ -151,7 +153,7 @@ def test_a_request_without_a_parent_is_the_one_begun_or_one_of_the_current_versi
         assert updates.find(recipe, request) is None
 
 
-def test_requests_of_one_moment_get_versions_of_their_own(make_recipe, qwen3, corpus_files):
+def test_concurrent_requests_get_different_versions(make_recipe, qwen3, corpus_files):
     recipe = make_recipe(qwen3)
     os.makedirs(f"{recipe.root}/models/v0001")
     tasks, together = read_tasks(corpus_files["docstring-to-code"]), threading.Barrier(8)
@@ -168,7 +170,7 @@ def test_requests_of_one_moment_get_versions_of_their_own(make_recipe, qwen3, co
         assert updates.find(recipe, request) == (request.model_copy(update={"parent": "v0001"}), version)
 
 
-def test_what_came_with_earlier_updates_is_old_to_later_ones(run, child):
+def test_tasks_of_earlier_updates_are_old_tasks_of_later_ones(run, child):
     recipe, rows, evaluation = run
     tasks = read_tasks(rows)
     first = measure.task_sets(recipe, wanted("v0001", tasks, new_evaluation=evaluation))
@@ -179,7 +181,7 @@ def test_what_came_with_earlier_updates_is_old_to_later_ones(run, child):
     assert again == first, "what is new once more is not old as well"
 
 
-def test_what_cannot_be_is_refused_before_anything_is_trained(run, child, tmp_path):
+def test_impossible_requests_are_refused_before_training(run, child, tmp_path):
     recipe, rows, _ = run
     tasks = read_tasks(new_rows(tmp_path / "dom.jsonl", "xml/dom"))
     no_old = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"data": None})})
@@ -232,7 +234,7 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(run, child, tmp_pa
     assert sorted(os.listdir(f"{recipe.root}/updates")) == before
 
 
-def test_the_cost_of_all_bags_is_told_in_tokens_of_the_steps_that_were_made(run, child):
+def test_the_cost_of_all_bags_is_estimated_from_tokens_of_the_update(run, child):
     recipe, _, _ = run
     trained = f"{recipe.root}/updates/v0002/models/bag-1"
     spent, record = cost(recipe, "v0002", trained), artifacts.read_record(trained)
@@ -253,14 +255,14 @@ def corpus_sizes(recipe: Recipe) -> dict[str, int]:
     return {name: counts.rows for name, counts in record.config.tasks.items()}
 
 
-def test_a_run_stands_for_its_current_version(run, child):
+def test_a_run_means_its_current_version(run, child):
     recipe, _, _ = run
     assert versions.model_at(recipe.root) == f"{recipe.root}/models/{versions.current(recipe.root)}"
     assert versions.model_at(child) == child and versions.model_at("hf://owner/name") == "hf://owner/name"
 
 
 @pytest.mark.slow
-def test_a_child_that_is_worse_than_required_is_not_published(run, child, tmp_path):
+def test_a_child_worse_than_required_is_not_published(run, child, tmp_path):
     recipe, _, _ = run
     rows = new_rows(tmp_path / "dom.jsonl", "xml/dom")
     evaluation = str(tmp_path / "new")

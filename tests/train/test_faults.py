@@ -19,7 +19,9 @@ from safetensors.torch import load_file
 
 from boom_ray import artifacts
 from boom_ray.artifacts import checkpoints
+from boom_ray.data import bags, corpus
 from boom_ray.errors import BoomError
+from boom_ray.model import directory
 from boom_ray.pipeline.training import train as train_recipe
 from boom_ray.recipe import Recipe
 
@@ -184,9 +186,9 @@ def test_a_node_that_does_not_see_the_storage_is_named(one_bag, monkeypatch):
     from boom_ray.train.worker import prepare
 
     recipe = one_bag("apart")
-    base = pipeline.directory.identify(recipe.base_model.path)
-    prepared = pipeline.corpus.prepare(recipe.data, f"{recipe.root}/corpus", recipe.name)
-    drawn = pipeline.bags.publish(prepared, recipe.bags, f"{recipe.root}/bags")
+    base = directory.identify(recipe.base_model.path)
+    prepared = corpus.prepare(recipe.data, f"{recipe.root}/corpus", recipe.name)
+    drawn = bags.publish(prepared, recipe.bags, f"{recipe.root}/bags")
     job = make_job(recipe, 0, prepared, drawn, base, None)
     os.rename(recipe.root, f"{recipe.root}-elsewhere")
     with pytest.raises(
