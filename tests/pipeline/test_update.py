@@ -138,7 +138,7 @@ def test_pages_of_a_run_and_of_its_update(run, child):
         assert records["v0001"].digest in reader.text and recipe.root in reader.text
 
 
-def test_a_request_without_a_parent_resumes_an_update_or_starts_from_the_current_version(
+def test_a_request_without_a_parent_resumes_or_starts_from_the_current_version(
     run, child, tmp_path
 ):
     recipe, rows, _ = run
