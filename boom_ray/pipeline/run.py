@@ -18,7 +18,6 @@ from boom_ray.artifacts.record import Parent, Record
 from boom_ray.artifacts.staging import Stage
 from boom_ray.data import bags, corpus
 from boom_ray.data.bags import BASELINE
-from boom_ray.data.batches import num_steps
 from boom_ray.errors import BoomError
 from boom_ray.evaluation import compare, tables
 from boom_ray.evaluation import measure as evaluate
@@ -35,7 +34,6 @@ from boom_ray.runs.versions import FIRST_VERSION
 from boom_ray.runtime import cluster
 from boom_ray.runtime.console import console
 from boom_ray.train.bagging import model_uri, train_bags
-from boom_ray.train.schedule import best, longest_first, render
 
 
 def train(recipe: Recipe, only: int | None = None, baseline: bool = False) -> list[str]:
@@ -77,51 +75,6 @@ def prepare_and_train(
 
 def _full(recipe: Recipe) -> Bags:
     return Bags(ratios=[100], seed=recipe.bags.seed)
-
-
-def plan(recipe: Recipe, room: int | None = None, baseline: bool = False) -> None:
-    """Print what a run would do, without Ray: bags, rows, steps, who runs when, and what it costs.
-
-    Args:
-        room: Ranks to plan for; by default as many as all bags need at once.
-        baseline: Whether the run trains a model on the full corpus as well.
-
-    Raises:
-        BoomError: if rows cannot be counted, or a bag needs more ranks than that.
-    """
-    train, wanted = recipe.train, recipe.train.execution.num_workers
-    sizes = corpus.expected_rows(recipe.data, storage.join(recipe.root, "corpus"))
-    for task in recipe.data.tasks:
-        console.print(f"corpus: {task.name} ({task.type}): {sizes[task.name]:,} rows")
-    counts = bags.counts(sizes, recipe.bags)
-    names, ratios = [bags.name_of(index) for index in range(len(counts))], list(recipe.bags.ratios)
-    if baseline and bags.whole(recipe.bags) is None:
-        counts, names, ratios = (
-            [*counts, *bags.counts(sizes, _full(recipe))],
-            [*names, BASELINE],
-            [*ratios, 100],
-        )
-    steps = [num_steps(tasks.values(), train) for tasks in counts]
-    each = 1 if wanted == "auto" else wanted
-    room = room or each * len(names)
-    if each > room:
-        raise BoomError(f"a bag needs {each} ranks (train.execution.num_workers), there is room for {room}")
-    schedule = (
-        best(steps, room, train.batch_size)
-        if wanted == "auto"
-        else longest_first(steps, [each] * len(names), room)
-    )
-    total, rows = sum(sizes.values()), [sum(tasks.values()) for tasks in counts]
-    for name, ratio, count in zip(names, ratios, rows, strict=True):
-        console.print(f"{name}: {ratio:g} % of every task, {count:,} rows")
-    console.print(f"schedule: room for {room} ranks, longest first")
-    for line in render(schedule, names, steps):
-        console.print(f"  {line}")
-    at_most = train.batch_size * (train.query_max_length + train.group_size * train.passage_max_length)
-    console.print(
-        f"cost: {sum(rows) / total:.1f}x one pass over the corpus of {total:,} rows; {sum(steps):,} steps of "
-        f"at most {at_most:,} tokens; the last bag ends when one rank would have done {schedule.end:,.0f}"
-    )
 
 
 def run(recipe: Recipe, baseline: bool = False) -> str:

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import yaml
+from boom_ray.planner.outlook import bottleneck, head_memory, outlook
 from click.testing import CliRunner
 
 from boom_ray import recipe_file
@@ -14,7 +15,6 @@ from boom_ray.planner import hardware
 from boom_ray.planner.assumptions import Assumptions
 from boom_ray.planner.calibration import Calibration, store, stored
 from boom_ray.planner.estimate import estimate
-from boom_ray.planner.outlook import bottleneck, head_memory, outlook
 from boom_ray.planner.plan import gather
 from boom_ray.train.schedule import best
 
@@ -99,11 +99,11 @@ def test_more_gpus_never_take_longer_and_losses_only_cost(billion):
 
 def test_a_slow_head_node_or_a_slow_merge_is_named(billion):
     made, _ = estimated(billion, 4096, {})
-    assert bottleneck(made, outlook(made, Assumptions({}), range(1))) == "arithmetic"
+    assert bottleneck(made, outlook(made, Assumptions(), range(1))) == "arithmetic"
     slow = outlook(made, Assumptions({"head.call_seconds": 0.1}), range(1))
     assert slow.head > 1 and bottleneck(made, slow) == "head"
     crawling, _ = estimated(billion, 4096, {"merge.bytes_per_second": 1e3})
-    assert bottleneck(crawling, outlook(crawling, Assumptions({}), range(1))) == "merge"
+    assert bottleneck(crawling, outlook(crawling, Assumptions(), range(1))) == "merge"
 
 
 def test_the_head_node_holds_a_controller_for_each_bag_side_by_side(billion):

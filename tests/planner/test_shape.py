@@ -8,7 +8,7 @@ from transformers import AutoModel, BertConfig, PreTrainedConfig, Qwen3Config
 from boom_ray.errors import BoomError
 from boom_ray.planner import memory
 from boom_ray.planner.assumptions import Assumptions
-from boom_ray.planner.shape import KNOWN, Shape, of_config, read
+from boom_ray.planner.shape import CONFIGS, ModelShape, of_config, read
 from boom_ray.recipe import Lora
 from boom_ray.train import lora
 
@@ -27,7 +27,7 @@ TINY = {
 }
 
 
-def shape_of(config: PreTrainedConfig, adapters: Lora | None = None) -> Shape:
+def shape_of(config: PreTrainedConfig, adapters: Lora | None = None) -> ModelShape:
     return of_config(config.to_dict(), adapters)
 
 
@@ -41,7 +41,7 @@ def test_weights_of_qwen3_by_hand_and_as_the_hub_states_them():
         ("0.6B", 1024, 3072, 28, 16, 596_049_920),
         ("4B", 2560, 9728, 36, 32, 4_022_468_096),
     ]:
-        shape = of_config(KNOWN[f"Qwen/Qwen3-{name}"])
+        shape = of_config(CONFIGS[f"Qwen/Qwen3-{name}"])
         linear = layers * (hidden * 128 * (heads + 8 + 8 + heads) + 3 * hidden * inner)
         norms = layers * (2 * hidden + 2 * 128) + hidden
         assert shape.multiplying == linear
@@ -49,7 +49,7 @@ def test_weights_of_qwen3_by_hand_and_as_the_hub_states_them():
 
 
 def test_weights_of_a_bert_by_hand(minilm):
-    shape = read(minilm, None, None, Assumptions({}))
+    shape = read(minilm, None, None, Assumptions())
     hidden, inner, layers = 384, 1536, 6
     linear = layers * (4 * hidden * hidden + 2 * hidden * inner)
     biases = layers * (4 * hidden + inner + hidden + 4 * hidden)
@@ -112,5 +112,5 @@ def test_a_base_out_of_reach_says_what_to_give(tmp_path):
         read("hf://nobody/nothing", None, None, assume)
     assert "model.parameters" not in str(caught.value), "what was given is not asked for"
     TINY["bert"].to_json_file(tmp_path / "config.json")
-    found = read("hf://nobody/nothing", str(tmp_path / "config.json"), None, Assumptions({}))
+    found = read("hf://nobody/nothing", str(tmp_path / "config.json"), None, Assumptions())
     assert found == shape_of(TINY["bert"])

@@ -7,7 +7,7 @@ from boom_ray.data import bags, corpus
 from boom_ray.errors import BoomError
 from boom_ray.model import directory
 from boom_ray.planner.assumptions import Assumptions, duration, parse, quantity
-from boom_ray.planner.texts import Loads
+from boom_ray.planner.texts import BatchLoads
 from boom_ray.train.bagging import make_job
 from boom_ray.train.feed import Feed
 from boom_ray.train.journal import padding_fraction
@@ -18,7 +18,7 @@ from boom_ray.train.step import share_chunks
 def test_a_measured_batch_is_like_those_that_training_feeds(name, make_recipe, request):
     recipe = make_recipe(request.getfixturevalue(name), bags={"ratios": [100, 100]})
     encoder = directory.load_encoder(recipe.base_model.path, recipe.base_model)
-    loads = Loads(recipe, encoder.spec.max_length, encoder.tokenizer, Assumptions({}))
+    loads = BatchLoads(recipe, encoder.spec.max_length, encoder.tokenizer, Assumptions())
     prepared = corpus.prepare(recipe.data, f"{recipe.root}/corpus", "c")
     drawn = bags.publish(prepared, recipe.bags, f"{recipe.root}/bags")
     feed = Feed(make_job(recipe, 0, prepared, drawn, prepared.as_parent(), None), encoder)
@@ -36,7 +36,7 @@ def test_a_measured_batch_is_like_those_that_training_feeds(name, make_recipe, r
 def test_the_evaluation_is_counted_text_by_text(make_recipe, minilm, beir):
     recipe = make_recipe(minilm)
     encoder = directory.load_encoder(minilm)
-    found = Loads(recipe, 256, encoder.tokenizer, Assumptions({})).evaluation(recipe.evaluate)
+    found = BatchLoads(recipe, 256, encoder.tokenizer, Assumptions()).evaluation(recipe.evaluate)
     assert [load.texts for load in found] == [40, 40], "20 documents and 20 queries in each of two tasks"
     assert all(0 < load.tokens <= 32 * load.texts and load.length <= 32 for load in found)
 
@@ -44,7 +44,7 @@ def test_the_evaluation_is_counted_text_by_text(make_recipe, minilm, beir):
 def test_given_lengths_come_before_measured_ones(make_recipe, minilm):
     recipe = make_recipe(minilm)
     given = {"data.query_fill": 0.5, "data.passage_fill": 1.0, "data.padding": 0.0}
-    load = Loads(recipe, 256, None, Assumptions(given)).of(recipe.data.tasks[0])
+    load = BatchLoads(recipe, 256, None, Assumptions(given)).of(recipe.data.tasks[0])
     assert (load.texts, load.tokens, load.computed) == (8 + 8 * 3, 8 * 16 + 24 * 32, 8 * 16 + 24 * 32)
     assert load.length == pytest.approx((8 * 16 * 16 + 24 * 32 * 32) / load.tokens) and not load.measured
 
