@@ -1,4 +1,4 @@
-"""Memory by ZeRO stage, against the table of its paper."""
+"""Memory by ZeRO stage, compared with the figure of the ZeRO paper."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def test_full_precision_and_adapters_by_hand():
     assert memory.checkpoint_bytes(adapted, train(lora=Lora())) == pytest.approx(2 * 4.066e9 + 12 * 66e6)
 
 
-def test_offloading_takes_the_optimizer_and_the_weights_off_the_gpu():
+def test_offload_removes_the_optimizer_and_the_weights_from_the_gpu():
     whole = memory.states(BILLION, train(zero_stage=3), 8, 3)
     no_optimizer = memory.states(BILLION, train(zero_stage=3, offload="optimizer"), 8, 3)
     neither = memory.states(BILLION, train(zero_stage=3, offload="all"), 8, 3)
@@ -36,7 +36,7 @@ def test_offloading_takes_the_optimizer_and_the_weights_off_the_gpu():
     assert no_optimizer - neither == pytest.approx(2 * 7.5e9 / 8)
 
 
-def test_a_layer_of_berts_shape_keeps_what_korthikanti_counts_without_masks_and_scores():
+def test_a_layer_of_berts_shape_stores_what_korthikanti_counts_without_masks_and_scores():
     assert memory.layer_bytes(BILLION, 2) == 32 * BILLION.hidden
 
 
