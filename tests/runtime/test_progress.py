@@ -18,10 +18,10 @@ def test_a_callback_gets_every_update_and_the_console_none(capsys):
 
 
 def test_a_job_log_gets_a_line_every_five_seconds_and_the_last(capsys, monkeypatch):
-    now = 0.0
-    monkeypatch.setattr("boom_ray.runtime.progress.time.monotonic", lambda: now)
+    clock = [0.0]
+    monkeypatch.setattr("boom_ray.runtime.progress.time.monotonic", lambda: clock[0])
     with Progress() as progress:
-        for now, completed in ((0.0, 1), (1.0, 2), (6.0, 3), (12.0, 3), (12.5, 4)):
+        for clock[0], completed in ((0.0, 1), (1.0, 2), (6.0, 3), (12.0, 3), (12.5, 4)):
             progress.update("bag-1", completed, 4)
     assert capsys.readouterr().out.splitlines() == ["bag-1  1/4", "bag-1  3/4", "bag-1  4/4"]
 
