@@ -188,7 +188,8 @@ def test_reproduce_makes_the_same_digest(run, tmp_path):
 
 
 def test_reproduce_needs_a_version_of_a_run(published_minilm):
-    assert_refused(boom_ray("reproduce", published_minilm), re.escape(published_minilm))
+    storage = os.path.dirname(os.path.dirname(published_minilm))
+    assert_refused(boom_ray("reproduce", published_minilm), re.escape(storage))
 
 
 def test_evaluate_prints_and_writes_the_metrics(run, beir, tmp_path):

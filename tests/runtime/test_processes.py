@@ -1,4 +1,4 @@
-"""Killed processes: their leftovers are told from files in use, and deleted."""
+"""Killed processes: their leftovers are distinguished from files in use, and deleted."""
 
 import os
 import signal
