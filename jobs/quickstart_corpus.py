@@ -119,9 +119,7 @@ def source_files(package: str) -> list[tuple[str, Path]]:
     """The Python files of an installed package, without tests and vendored code, by relative path."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise SystemExit(
-            f"{package} is not installed; the quickstart's corpus is made from its source. Run: pip install 'boom-ray[quickstart]'"
-        )
+        raise SystemExit(f"{package} is not installed. Run: pip install 'boom-ray[quickstart]'")
     root = Path(spec.submodule_search_locations[0])
     return [
         (path.relative_to(root).as_posix(), path)
