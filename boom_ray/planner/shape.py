@@ -143,13 +143,6 @@ def of_config(config: dict[str, Any], lora: Lora | None = None) -> ModelShape:
     }
     adapted = [sum(size) for name, size in linear.items() if lora and name.rpartition(".")[2] in lora.targets]
     width = getattr(parsed, "head_dim", None) or parsed.hidden_size // parsed.num_attention_heads
-    norms = {name: module for name, module in model.named_modules() if "RMSNorm" in type(module).__name__}
-    heads = {"q_norm": parsed.num_attention_heads, "k_norm": _key_value_heads(parsed)}
-    rms = sum(
-        module.weight.numel() * heads.get(name.rpartition(".")[2], 1)
-        for name, module in norms.items()
-        if ".0." in f".{name}."
-    )
     return ModelShape(
         parameters=sum(p.numel() for p in model.parameters()),
         multiplying=sum(inputs * outputs for inputs, outputs in linear.values()),
@@ -160,8 +153,18 @@ def of_config(config: dict[str, Any], lora: Lora | None = None) -> ModelShape:
         key_value=_key_value_heads(parsed) * width,
         intermediate=getattr(parsed, "intermediate_size", 4 * parsed.hidden_size),
         gated=float(any("gate" in name for name in weights)),
-        rms_width=rms,
+        rms_width=_rms_width(model, parsed),
         causal=any(getattr(module, "is_causal", False) for module in model.modules()),
+    )
+
+
+def _rms_width(model: Any, config: Any) -> int:
+    """Sum of the widths of the first layer's RMS norms; those of queries and keys apply to every head."""
+    heads = {"q_norm": config.num_attention_heads, "k_norm": _key_value_heads(config)}
+    return sum(
+        module.weight.numel() * heads.get(name.rpartition(".")[2], 1)
+        for name, module in model.named_modules()
+        if "RMSNorm" in type(module).__name__ and ".0." in f".{name}."
     )
 
 
