@@ -36,11 +36,12 @@ class DefaultGroup(click.Group):
 
 @click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Make, update and serve text embedding models by bagging and merging, on Ray."""
     from boom_ray.runtime.console import show_log
 
-    show_log()
+    context.call_on_close(show_log())
 
 
 def job(file: str) -> None:

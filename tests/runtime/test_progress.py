@@ -2,8 +2,9 @@
 
 import logging
 
-import pytest
+from click.testing import CliRunner
 
+from boom_ray.cli import main
 from boom_ray.runtime import console as terminal
 from boom_ray.runtime.progress import Progress, ProgressEvent, reported_to
 
@@ -26,19 +27,20 @@ def test_a_job_log_gets_a_line_every_five_seconds_and_the_last(capsys, monkeypat
     assert capsys.readouterr().out.splitlines() == ["bag-1  1/4", "bag-1  3/4", "bag-1  4/4"]
 
 
-@pytest.fixture
-def package_logger():
-    """The logger of the package, restored after the test."""
-    logger = logging.getLogger("boom_ray")
-    before = list(logger.handlers), logger.level, logger.propagate
-    yield logger
-    logger.handlers[:], logger.level, logger.propagate = before
-
-
-def test_the_command_line_shows_the_log_and_prefixes_warnings(capsys, package_logger):
-    terminal.show_log()
-    terminal.show_log()
+def test_the_command_line_shows_the_log_and_prefixes_warnings(capsys, caplog):
+    restore = terminal.show_log()
+    terminal.show_log()()
     logging.getLogger("boom_ray.merge").info("merged [bold]2[/bold] models")
     logging.getLogger("boom_ray.train").warning("the loss does not move")
     logging.getLogger("boom_ray.train").debug("hidden")
+    restore()
+    logging.getLogger("boom_ray.train").warning("after the command")
     assert capsys.readouterr().out == "merged [bold]2[/bold] models\nwarning: the loss does not move\n"
+    assert caplog.messages == ["after the command"], "the log of the caller is as before"
+
+
+def test_a_command_restores_the_log_of_its_caller(caplog):
+    for arguments in (["verify", "nowhere"], ["plan", "nowhere.yaml"]):
+        assert CliRunner().invoke(main, arguments).exit_code == 1
+        logging.getLogger("boom_ray").warning(arguments[0])
+    assert caplog.messages == ["verify", "plan"]
