@@ -91,7 +91,7 @@ class Task(Section):
     Attributes:
         path: A jsonl or parquet file, a directory of them, or a pattern such as `hf://datasets/o/n/data/x-*`.
         limit: Rows after which reading ends.
-        expected_rows: What a dry run counts with where the data is not at hand.
+        expected_rows: Estimated rows, for plans made without reading the data.
     """
 
     name: Name

@@ -1,8 +1,6 @@
-"""`boom-ray drift` as a script, for `ray job submit --working-dir . -- python jobs/drift.py ...`."""
+"""`boom-ray drift` as a script: `ray job submit --working-dir . -- python jobs/drift.py ...`."""
 
-import sys
-
-from boom_ray.cli import main
+from boom_ray.cli import job
 
 if __name__ == "__main__":
-    main(["drift", *sys.argv[1:]])
+    job(__file__)

@@ -1,8 +1,6 @@
-"""`boom-ray embed` as a script, for `ray job submit --working-dir . -- python jobs/embed.py ...`."""
+"""`boom-ray embed` as a script: `ray job submit --working-dir . -- python jobs/embed.py ...`."""
 
-import sys
-
-from boom_ray.cli import main
+from boom_ray.cli import job
 
 if __name__ == "__main__":
-    main(["embed", *sys.argv[1:]])
+    job(__file__)

@@ -1,8 +1,6 @@
-"""`boom-ray evaluate` as a script, for `ray job submit --working-dir . -- python jobs/evaluate.py ...`."""
+"""`boom-ray evaluate` as a script: `ray job submit --working-dir . -- python jobs/evaluate.py ...`."""
 
-import sys
-
-from boom_ray.cli import main
+from boom_ray.cli import job
 
 if __name__ == "__main__":
-    main(["evaluate", *sys.argv[1:]])
+    job(__file__)

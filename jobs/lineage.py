@@ -1,8 +1,6 @@
-"""`boom-ray lineage` as a script, for `ray job submit --working-dir . -- python jobs/lineage.py ...`."""
+"""`boom-ray lineage` as a script: `ray job submit --working-dir . -- python jobs/lineage.py ...`."""
 
-import sys
-
-from boom_ray.cli import main
+from boom_ray.cli import job
 
 if __name__ == "__main__":
-    main(["lineage", *sys.argv[1:]])
+    job(__file__)

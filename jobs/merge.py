@@ -1,8 +1,6 @@
-"""`boom-ray merge` as a script, for `ray job submit --working-dir . -- python jobs/merge.py ...`."""
+"""`boom-ray merge` as a script: `ray job submit --working-dir . -- python jobs/merge.py ...`."""
 
-import sys
-
-from boom_ray.cli import main
+from boom_ray.cli import job
 
 if __name__ == "__main__":
-    main(["merge", *sys.argv[1:]])
+    job(__file__)

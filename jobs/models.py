@@ -1,8 +1,6 @@
-"""`boom-ray models` as a script, for `ray job submit --working-dir . -- python jobs/models.py ...`."""
+"""`boom-ray models` as a script: `ray job submit --working-dir . -- python jobs/models.py ...`."""
 
-import sys
-
-from boom_ray.cli import main
+from boom_ray.cli import job
 
 if __name__ == "__main__":
-    main(["models", *sys.argv[1:]])
+    job(__file__)

@@ -1,8 +1,6 @@
-"""`boom-ray plan` as a script, for `ray job submit --working-dir . -- python jobs/plan.py ...`."""
+"""`boom-ray plan` as a script: `ray job submit --working-dir . -- python jobs/plan.py ...`."""
 
-import sys
-
-from boom_ray.cli import main
+from boom_ray.cli import job
 
 if __name__ == "__main__":
-    main(["plan", *sys.argv[1:]])
+    job(__file__)

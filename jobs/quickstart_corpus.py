@@ -1,4 +1,4 @@
-"""Builds everything the quickstart needs from the docstrings and the code of installed packages, offline.
+"""Builds the quickstart's base model and corpus from docstrings and code of installed packages, offline.
 
 `python jobs/quickstart_corpus.py OUT [--qwen3] [--rows N] [--seed N] [--later PACKAGE]` writes:
 
@@ -7,14 +7,14 @@
                                (classification), with hard negatives of the same module
     OUT/eval/GROUP/PACKAGE/    BEIR directories: held-out functions of the packages trained on (in_domain),
                                and functions of packages that are in no training row (out_of_domain)
-    OUT/later/week-N/          training rows of the package that comes later, in three parts, and
+    OUT/later/week-N/          training rows of the later package, in three parts, and
     OUT/later/week-N.yaml      each part as a list of tasks; its held-out functions are in eval/later
     OUT/texts/part-0.parquet   the held-out code, to embed
-    OUT/corpus.json            what all of this was made from
+    OUT/corpus.json            the arguments, and the versions of the packages
 
-People who write a docstring describe code in words of their own, so the pairs are a real retrieval task that
-lies on every machine. Packages are found and parsed, never imported. The same seed and the same versions of
-the packages give the same files.
+A docstring describes its code in other words, so the pairs are a real retrieval task that exists on every
+machine. Packages are found and parsed, never imported. The same seed and the same versions of the packages
+give the same files.
 """
 
 import argparse
@@ -77,10 +77,10 @@ class Function:
     """A documented function.
 
     Attributes:
-        package: The package it is in, as it is imported.
+        package: Import name of its package.
         module: Path of its file inside the package.
-        name: Its name, after those of the classes and functions it stands in.
-        docstring: What the first paragraphs of its docstring say, on one line.
+        name: Its name, prefixed with those of its enclosing classes and functions.
+        docstring: The first paragraphs of its docstring, on one line.
         code: Its source without docstring, decorators and comments.
     """
 
@@ -92,18 +92,18 @@ class Function:
 
     @property
     def qualified_name(self) -> str:
-        """A name for it that stays the same over versions, seeds and machines."""
+        """A name that is the same for all versions, seeds and machines."""
         return f"{self.package}/{self.module}:{self.name}"
 
     @property
     def held_out(self) -> bool:
-        """Whether it is for evaluation, even if its package is trained on."""
+        """Whether the function is for evaluation, even if its package is in the training data."""
         return int(digest(self.qualified_name), 16) % 100 < HELD_OUT_PERCENT
 
 
 @dataclass(frozen=True)
 class Split:
-    """The functions of the corpus: what is trained on now and later, and what is held out, by package."""
+    """The functions of the corpus: for training, for later training, and held out by package."""
 
     training: list[Function]
     later: list[Function]
@@ -111,15 +111,15 @@ class Split:
 
 
 def digest(*parts: object) -> str:
-    """A stable hash; sorting by it shuffles in an order that only depends on `parts`."""
+    """A stable hash; sorting by it shuffles in an order that depends on `parts` alone."""
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
 
 
 def source_files(package: str) -> list[tuple[str, Path]]:
-    """The Python files of an installed package that are its own code, with their path inside the package."""
+    """The Python files of an installed package, without tests and vendored code, by relative path."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise SystemExit(f"{package} is not installed; the quickstart's corpus is made from its source")
+        raise SystemExit(f"{package} is not installed. Run: pip install 'boom-ray[quickstart]'")
     root = Path(spec.submodule_search_locations[0])
     return [
         (path.relative_to(root).as_posix(), path)
@@ -131,7 +131,7 @@ def source_files(package: str) -> list[tuple[str, Path]]:
 
 
 def functions_in(package: str, module: str, path: Path, seed: int) -> Iterator[Function]:
-    """The functions of one file that say what they do and are not too long, in shuffled order."""
+    """The documented functions of one file that are not too long, in shuffled order."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -155,7 +155,7 @@ def _definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, Definition]]
 
 
 def summary(docstring: str) -> str | None:
-    """The paragraphs before a docstring's first section, as many as fit, or None if they say too little."""
+    """The paragraphs before a docstring's first section, as many as fit; None if they are too short."""
     paragraphs: list[list[str]] = [[]]
     for line in map(str.strip, docstring.splitlines()):
         if SECTION.match(line):
@@ -176,7 +176,7 @@ def summary(docstring: str) -> str | None:
 
 
 def code_without_docstring(node: Definition) -> str | None:
-    """The source of a function without its docstring, or None if what is left is too little or too much."""
+    """The source of a function without its docstring; None if it is too short or too long."""
     bare = copy.copy(node)
     bare.body, bare.decorator_list = node.body[1:], []
     if len(bare.body) < 2 and all(isinstance(line, ast.Pass | ast.Raise | ast.Expr) for line in bare.body):
@@ -186,10 +186,12 @@ def code_without_docstring(node: Definition) -> str | None:
 
 
 def collect(package: str, num_training: int, num_held_out: int, seed: int) -> list[Function]:
-    """Functions of a package from files in shuffled order, until enough are for training and held out.
+    """Functions of a package from files in shuffled order, until there are enough of both kinds.
 
     Args:
-        num_training: Of a package that is not trained on, 0: all of it is held out.
+        num_training: Functions for training; 0 for a package that is only for evaluation.
+        num_held_out: Functions for evaluation.
+        seed: Seed of the order.
     """
     found: list[Function] = []
     missing = {False: num_training, True: num_held_out}
@@ -203,7 +205,7 @@ def collect(package: str, num_training: int, num_held_out: int, seed: int) -> li
 
 
 def distinct(functions: Iterable[Function]) -> list[Function]:
-    """The functions whose docstring and code no earlier one has: no text is in both halves of a split."""
+    """The functions with a new docstring and new code, so that no text is in both training and evaluation."""
     seen: set[str] = set()
     kept = []
     for function in functions:
@@ -215,12 +217,12 @@ def distinct(functions: Iterable[Function]) -> list[Function]:
 
 
 def split(num_training: int, seed: int, later: str | None) -> Split:
-    """Choose the functions to train on, balanced over packages, and those to evaluate with.
+    """Choose the functions for training, balanced over packages, and those for evaluation.
 
     Args:
-        num_training: Functions to train on, over all packages.
-        seed: Which of the packages' functions are chosen.
-        later: A package that is trained on later.
+        num_training: Functions for training, over all packages.
+        seed: Seed of the choice of functions.
+        later: A package whose rows are for later training.
     """
     wanted = dict.fromkeys(TRAINED, 2 * num_training // len(TRAINED)) | dict.fromkeys(UNSEEN, 0)
     if later:
@@ -246,7 +248,7 @@ def split(num_training: int, seed: int, later: str | None) -> Split:
 
 
 def _balanced(by_package: dict[str, list[Function]], total: int) -> list[Function]:
-    """As many functions of every package; where one has too few, the others have more."""
+    """The same number of functions of every package; if one has too few, the others contribute more."""
     shares: dict[str, int] = {}
     for index, package in enumerate(sorted(by_package, key=lambda package: len(by_package[package]))):
         even = (total - sum(shares.values())) // (len(by_package) - index)
@@ -258,8 +260,8 @@ def training_rows(functions: list[Function], seed: int) -> dict[str, list[dict[s
     """The rows of the three tasks.
 
     Args:
-        functions: The functions to train on.
-        seed: Which negatives are chosen where there are many.
+        functions: The functions for training.
+        seed: Seed of the choice of negatives.
     """
     to_package = []
     for function in functions[::4]:
@@ -284,7 +286,7 @@ def _row(query: str, positive: str, negatives: list[str]) -> dict[str, Any]:
 
 
 class HardNegatives:
-    """Functions easily mistaken for another: of its module, and where those are few, of its package."""
+    """Similar functions: of the same module, and if those are too few, of the same package."""
 
     def __init__(self, functions: list[Function], seed: int) -> None:
         self.seed = seed
@@ -318,35 +320,35 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def write_beir(directory: Path, functions: list[Function]) -> int:
-    """Write a retrieval task: docstrings of some functions ask for their code among that of all.
+    """Write a retrieval task: the queries are docstrings of some functions, the documents the code of all.
 
     Returns:
         The number of queries.
     """
     step = max(1, len(functions) // NUM_QUERIES)
-    asked = range(0, len(functions), step)[:NUM_QUERIES]
+    chosen = range(0, len(functions), step)[:NUM_QUERIES]
     documents = ({"_id": f"d{i}", "title": "", "text": f.code} for i, f in enumerate(functions))
     write_lines(directory / "corpus.jsonl", documents)
     write_lines(
-        directory / "queries.jsonl", ({"_id": f"q{i}", "text": functions[i].docstring} for i in asked)
+        directory / "queries.jsonl", ({"_id": f"q{i}", "text": functions[i].docstring} for i in chosen)
     )
-    judgements = "".join(f"q{i}\td{i}\t1\n" for i in asked)
+    judgements = "".join(f"q{i}\td{i}\t1\n" for i in chosen)
     (directory / "qrels").mkdir()
     (directory / "qrels" / "test.tsv").write_text(
         f"query-id\tcorpus-id\tscore\n{judgements}", encoding="utf-8"
     )
-    return len(asked)
+    return len(chosen)
 
 
 def write_texts(directory: Path, functions: Iterable[Function]) -> None:
-    """Write the code of functions as a table of ids and texts."""
+    """Write the code of functions as a parquet file of ids and texts."""
     directory.mkdir()
     rows = [{"id": digest(f.qualified_name, f.code)[:16], "text": f.code} for f in functions]
     pq.write_table(pa.Table.from_pylist(rows), directory / "part-0.parquet")
 
 
 def write_later(directory: Path, functions: list[Function], seed: int) -> dict[str, int]:
-    """Write the training rows of a package that comes later, week by week, each with its list of tasks.
+    """Write the training rows of the later package, in weekly parts, each with its list of tasks.
 
     Returns:
         The number of rows by file.
@@ -367,9 +369,9 @@ def write_qwen3(directory: Path, texts: list[str], seed: int) -> None:
     """Write a tiny Qwen3 with random weights in the layout of the Qwen3 embedding models.
 
     Args:
-        directory: Where to.
-        texts: What its tokenizer is trained on.
-        seed: Which random weights.
+        directory: The model directory to write.
+        texts: Training texts of the tokenizer.
+        seed: Seed of the weights.
     """
     import torch
     from transformers import Qwen3Config, Qwen3Model
@@ -421,10 +423,10 @@ def _byte_level_tokenizer(texts: list[str]) -> Any:
 
 
 def write_corpus(directory: Path, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Write everything.
+    """Write the base model and the corpus.
 
     Args:
-        directory: Where to.
+        directory: The directory to write.
         arguments: `base` (minilm or qwen3), `rows`, `seed`, and `later`, a package or None.
 
     Returns:
@@ -462,10 +464,13 @@ def write_corpus(directory: Path, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe(out: Path, content: dict[str, Any]) -> str:
-    """What was written, for people."""
+    """A summary of the written files."""
     base = {"minilm": "all-MiniLM-L6-v2", "qwen3": "a tiny Qwen3 with random weights"}
     functions = ", ".join(f"{count} of {package}" for package, count in content["functions"].items())
-    lines = [f"{out}: base model {base[content['arguments']['base']]}", f"functions trained on: {functions}"]
+    lines = [
+        f"{out}: base model {base[content['arguments']['base']]}",
+        f"functions for training: {functions}",
+    ]
     lines += [f"train/{task}.jsonl: {count} rows" for task, count in content["train"].items()]
     lines += [f"later/{name}: {count} rows" for name, count in content["later"].items()]
     lines += [
@@ -476,28 +481,28 @@ def describe(out: Path, content: dict[str, Any]) -> str:
 
 
 def made_with(out: Path) -> dict[str, Any] | None:
-    """The arguments of the corpus at `out`, or None if there is no complete one."""
+    """The arguments of the corpus at `out`; None if there is no complete corpus."""
     path = out / "corpus.json"
     return json.loads(path.read_text(encoding="utf-8")).get("arguments") if path.is_file() else None
 
 
 def main() -> None:
-    """Build the corpus beside its place and move it there, unless it is there already."""
+    """Build the corpus in a temporary directory and move it to its place, unless it already exists."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, metavar="OUT", help="directory to write")
     parser.add_argument("--qwen3", action="store_true", help="a tiny random Qwen3 as the base model")
-    parser.add_argument("--rows", type=int, default=2400, help="functions to train on (default: 2400)")
-    parser.add_argument("--seed", type=int, default=7, help="which functions are chosen (default: 7)")
-    parser.add_argument("--later", choices=UNSEEN, help="a package whose rows are new data, for updates")
+    parser.add_argument("--rows", type=int, default=2400, help="functions for training (default: 2400)")
+    parser.add_argument("--seed", type=int, default=7, help="seed of the choice of functions (default: 7)")
+    parser.add_argument("--later", choices=UNSEEN, help="a package whose rows are later data, for updates")
     options = parser.parse_args()
     out = options.out.resolve()
     chosen = {"rows": options.rows, "seed": options.seed, "later": options.later}
     arguments = {"base": "qwen3" if options.qwen3 else "minilm", **chosen}
     if made_with(out) == arguments:
-        print(f"{out}: this corpus is there already")
+        print(f"{out}: this corpus already exists")
         return
     if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= PARTS):
-        parser.error(f"{out} holds something other than a corpus; name another directory")
+        parser.error(f"{out} contains other files than a corpus; choose another directory")
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     content = write_corpus(partial, arguments)

@@ -1,8 +1,8 @@
-"""What updates are worth, on the quickstart's corpus: `bash jobs/quickstart.sh --update`.
+"""Updates compared with full retraining on the quickstart's corpus: `bash jobs/quickstart.sh --update`.
 
-One package comes later than the others, in three weeks. It is brought in by one update of all three weeks
-(merged with equal weights, by mass, or flat) and by a chain of three weekly updates, and all of that is
-compared with training the bags again on everything. What was made before is not made again.
+The rows of one package arrive later, in three weekly parts. They are added by one update with all three parts
+(merged with equal weights, by mass, or flat) and by a chain of three weekly updates. The results are compared
+with bags retrained on all rows. Models that already exist are not trained again.
 """
 
 import os
@@ -32,7 +32,7 @@ NUM_WEEKS = 3
 
 @dataclass(frozen=True)
 class Line:
-    """One model of the table, and the models that were trained for it."""
+    """One row of the table: a model, and the models that were trained for it."""
 
     label: str
     model: str
@@ -40,7 +40,7 @@ class Line:
 
 
 def lines_of(recipe: Recipe) -> Iterator[Line]:
-    """v0001, what updates make of it, and what training everything again gives, each made when it is due."""
+    """v0001, the results of updates, and of full retraining; each is made when it is yielded."""
     weeks = [read_tasks(f"{HOME}/later/week-{week}.yaml") for week in range(1, NUM_WEEKS + 1)]
     new = [task for week in weeks for task in week]
     first = run(unmeasured(recipe)).model
@@ -65,22 +65,22 @@ def lines_of(recipe: Recipe) -> Iterator[Line]:
 
 
 def unmeasured(recipe: Recipe) -> Recipe:
-    """The same run without measurements: the table's are enough."""
+    """The same run without its evaluation, which the table replaces."""
     return recipe.model_copy(update={"evaluate": Evaluate()})
 
 
 def bags_of(recipe: Recipe) -> list[str]:
-    """The models of a run's bags."""
+    """URIs of the models of a run's bags."""
     return [Layout(recipe.root).model(bags.name_of(index)) for index in range(len(recipe.bags.ratios))]
 
 
 def trained_for(recipe: Recipe, child: str) -> str:
-    """The model an update trained."""
+    """URI of the model that an update trained."""
     return Layout(recipe.root).update(storage.name_of(child)).model(bags.name_of(0))
 
 
 def table(recipe: Recipe, lines: list[Line]) -> Table:
-    """Rows, steps and tokens trained for each model, and its mean on old and new tasks."""
+    """Rows, steps and tokens of training for each model, and its mean scores on old and new tasks."""
     result = Table("model", "rows", "steps", "tokens", "old mean", "new mean", title="nDCG@10", box=None)
     subjects = [Subject(line.label, line.model) for line in lines]
     prompt, cache = directory.prompts_of(recipe.data)["query"], Layout(recipe.root).measurements
@@ -102,7 +102,7 @@ def table(recipe: Recipe, lines: list[Line]) -> Table:
 
 
 def main() -> None:
-    """Make everything, and print one table."""
+    """Make all models, and print the table."""
     recipe = load(os.path.join(os.path.dirname(__file__), "recipes", "quickstart-update.yaml"))
     console.print(table(recipe, list(lines_of(recipe))))
 

@@ -1,8 +1,6 @@
-"""`boom-ray report` as a script, for `ray job submit --working-dir . -- python jobs/report.py ...`."""
+"""`boom-ray report` as a script: `ray job submit --working-dir . -- python jobs/report.py ...`."""
 
-import sys
-
-from boom_ray.cli import main
+from boom_ray.cli import job
 
 if __name__ == "__main__":
-    main(["report", *sys.argv[1:]])
+    job(__file__)

@@ -1,8 +1,6 @@
-"""`boom-ray reproduce` as a script, for `ray job submit --working-dir . -- python jobs/reproduce.py ...`."""
+"""`boom-ray reproduce` as a script: `ray job submit --working-dir . -- python jobs/reproduce.py ...`."""
 
-import sys
-
-from boom_ray.cli import main
+from boom_ray.cli import job
 
 if __name__ == "__main__":
-    main(["reproduce", *sys.argv[1:]])
+    job(__file__)

@@ -1,8 +1,6 @@
-"""`boom-ray run` as a script, for `ray job submit --working-dir . -- python jobs/run.py ...`."""
+"""`boom-ray run` as a script: `ray job submit --working-dir . -- python jobs/run.py ...`."""
 
-import sys
-
-from boom_ray.cli import main
+from boom_ray.cli import job
 
 if __name__ == "__main__":
-    main(["run", *sys.argv[1:]])
+    job(__file__)

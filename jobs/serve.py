@@ -1,8 +1,6 @@
-"""`boom-ray serve` as a script, for `ray job submit --working-dir . -- python jobs/serve.py ...`."""
+"""`boom-ray serve` as a script: `ray job submit --working-dir . -- python jobs/serve.py ...`."""
 
-import sys
-
-from boom_ray.cli import main
+from boom_ray.cli import job
 
 if __name__ == "__main__":
-    main(["serve", *sys.argv[1:]])
+    job(__file__)

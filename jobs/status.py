@@ -1,8 +1,6 @@
-"""`boom-ray status` as a script, for `ray job submit --working-dir . -- python jobs/status.py ...`."""
+"""`boom-ray status` as a script: `ray job submit --working-dir . -- python jobs/status.py ...`."""
 
-import sys
-
-from boom_ray.cli import main
+from boom_ray.cli import job
 
 if __name__ == "__main__":
-    main(["status", *sys.argv[1:]])
+    job(__file__)

@@ -1,8 +1,6 @@
-"""`boom-ray train` as a script, for `ray job submit --working-dir . -- python jobs/train.py ...`."""
+"""`boom-ray train` as a script: `ray job submit --working-dir . -- python jobs/train.py ...`."""
 
-import sys
-
-from boom_ray.cli import main
+from boom_ray.cli import job
 
 if __name__ == "__main__":
-    main(["train", *sys.argv[1:]])
+    job(__file__)

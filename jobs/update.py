@@ -1,8 +1,6 @@
-"""`boom-ray update` as a script, for `ray job submit --working-dir . -- python jobs/update.py ...`."""
+"""`boom-ray update` as a script: `ray job submit --working-dir . -- python jobs/update.py ...`."""
 
-import sys
-
-from boom_ray.cli import main
+from boom_ray.cli import job
 
 if __name__ == "__main__":
-    main(["update", *sys.argv[1:]])
+    job(__file__)

@@ -1,8 +1,6 @@
-"""`boom-ray verify` as a script, for `ray job submit --working-dir . -- python jobs/verify.py ...`."""
+"""`boom-ray verify` as a script: `ray job submit --working-dir . -- python jobs/verify.py ...`."""
 
-import sys
-
-from boom_ray.cli import main
+from boom_ray.cli import job
 
 if __name__ == "__main__":
-    main(["verify", *sys.argv[1:]])
+    job(__file__)

@@ -15,18 +15,18 @@ REPLIES = {
 
 
 class FaultyProxy:
-    """Forwards bytes; while `times` lasts, a request that begins with `verb` meets `fault` instead.
+    """Forwards bytes; the next `times` requests that start with `verb` meet `fault` instead.
 
     Attributes:
         fault: `500` or `403` (answered by the proxy), `reset` (cut in the middle), `slow` (two seconds late).
-        met: Requests that met the fault so far.
-        asked: The first line of every request.
+        met: Number of requests that met the fault so far.
+        request_lines: The first line of every request.
         on_request: Called with the first line of every request, before it is forwarded.
     """
 
     def __init__(self, port: int, address: str = "127.0.0.1") -> None:
         self.upstream, self.verb, self.fault, self.times, self.met = port, b"PUT", "", 0, 0
-        self.asked: list[str] = []
+        self.request_lines: list[str] = []
         self.on_request: Callable[[str], None] = lambda line: None
         self.listener = socket.create_server((address, 0))
         self.port = self.listener.getsockname()[1]
@@ -50,7 +50,7 @@ class FaultyProxy:
         try:
             while data := client.recv(1 << 16):
                 if line := REQUEST_LINE.match(data):
-                    self.asked.append(line[0].decode())
+                    self.request_lines.append(line[0].decode())
                     self.on_request(line[0].decode())
                 if self.times > 0 and data.startswith(self.verb) and self._meet(client):
                     break

@@ -25,7 +25,7 @@ WITHOUT_RAY = [
     *("model.encoder", "model.tokenizer", "model.directory", "model.card", "model.self_test"),
     *("merge.gram", "merge.methods", "merge.plan", "merge.elementwise", "merge.stream"),
     *("merge.check", "merge.cut", "merge.distances", "report.render"),
-    *("planner.plan", "planner.outlook", "planner.calibration"),
+    *("planner.plan", "planner.forecast", "planner.calibration"),
     *("train.loss", "train.step", "train.deepspeed"),
 ]
 #: Every room, top floor first: a room imports from floors below its own, never from its own or above.

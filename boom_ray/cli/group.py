@@ -1,5 +1,7 @@
-"""What all verbs share: the group, how it ends, and an option of several."""
+"""The root command, its error handling, and what several commands share."""
 
+import os
+import sys
 from typing import Any
 
 import click
@@ -8,8 +10,8 @@ from boom_ray import __version__
 from boom_ray.errors import BoomError
 
 
-class _Group(click.Group):
-    """Prints a user's mistake as one message and exits with 1; any other error is a defect."""
+class _Root(click.Group):
+    """Prints a `BoomError` as one message and exits with 1; any other exception is a defect."""
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -19,13 +21,33 @@ class _Group(click.Group):
             context.exit(1)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+class DefaultGroup(click.Group):
+    """A group whose command may be left out: `models STORAGE` is `models list STORAGE`."""
+
+    default = "list"
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Resolve a first word that names no command to the default command."""
+        known = self.get_command(context, args[0]) is not None
+        return super().resolve_command(context, args if known else [self.default, *args])
+
+
+@click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
-def main() -> None:
-    """Make, refresh and serve text embedding models by bagging and merging, on Ray."""
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Make, update and serve text embedding models by bagging and merging, on Ray."""
     from boom_ray.runtime.console import show_log
 
-    show_log()
+    context.call_on_close(show_log())
+
+
+def job(file: str) -> None:
+    """Run the command that a script is named after: `jobs/run.py` is `boom-ray run`."""
+    command = os.path.basename(file).removesuffix(".py")
+    main([command, *sys.argv[1:]], prog_name="boom-ray")
 
 
 workers_option = click.option("--num-workers", type=click.IntRange(min=1), metavar="N", help="Ray actors.")

@@ -1,22 +1,22 @@
-"""Verbs that tell of what was made: status, models, lineage, report, reproduce, verify."""
+"""Commands about runs and models: status, models, lineage, report, reproduce, verify."""
 
 import json
 
 import click
 
 from boom_ray import storage
-from boom_ray.cli.group import main
-from boom_ray.errors import BoomError
+from boom_ray.cli.group import DefaultGroup, main
+from boom_ray.errors import ConflictError
 from boom_ray.runtime import signals
 
 
 @main.command()
 @click.argument("run", metavar="RUN")
-@click.option("--json", "json_file", metavar="FILE", help="Write it there as well, for machines.")
+@click.option("--json", "json_file", metavar="FILE", help="Also write the status as JSON.")
 def status(run: str, json_file: str | None) -> None:
-    """Tell what of a run (STORAGE/NAME) is done, under way or failed, from its storage alone.
+    """Report which parts of a run (STORAGE/NAME) are done, running or failed, from its storage alone.
 
-    Ends with 0 if all is done or in progress, and with 1 if it failed, was stopped, or died.
+    Exits with 0 if all is done or in progress, and with 1 if the run failed, stopped, or its driver died.
     """
     from dataclasses import asdict
 
@@ -32,39 +32,55 @@ def status(run: str, json_file: str | None) -> None:
         for name, state, detail in found.rows():
             click.echo(": ".join(filter(None, (name, state, detail))))
     if not found.is_well:
-        raise BoomError(f"{found.root}: {found.state}: {found.reason}")
+        click.echo(f"error: {found.root}: {found.state}: {found.reason}", err=True)
+        click.get_current_context().exit(1)
 
 
-@main.command()
-@click.argument(
-    "words", nargs=-1, required=True, metavar="STORAGE | RUN | diff MODEL MODEL | rollback RUN VERSION"
-)
-def models(words: tuple[str, ...]) -> None:
+@main.group(cls=DefaultGroup)
+def models() -> None:
     """List versions, compare two models, or make an older version current.
 
-    STORAGE lists the versions of all runs, STORAGE/NAME those of one.
+    `boom-ray models STORAGE` is short for `boom-ray models list STORAGE`.
     """
+
+
+@models.command("list")
+@click.argument("uri", metavar="STORAGE|RUN")
+def list_versions(uri: str) -> None:
+    """List the versions of a run (STORAGE/NAME), or of all runs in a storage."""
     from boom_ray.runs import versions
     from boom_ray.runtime.console import console
 
-    match words:
-        case ("diff", one, other):
-            for line in versions.diff(versions.model_at(one), versions.model_at(other)):
-                click.echo(line)
-        case ("rollback", root, version):
-            versions.roll_back(storage.absolute(root), version)
-            click.echo(f"current: {version}")
-        case (place,):
-            for root in versions.runs(storage.absolute(place)):
-                console.print(versions.table(root))
-        case _:
-            raise BoomError("models: expected STORAGE, or RUN, or diff MODEL MODEL, or rollback RUN VERSION")
+    for root in versions.runs(storage.absolute(uri)):
+        console.print(versions.table(root))
+
+
+@models.command()
+@click.argument("model_a", metavar="A")
+@click.argument("model_b", metavar="B")
+def diff(model_a: str, model_b: str) -> None:
+    """Compare configuration, parents, tensors and scores of two models."""
+    from boom_ray.runs import versions
+
+    for line in versions.diff(versions.model_at(model_a), versions.model_at(model_b)):
+        click.echo(line)
+
+
+@models.command()
+@click.argument("run", metavar="RUN")
+@click.argument("version", metavar="VERSION")
+def rollback(run: str, version: str) -> None:
+    """Make an older version of a run current, until a new one is published."""
+    from boom_ray.runs import versions
+
+    versions.roll_back(storage.absolute(run), version)
+    click.echo(f"current: {version}")
 
 
 @main.command()
 @click.argument("model")
 def lineage(model: str) -> None:
-    """Draw what a model was made from, down to corpus and base."""
+    """Draw the ancestry of a model, down to the corpus and the base model."""
     from boom_ray.runs.ancestry import tree
     from boom_ray.runs.versions import model_at
     from boom_ray.runtime.console import console
@@ -77,7 +93,7 @@ def lineage(model: str) -> None:
 @click.option("--version", metavar="VERSION", help="By default the current one.")
 @click.option("--out", metavar="FILE.html", help="By default report-VERSION.html in the run's directory.")
 def report(run: str, version: str | None, out: str | None) -> None:
-    """Write a page about a run (STORAGE/NAME): quality, data, training, merge, time and cost, lineage."""
+    """Write an HTML page about a run (STORAGE/NAME): quality, data, training, merge, cost, lineage."""
     from boom_ray.report.render import write
 
     click.echo(f"report: {write(storage.absolute(run), version, out and storage.absolute(out))}")
@@ -85,7 +101,7 @@ def report(run: str, version: str | None, out: str | None) -> None:
 
 @main.command()
 @click.argument("model")
-@click.option("--scratch", metavar="DIR", help="Where it is made again; by default a temporary directory.")
+@click.option("--scratch", metavar="DIR", help="Working directory; by default a temporary one.")
 @signals.heeded()
 def reproduce(model: str, scratch: str | None) -> None:
     """Train and merge a version again from its record, and compare the digests."""
@@ -98,10 +114,11 @@ def reproduce(model: str, scratch: str | None) -> None:
         original, copy = make_again(model_at(model), storage.absolute(scratch or temporary))
     if original.digest != copy.digest:
         different = [name for name in original.files if copy.files.get(name) != original.files[name]]
-        raise BoomError(
-            f"{model}: digest {original.digest}, made again {copy.digest}; {', '.join(different)} differ"
+        raise ConflictError(
+            f"{model}: digest {original.digest}, reproduced {copy.digest}; different files: "
+            f"{', '.join(different)}"
         )
-    click.echo(f"{model}: made again with the same digest, {copy.digest}")
+    click.echo(f"{model}: reproduced with the same digest, {copy.digest}")
 
 
 @main.command()
@@ -112,5 +129,7 @@ def verify(directory: str) -> None:
 
     record = artifacts.verify(storage.absolute(directory))
     size = sum(entry.size for entry in record.files.values())
-    click.echo(f"{directory}: complete: {record.kind} {record.name} {record.version}, "
-               f"{len(record.files)} files, {size:,} bytes, digest {record.digest}")  # fmt: skip
+    click.echo(
+        f"{directory}: complete: {record.kind} {record.name} {record.version}, "
+        f"{len(record.files)} files, {size:,} bytes, digest {record.digest}"
+    )

@@ -1,4 +1,4 @@
-"""Verbs that make models: run, plan, train, update."""
+"""Commands that plan and train: run, plan, train, update."""
 
 from typing import Any
 
@@ -6,12 +6,26 @@ import click
 
 from boom_ray import storage
 from boom_ray.cli.group import main
-from boom_ray.errors import BoomError
+from boom_ray.errors import InputError, NotFoundError
 from boom_ray.runtime import signals
 
 storage_option = click.option(
     "--storage", "storage_uri", metavar="URI", help="Overrides the recipe's storage."
 )
+
+
+def _numbers(context: click.Context, parameter: click.Parameter, pairs: tuple[str, ...]) -> dict[str, float]:
+    """Numbers by name, from `name=value` each."""
+    numbers = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        try:
+            numbers[name.strip()] = float(value)
+        except ValueError:
+            raise click.BadParameter(
+                f"got {pair!r}; expected NAME=NUMBER, such as gpu.efficiency=0.4"
+            ) from None
+    return numbers
 
 
 @main.command()
@@ -20,7 +34,10 @@ storage_option = click.option(
 @click.option("--baseline", is_flag=True, help="Also train one model on the full corpus, and compare.")
 @signals.heeded()
 def run(recipe: str, storage_uri: str | None, baseline: bool) -> None:
-    """Sample bags, train a model on each, merge them, and measure the result."""
+    """Sample bags, train a model on each, merge the models, and evaluate the result.
+
+    `boom-ray plan RECIPE` prints what the run takes, without running it.
+    """
     from boom_ray.recipe_file import load
 
     loaded = load(recipe, storage_uri)
@@ -47,25 +64,44 @@ def run(recipe: str, storage_uri: str | None, baseline: bool) -> None:
 @click.argument("recipe")
 @click.option("--gpus", "num_gpus", type=click.IntRange(min=1), metavar="N", help="GPUs, or CPUs with cpu.")
 @click.option("--gpu-type", metavar="TYPE", help="H100, H200, A100-80, A100-40, L40S, A10G, L4 or cpu.")
-@click.option("--price", type=float, metavar="RATE", help="Of one GPU and hour.")
-@click.option("--assume", multiple=True, metavar="NAME=VALUE", help="One of the numbers that a plan prints.")
-@click.option("--config", "config_file", metavar="FILE", help="The config.json of a base out of reach.")
-@click.option("--calibrate", is_flag=True, help="First measure the cluster with the recipe in miniature.")
-@click.option("--steps", default=8, show_default=True, type=click.IntRange(min=2), help="Of --calibrate.")
+@click.option("--price", type=float, metavar="RATE", help="Price of one GPU per hour.")
+@click.option(
+    "--assume",
+    "overrides",
+    multiple=True,
+    callback=_numbers,
+    metavar="NAME=VALUE",
+    help="Override an assumption that the plan prints.",
+)
+@click.option("--config", "config_file", metavar="FILE", help="The base model's config.json.")
+@click.option("--baseline", is_flag=True, help="Also plan a model on the full corpus.")
 @click.option("--scale", is_flag=True, help="Also plan for clusters of 8 to 4,096 GPUs.")
+@click.option("--calibrate", is_flag=True, help="First measure the cluster with the recipe in miniature.")
+@click.option(
+    "--steps", default=8, show_default=True, type=click.IntRange(min=2), help="Steps of --calibrate."
+)
 @storage_option
-def plan(recipe: str, storage_uri: str | None, assume: tuple[str, ...], **given: Any) -> None:
-    """Work out rows, memory, time, bytes and price of a run, without running it."""
-    from boom_ray.planner.assumptions import parse
+def plan(recipe: str, storage_uri: str | None, calibrate: bool, steps: int, **options: Any) -> None:
+    """Print rows, steps, schedule, memory, time, bytes and cost of a run, without running it.
+
+    Needs neither Ray nor the base model's weights, except to --calibrate.
+    """
+    from boom_ray.planner.plan import PlanOptions
+    from boom_ray.planner.plan import plan as make_plan
+    from boom_ray.planner.shape import ConfigNotFoundError
     from boom_ray.recipe_file import load
 
-    loaded, numbers = load(recipe, storage_uri), parse(assume)
-    if given["price"] is not None:
-        numbers["price.per_gpu_hour"] = given["price"]
-    from boom_ray.planner import plan as planner
+    loaded, chosen = load(recipe, storage_uri), PlanOptions(**options)
+    try:
+        if calibrate:
+            from boom_ray.planner.calibrate import calibrate as measure
 
-    request = planner.Request(given["gpu_type"], given["num_gpus"], given["config_file"], numbers)
-    planner.plan(loaded, request, given["steps"] if given["calibrate"] else 0, given["scale"])
+            measure(loaded, chosen, steps)
+        made = make_plan(loaded, chosen)
+    except ConfigNotFoundError as error:
+        raise NotFoundError(f"{error} (--config FILE, --assume NAME=VALUE)") from None
+    for line in made.lines():
+        click.echo(line)
 
 
 @main.command()
@@ -74,12 +110,12 @@ def plan(recipe: str, storage_uri: str | None, assume: tuple[str, ...], **given:
 @storage_option
 @signals.heeded()
 def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
-    """Train the bags' models that are missing."""
+    """Train the models of bags that are missing."""
     from boom_ray.recipe_file import load
 
     loaded = load(recipe, storage_uri)
     if bag is not None and bag > len(loaded.bags.ratios):
-        raise BoomError(f"--bag {bag}: the recipe has bags 1 to {len(loaded.bags.ratios)}")
+        raise InputError(f"--bag {bag}: the recipe has bags 1 to {len(loaded.bags.ratios)}")
     from boom_ray.pipeline.training import train as train_models
 
     for uri in train_models(loaded, None if bag is None else bag - 1):
@@ -88,7 +124,7 @@ def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
 
 @main.command()
 @click.argument("recipe")
-@click.option("--parent", metavar="VERSION", help="What the update adds to; by default the current version.")
+@click.option("--parent", metavar="VERSION", help="The version to update; by default the current one.")
 @click.option(
     "--new-data", required=True, multiple=True, metavar="URI", help="Rows, or a YAML list of tasks."
 )
@@ -99,12 +135,12 @@ def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
     default=40.0,
     show_default=True,
     metavar="PERCENT",
-    help="Of earlier rows, trained again.",
+    help="Percentage of the earlier rows to train on again.",
 )
-@click.option("--method", metavar="METHOD", help="How the update is merged; by default as in the recipe.")
+@click.option("--method", metavar="METHOD", help="Merge method; by default the recipe's.")
 @click.option("--weights", type=click.Choice(["equal", "mass"]), default="equal", show_default=True)
 @click.option(
-    "--flat", is_flag=True, help="Merge all models that contribute, not the parent with the update."
+    "--flat", is_flag=True, help="Merge all contributing models instead of the parent and the update."
 )
 @click.option(
     "--require", default="", metavar="CONDITIONS", help="Such as 'old_mean >= -0.5%, new_mean >= +1%'."
@@ -112,7 +148,7 @@ def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
 @storage_option
 @signals.heeded()
 def update(recipe: str, storage_uri: str | None, **given: Any) -> None:
-    """Bring new data into a published version: train a small model on it, and merge."""
+    """Train a small model on new data, and merge it into a published version as the next version."""
     from boom_ray.recipe_file import load
 
     loaded = load(recipe, storage_uri)

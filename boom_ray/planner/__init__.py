@@ -1,1 +1,1 @@
-"""The planner: what a run costs on a cluster, before it is started, and what failures do to it."""
+"""The planner: estimates the time, memory, storage and cost of a run on a cluster without running it."""

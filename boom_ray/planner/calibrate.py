@@ -1,13 +1,14 @@
-"""What a cluster really does: the recipe in miniature, measured and stored for its plans.
+"""Calibration: measures a cluster with the recipe in miniature, and stores the rates for later plans.
 
-As many bags as would run side by side take a few real steps with the ranks, resources and lengths of the
-recipe, are published and merged, and measured on one task. Rates are work, as the planner counts it, over
-time.
+As many bags as would train concurrently take a few real steps with the ranks, resources and text lengths of
+the recipe; they are published and merged, and one task is evaluated. A rate is the work that the planner
+counts, over the time that the cluster took.
 """
 
 import datetime
 import itertools
 import json
+import logging
 import os
 import tempfile
 import time
@@ -27,30 +28,64 @@ from boom_ray.evaluation.measure import find_tasks
 from boom_ray.merge.run import merge_into
 from boom_ray.model import directory
 from boom_ray.pipeline import run as pipeline
-from boom_ray.planner import cost, stages
+from boom_ray.planner import cost, hardware, stages
+from boom_ray.planner.assumptions import Assumptions
 from boom_ray.planner.calibration import Calibration, store
-from boom_ray.planner.estimate import Known, schedule_of
-from boom_ray.planner.hardware import DATA_SHEETS, Cluster, Rank
-from boom_ray.planner.shape import Shape
-from boom_ray.planner.texts import Load
+from boom_ray.planner.estimate import Workload, schedule_of
+from boom_ray.planner.hardware import DATA_SHEETS, ClusterSpec, RankSpec
+from boom_ray.planner.plan import PlanOptions, gather
+from boom_ray.planner.shape import ModelShape
+from boom_ray.planner.texts import BatchLoad
 from boom_ray.recipe import Bags, Evaluate, Recipe, Train
 from boom_ray.runs.heartbeat import driving
-from boom_ray.runtime.cluster import result_of
-from boom_ray.runtime.console import console
+from boom_ray.runtime.cluster import connect, result_of
 from boom_ray.train import journal
 from boom_ray.train.bagging import train_bags
 from boom_ray.train.board import ProgressBoard
 from boom_ray.train.cluster import await_room
 
 SCRATCH = "calibration-scratch"
-MOST_BAGS = 8
+MAX_BAGS = 8
 PROBE_BYTES, NUM_CALLS = 64 << 20, 200
-NUM_TEXTS, LENGTH, FIRST_WORD = 128, 64, 5  # texts of one token, where there is nothing to measure on
+NUM_TEXTS, LENGTH, FIRST_WORD = 128, 64, 5  # texts of one repeated token, if there is no task to evaluate
 RAY_NAMES = {"A100": "A100-80", "A100-40G": "A100-40", "A100-80G": "A100-80"}
 
+logger = logging.getLogger(__name__)
 
-def hardware_of(recipe: Recipe) -> tuple[str, int]:
-    """Kind and number of the processors of the cluster that this process is connected to."""
+
+def calibrate(recipe: Recipe, options: PlanOptions | None = None, num_steps: int = 8) -> Calibration:
+    """Measure the cluster that Ray is reached at, and store the result in the run's storage.
+
+    Args:
+        options: `config_file` and `overrides` are used; the processors are those of the cluster.
+        num_steps: Optimizer steps of each bag; the first is not measured.
+
+    Raises:
+        BoomError: as training and merging raise it. The miniature's files are deleted in any case.
+    """
+    options = options or PlanOptions()
+    assume = Assumptions(options.overrides)
+    workload = gather(recipe, options.config_file, assume)
+    connect()
+    cluster = hardware.cluster(*processors_of(recipe), recipe.train.execution, assume)
+    rank = hardware.rank(cluster, recipe.train.precision, assume)
+    small = miniature(recipe, workload.num_rows, num_steps)
+    storage.delete_tree(small.root)
+    try:
+        logger.info("calibrate: %d bags of %d steps, merge and evaluation", len(small.bags.ratios), num_steps)
+        values = _measured(small, workload, cluster, rank)
+    finally:
+        storage.delete_tree(small.root)
+    if cluster.on_cpus:
+        values["gpu.memory"] = ray.cluster_resources()["memory"] / cluster.num_gpus
+    created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    calibration = Calibration(cluster.gpu_type, cluster.num_gpus, values, created)
+    logger.info("calibration: %s", store(recipe, calibration))
+    return calibration
+
+
+def processors_of(recipe: Recipe) -> tuple[str, int]:
+    """Kind and number of the processors of the connected cluster that the recipe's ranks use."""
     total = ray.cluster_resources()
     if not recipe.train.execution.use_gpu:
         return "cpu", int(total.get("CPU", 1))
@@ -59,62 +94,48 @@ def hardware_of(recipe: Recipe) -> tuple[str, int]:
     return (kinds or ["H100"])[0], int(total.get("GPU", 1))
 
 
-def calibrate(known: Known, cluster: Cluster, rank: Rank, num_steps: int) -> None:
-    """Measure the cluster that this process is connected to, and store the result.
+def miniature(recipe: Recipe, num_rows: Mapping[str, int], steps: int) -> Recipe:
+    """A recipe of a few steps with as many bags as would train concurrently, each on half of the rows.
 
     Args:
-        rank: As a plan would take it without a calibration.
-        num_steps: Optimizer steps of each bag, the first of which does not count.
-
-    Raises:
-        BoomError: as training and merging do. Nothing of the miniature is left, however it ends.
+        num_rows: Rows of each task of the recipe.
+        steps: Optimizer steps of each bag.
     """
-    small = miniature(known.recipe, known.sizes, num_steps)
-    storage.delete_tree(small.root)
-    try:
-        console.print(f"calibrate: {len(small.bags.ratios)} bags of {num_steps} steps, merged and measured")
-        models, values = _training(small, known, cluster, rank)
-        values |= _merging(small, known.shape, models)
-        values |= _encoding(known, cluster, models[0])
-        values |= _storing(small.root)
-    finally:
-        storage.delete_tree(small.root)
-    if cluster.on_cpus:
-        values["gpu.memory"] = ray.cluster_resources()["memory"] / cluster.num_gpus
-    created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    measured = Calibration(cluster.gpu_type, cluster.num_gpus, values, created)
-    console.print(f"calibration: {store(known.recipe, measured)}")
-
-
-def miniature(recipe: Recipe, sizes: Mapping[str, int], steps: int) -> Recipe:
-    """A recipe of a few steps, with as many bags as run side by side, each on half of the first rows."""
-    train, room = recipe.train, await_room(recipe.train.execution)
-    counts = bags.counts(dict(sizes), recipe.bags)
-    whole = schedule_of(recipe, [num_steps(tasks.values(), train) for tasks in counts], room)
-    at_once = sum(start == 0 for start, _ in whole.spans)
-    batches = {task: num_batches([rows], train.batch_size) for task, rows in sizes.items()}
-    share = steps / sum(batches.values())
+    train, capacity = recipe.train, await_room(recipe.train.execution)
+    counts = bags.counts(dict(num_rows), recipe.bags)
+    schedule = schedule_of(recipe, [num_steps(tasks.values(), train) for tasks in counts], capacity)
+    num_concurrent = sum(start == 0 for start, _ in schedule.spans)
+    batches = {task: num_batches([rows], train.batch_size) for task, rows in num_rows.items()}
+    fraction = steps / sum(batches.values())
     tasks = [
-        task.model_copy(update={"limit": 2 * train.batch_size * max(1, round(share * batches[task.name]))})
+        task.model_copy(update={"limit": 2 * train.batch_size * max(1, round(fraction * batches[task.name]))})
         for task in recipe.data.tasks
     ]
-    execution = train.execution.model_copy(update={"num_workers": min(whole.ranks), "max_failures": 0})
+    execution = train.execution.model_copy(update={"num_workers": min(schedule.ranks), "max_failures": 0})
     return recipe.model_copy(
         update={
             "name": SCRATCH,
             "storage": recipe.root,
             "data": recipe.data.model_copy(update={"tasks": tasks, "max_bad_fraction": 1.0}),
-            "bags": Bags(ratios=[50] * min(MOST_BAGS, max(2, at_once)), seed=recipe.bags.seed),
+            "bags": Bags(ratios=[50] * min(MAX_BAGS, max(2, num_concurrent)), seed=recipe.bags.seed),
             "train": train.model_copy(update={"max_steps": steps, "epochs": 1, "execution": execution}),
             "evaluate": Evaluate(),
         }
     )
 
 
+def _measured(small: Recipe, workload: Workload, cluster: ClusterSpec, rank: RankSpec) -> dict[str, float]:
+    """Values of assumptions, measured with the miniature."""
+    models, values = _training(small, workload, cluster, rank)
+    values |= _merging(small, workload.shape, models)
+    values |= _encoding(workload, cluster, models[0])
+    return values | _storing(small.root)
+
+
 def _training(
-    small: Recipe, known: Known, cluster: Cluster, rank: Rank
+    small: Recipe, workload: Workload, cluster: ClusterSpec, rank: RankSpec
 ) -> tuple[list[str], dict[str, float]]:
-    """Train the miniature's bags; their models, and what training took."""
+    """Train the miniature's bags; returns their models and the rates of training."""
     prepared = corpus.prepare(small.data, storage.join(small.root, "corpus"), small.name)
     drawn = bags.publish(prepared, small.bags, storage.join(small.root, "bags"))
     base, since = directory.identify(small.base_model.path), time.time()
@@ -130,7 +151,7 @@ def _training(
         starts.append(began - since)
         finishes.append(ended - steps[-1]["time"])
         work += [
-            _arithmetic(known, small.train, step["task"], step["time"] - before["time"], cluster, rank)
+            _arithmetic(workload, small.train, step["task"], step["time"] - before["time"], cluster, rank)
             for before, step in itertools.pairwise(steps)
         ]
     flops, seconds = (sum(column) for column in zip(*work, strict=True))
@@ -142,17 +163,18 @@ def _training(
 
 
 def _arithmetic(
-    known: Known, train: Train, task: str, spent: float, cluster: Cluster, rank: Rank
+    workload: Workload, train: Train, task: str, seconds: float, cluster: ClusterSpec, rank: RankSpec
 ) -> tuple[float, float]:
-    """Operations of one rank in a step that took so long, and the seconds that were left for them."""
+    """FLOPs of one rank in a measured step, and its seconds minus those of network and optimizer."""
     num_ranks = train.execution.num_workers
     assert num_ranks != "auto"
-    step = cost.step(known.shape, train, known.loads[task], num_ranks, cluster, rank)
-    return step.flops / num_ranks, max(spent - step.network - step.optimizer, spent / 10)
+    step = cost.step(workload.shape, train, workload.loads[task], num_ranks, cluster, rank)
+    # Network and optimizer are assumed rates: they may not explain more than nine tenths of a step.
+    return step.flops / num_ranks, max(seconds - step.network - step.optimizer, seconds / 10)
 
 
-def _merging(small: Recipe, shape: Shape, models: list[str]) -> dict[str, float]:
-    """A merge that is thrown away: the start of its processes, and what one worker streams a second."""
+def _merging(small: Recipe, shape: ModelShape, models: list[str]) -> dict[str, float]:
+    """Merge the models into a stage that is discarded: the start of the processes and one worker's rate."""
     spec = replace(pipeline.merge_spec(small.merge), weights="equal")
     with staging.staged(storage.join(small.root, "merged")) as stage:
         since = time.time()
@@ -164,7 +186,7 @@ def _merging(small: Recipe, shape: Shape, models: list[str]) -> dict[str, float]
 
 @ray.remote(num_cpus=1)
 def _measure(model: str, task: str | None, max_length: int | None) -> tuple[float, float, float]:
-    """When this process was ready, the seconds to load a model, and those to measure it, or to embed."""
+    """When this process was ready, seconds to load a model, and seconds to evaluate it, or to embed."""
     from boom_ray.evaluation.retrieval import RetrievalEvaluator
 
     ready = time.time()
@@ -178,30 +200,31 @@ def _measure(model: str, task: str | None, max_length: int | None) -> tuple[floa
     return ready, loaded - ready, time.time() - loaded
 
 
-def _encoding(known: Known, cluster: Cluster, model: str) -> dict[str, float]:
-    """What every CPU does at once when models are measured, and what that says of embedding on CPUs."""
-    evaluate, shape, slots = known.recipe.evaluate, known.shape, max(1, min(64, int(cluster.num_cpus)))
-    tasks = known.evaluation if evaluate.data else []
+def _encoding(workload: Workload, cluster: ClusterSpec, model: str) -> dict[str, float]:
+    """Rates of evaluation with every CPU busy, and of embedding, on CPUs derived from the former."""
+    evaluate, shape = workload.recipe.evaluate, workload.shape
+    num_slots = max(1, min(64, int(cluster.num_cpus)))
+    tasks = workload.evaluation if evaluate.data else []
     found = find_tasks(evaluate.data).values() if evaluate.data and tasks else []
     task = next((one.uri for one in found if one.type == "Retrieval"), None)
-    load = tasks[0] if task else Load(NUM_TEXTS, NUM_TEXTS * LENGTH, NUM_TEXTS * LENGTH, LENGTH, 0, True)
+    load = tasks[0] if task else BatchLoad(NUM_TEXTS, NUM_TEXTS * LENGTH, NUM_TEXTS * LENGTH, LENGTH, 0, True)
     since = time.time()
-    found = result_of([_measure.remote(model, task, evaluate.max_length) for _ in range(slots)])
-    ready, loads, seconds = zip(*found, strict=True)
-    rate = slots * shape.forward_flops(load.computed, load.length) / sum(seconds)
+    results = result_of([_measure.remote(model, task, evaluate.max_length) for _ in range(num_slots)])
+    ready, loads, seconds = zip(*results, strict=True)
+    rate = num_slots * shape.forward_flops(load.computed, load.length) / sum(seconds)
     values = {
         "evaluate.start_seconds": max(ready) - since,
         "evaluate.load_seconds": fmean(loads),
         "evaluate.score_seconds": 0.0,
         "evaluate.flops": rate,
     }
-    on_cpus = rate * slots / cluster.num_ranks
+    on_cpus = rate * num_slots / cluster.num_ranks
     values["rank.encode_flops"] = on_cpus if cluster.on_cpus else _embedding_flops(shape, model)
     return values
 
 
-def _embedding_flops(shape: Shape, model: str) -> float:
-    """Operations a second of a GPU that embeds."""
+def _embedding_flops(shape: ModelShape, model: str) -> float:
+    """FLOP/s of one GPU that embeds."""
     task: Any = _embed
     seconds = result_of(task.options(num_gpus=1).remote(model))
     return shape.forward_flops(NUM_TEXTS * LENGTH, LENGTH) / seconds
@@ -209,7 +232,7 @@ def _embedding_flops(shape: Shape, model: str) -> float:
 
 @ray.remote
 def _embed(model: str) -> float:
-    """Seconds to embed texts on a GPU as `boom-ray embed` does, after a first time that does not count."""
+    """Seconds to embed texts on a GPU as `boom-ray embed` does, after a warm-up."""
     import torch
 
     encoder = directory.load_encoder(storage.local_directory(model), device="cuda", dtype=torch.bfloat16)
@@ -222,7 +245,7 @@ def _embed(model: str) -> float:
 
 @ray.remote(num_cpus=1)
 def _write(uri: str) -> float:
-    """Seconds to store a file of noise."""
+    """Seconds to store a file of random bytes, which no store can compress."""
     noise, since = np.random.default_rng(0).bytes(PROBE_BYTES), time.perf_counter()
     storage.write_bytes(uri, noise)
     seconds = time.perf_counter() - since
@@ -232,16 +255,16 @@ def _write(uri: str) -> float:
 
 def _storing(root: str) -> dict[str, float]:
     """Rates of the storage and of a worker's disk, and the seconds of a call to an actor."""
-    far = result_of(_write.remote(storage.join(root, "probe")))
-    here = os.path.join(tempfile.gettempdir(), f"boom-ray-probe-{os.getpid()}")
-    near = result_of(_write.remote(here))
+    remote_seconds = result_of(_write.remote(storage.join(root, "probe")))
+    path = os.path.join(tempfile.gettempdir(), f"boom-ray-probe-{os.getpid()}")
+    local_seconds = result_of(_write.remote(path))
     board: Any = ProgressBoard.remote()  # type: ignore[attr-defined]
     ray.get(board.read.remote())
     since = time.perf_counter()
     for _ in range(NUM_CALLS):
         ray.get(board.read.remote())
     return {
-        "storage.bytes_per_second": PROBE_BYTES / far,
-        "disk.bytes_per_second": PROBE_BYTES / near,
+        "storage.bytes_per_second": PROBE_BYTES / remote_seconds,
+        "disk.bytes_per_second": PROBE_BYTES / local_seconds,
         "head.call_seconds": (time.perf_counter() - since) / NUM_CALLS,
     }

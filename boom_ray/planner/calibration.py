@@ -1,4 +1,4 @@
-"""What was measured of a cluster, as it is stored for the plans of a recipe."""
+"""The rates measured on a cluster, stored in the run's storage for later plans of the recipe."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -11,13 +11,13 @@ FILE = "calibration.json"
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured.
+    """The measurements of one calibration.
 
     Attributes:
-        gpu_type: Processors it holds for.
+        gpu_type: The kind of processor measured, a key of `hardware.DATA_SHEETS`.
         num_gpus: Processors of the cluster.
-        values: By the names of assumptions.
-        created: When, as ISO 8601.
+        values: Measured values by the names of assumptions.
+        created: ISO 8601 time.
     """
 
     gpu_type: str
@@ -27,13 +27,13 @@ class Calibration:
 
 
 def stored(recipe: Recipe) -> Calibration | None:
-    """What was measured for a recipe before."""
-    place = storage.join(recipe.root, FILE)
-    return Calibration(**json.loads(storage.read_bytes(place))) if storage.is_file(place) else None
+    """The stored calibration of a recipe, if any."""
+    uri = storage.join(recipe.root, FILE)
+    return Calibration(**json.loads(storage.read_bytes(uri))) if storage.is_file(uri) else None
 
 
 def store(recipe: Recipe, calibration: Calibration) -> str:
-    """Keep it for plans of the recipe; returns where."""
-    place = storage.join(recipe.root, FILE)
-    storage.write_bytes(place, json.dumps(asdict(calibration), indent=1).encode())
-    return place
+    """Store a calibration for later plans of the recipe, and return its URI."""
+    uri = storage.join(recipe.root, FILE)
+    storage.write_bytes(uri, json.dumps(asdict(calibration), indent=1).encode())
+    return uri

@@ -1,27 +1,27 @@
-"""What one optimizer step of a bag takes: arithmetic, the network, and the optimizer's memory."""
+"""The cost of one optimizer step of a bag: compute, network and optimizer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 
 from boom_ray.planner import memory
-from boom_ray.planner.hardware import Cluster, Rank
-from boom_ray.planner.shape import Shape
-from boom_ray.planner.texts import Load
+from boom_ray.planner.hardware import ClusterSpec, RankSpec
+from boom_ray.planner.shape import ModelShape
+from boom_ray.planner.texts import BatchLoad
 from boom_ray.recipe import Train
 
-ADAMW_WORDS = 7  # float32 numbers read and written for each weight: master, both moments, gradient
+ADAMW_WORDS = 7  # float32 words read and written per parameter: master weight, two moments, gradient
 
 
 @dataclass(frozen=True)
-class Step:
+class StepCost:
     """One optimizer step of one bag.
 
     Attributes:
-        flops: Of all ranks.
+        flops: FLOPs of all ranks.
         sent: Bytes that one rank sends.
-        compute: Seconds of arithmetic.
-        network: Seconds of collectives; none is assumed to be hidden behind arithmetic.
+        compute: Seconds of compute.
+        network: Seconds of collectives; overlap with compute is not assumed.
         optimizer: Seconds of AdamW.
     """
 
@@ -33,70 +33,72 @@ class Step:
 
     @property
     def seconds(self) -> float:
-        """All of it."""
+        """Total seconds."""
         return self.compute + self.network + self.optimizer
 
 
-def mean_load(loads: Mapping[str, Load], batches: Mapping[str, int]) -> Load:
-    """The mean global batch of a bag, each task's counted as often as it has batches."""
-    total = sum(batches.values())
+def mean_load(loads: Mapping[str, BatchLoad], num_batches: Mapping[str, int]) -> BatchLoad:
+    """The mean global batch of a bag; each task counts with its number of batches."""
+    total = sum(num_batches.values())
 
     def mean(key: str) -> float:
-        return sum(batches[task] * getattr(loads[task], key) for task in batches) / total
+        return sum(num_batches[task] * getattr(loads[task], key) for task in num_batches) / total
 
     computed = mean("computed")
-    squares = sum(count * loads[task].computed * loads[task].length for task, count in batches.items())
-    measured = all(loads[task].measured for task in batches)
+    squares = sum(count * loads[task].computed * loads[task].length for task, count in num_batches.items())
+    measured = all(loads[task].measured for task in num_batches)
     length = squares / total / computed
-    return Load(mean("texts"), mean("tokens"), computed, length, mean("row_bytes"), measured)
+    return BatchLoad(mean("texts"), mean("tokens"), computed, length, mean("row_bytes"), measured)
 
 
-def model_flops(shape: Shape, load: Load) -> float:
-    """Of forward and backward pass of a batch's tokens without padding: what MFU is measured by."""
+def model_flops(shape: ModelShape, load: BatchLoad) -> float:
+    """FLOPs of the forward and backward pass of a batch without padding: the numerator of MFU."""
     backward = 1 if shape.adapters else 2
     return (1 + backward) * shape.forward_flops(load.tokens, load.length)
 
 
-def computed_flops(shape: Shape, train: Train, load: Load) -> float:
-    """Of all passes over a batch, padding included.
+def computed_flops(shape: ModelShape, train: Train, load: BatchLoad) -> float:
+    """FLOPs of all passes over a batch, padding included.
 
-    The backward pass takes two forward passes, or one where the weights are frozen; checkpointing takes one
-    more forward pass, and GradCache (arXiv 2101.06983) another.
+    A backward pass costs two forward passes, or one if the weights are frozen. Activation checkpointing adds
+    one forward pass, GradCache (arXiv 2101.06983) another.
     """
     execution, backward = train.execution, 1 if shape.adapters else 2
     passes = 1 + backward + execution.gradient_checkpointing + execution.grad_cache
     return passes * shape.forward_flops(load.computed, load.length)
 
 
-def sent_bytes(shape: Shape, train: Train, load: Load, num_ranks: int) -> float:
+def sent_bytes(shape: ModelShape, train: Train, load: BatchLoad, num_ranks: int) -> float:
     """Bytes that a rank sends in one step: gradients, weights, and the embeddings of the batch.
 
-    Stages 0 to 2 send each gradient twice, once to sum and once to spread (ZeRO, arXiv 1910.02054, §7);
-    stage 3 gathers the weights for every forward and backward pass of every chunk.
+    ZeRO stages 0 to 2 send each gradient twice, for reduce-scatter and all-gather (arXiv 1910.02054, §7).
+    Stage 3 gathers the weights for every forward and backward pass of every chunk.
     """
     if num_ranks == 1:
         return 0.0
     execution, element, stage = train.execution, memory.element_bytes(train), train.execution.zero_stage
-    chunks = max(1, ceil(load.computed / num_ranks / execution.chunk_tokens))
-    backwards = chunks if execution.grad_cache else 1
+    num_chunks = max(1, ceil(load.computed / num_ranks / execution.chunk_tokens))
+    num_backwards = num_chunks if execution.grad_cache else 1
     gradients = element * shape.trained
-    sent = 2 * gradients if stage < 2 else gradients * (backwards + (stage == 2))
+    sent = 2 * gradients if stage < 2 else gradients * (num_backwards + (stage == 2))
     if stage == 3:
         gathers = 2 + execution.gradient_checkpointing + execution.grad_cache
-        sent += chunks * gathers * element * (shape.parameters + shape.adapters)
+        sent += num_chunks * gathers * element * (shape.parameters + shape.adapters)
     sent += 2 * 4 * load.texts * shape.hidden
     return sent * (num_ranks - 1) / num_ranks
 
 
-def step(shape: Shape, train: Train, load: Load, num_ranks: int, cluster: Cluster, rank: Rank) -> Step:
-    """The cost of one step of a bag on so many ranks."""
+def step(
+    shape: ModelShape, train: Train, load: BatchLoad, num_ranks: int, cluster: ClusterSpec, rank: RankSpec
+) -> StepCost:
+    """The cost of one step of a bag on `num_ranks` ranks."""
     flops, sent = computed_flops(shape, train, load), sent_bytes(shape, train, load, num_ranks)
-    own = shape.trained / (num_ranks if train.execution.zero_stage else 1)
-    pipe = rank.link if cluster.nodes_of(num_ranks) == 1 else min(rank.link, rank.network)
-    return Step(
+    updated = shape.trained / (num_ranks if train.execution.zero_stage else 1)
+    bandwidth = rank.link if cluster.nodes_of(num_ranks) == 1 else min(rank.link, rank.network)
+    return StepCost(
         flops=flops,
         sent=sent,
         compute=flops / num_ranks / rank.flops,
-        network=sent / pipe,
-        optimizer=4 * ADAMW_WORDS * own / rank.bandwidth,
+        network=sent / bandwidth,
+        optimizer=4 * ADAMW_WORDS * updated / rank.memory_bandwidth,
     )

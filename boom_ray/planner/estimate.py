@@ -1,47 +1,60 @@
-"""A run in numbers: what every bag holds and takes, when it runs, and what the other stages add."""
+"""The estimate of a run on a cluster: the steps and duration of each bag, the schedule, the other stages."""
 
 from dataclasses import dataclass
 
 from boom_ray.data import bags
+from boom_ray.data.bags import BASELINE
 from boom_ray.data.batches import num_batches, num_steps
-from boom_ray.errors import BoomError
+from boom_ray.errors import InputError
 from boom_ray.planner import cost, memory, stages
 from boom_ray.planner.assumptions import Assumptions
-from boom_ray.planner.cost import Step
-from boom_ray.planner.hardware import Cluster, Rank
-from boom_ray.planner.shape import Shape
-from boom_ray.planner.texts import Load
-from boom_ray.recipe import Recipe
+from boom_ray.planner.cost import StepCost
+from boom_ray.planner.hardware import ClusterSpec, RankSpec
+from boom_ray.planner.shape import ModelShape
+from boom_ray.planner.texts import BatchLoad
+from boom_ray.recipe import Bags, Recipe
 from boom_ray.train.schedule import Schedule, best, longest_first
 
 
 @dataclass(frozen=True)
-class Known:
-    """What does not depend on the cluster.
+class Workload:
+    """The part of a plan that does not depend on the cluster.
 
     Attributes:
-        shape: Of the base model.
-        sizes: Rows of each task.
-        loads: Its mean global batch.
-        evaluation: Texts of each task that models are measured on.
+        shape: The base model.
+        num_rows: Rows of each task.
+        loads: The mean global batch of each task.
+        evaluation: The texts of each evaluation task.
+        baseline: Whether the run also trains a model on the full corpus.
     """
 
     recipe: Recipe
-    shape: Shape
-    sizes: dict[str, int]
-    loads: dict[str, Load]
-    evaluation: list[Load]
+    shape: ModelShape
+    num_rows: dict[str, int]
+    loads: dict[str, BatchLoad]
+    evaluation: list[BatchLoad]
+    baseline: bool = False
+
+    def bags(self) -> list[tuple[str, float, dict[str, int]]]:
+        """Name, ratio in percent and rows per task of each bag; the baseline, if any, is the last."""
+        own = self.recipe.bags
+        ratios, counts = list(own.ratios), bags.counts(self.num_rows, own)
+        names = [bags.name_of(index) for index in range(len(counts))]
+        if self.baseline and bags.whole(own) is None:
+            names, ratios = [*names, BASELINE], [*ratios, 100.0]
+            counts = [*counts, *bags.counts(self.num_rows, Bags(ratios=[100]))]
+        return list(zip(names, ratios, counts, strict=True))
 
 
 @dataclass(frozen=True)
-class Bag:
+class BagEstimate:
     """One bag.
 
     Attributes:
         ratio: Percentage of every task.
         load: Its mean global batch.
         step: The cost of one step on its ranks.
-        start, end: Seconds since the start of training, with the bag's own start and its publishing.
+        start, end: Seconds since the start of training; startup and publishing are included.
     """
 
     name: str
@@ -49,36 +62,36 @@ class Bag:
     rows: int
     steps: int
     ranks: int
-    load: Load
-    step: Step
+    load: BatchLoad
+    step: StepCost
     start: float
     end: float
 
     @property
     def seconds(self) -> float:
-        """From its start to its end."""
+        """Duration of the bag."""
         return self.end - self.start
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A run on a cluster; times are in seconds, sizes in bytes.
+    """A run on a cluster; times in seconds, sizes in bytes.
 
     Attributes:
-        start: Until a bag's first step.
-        finish: From its last step until it is published.
-        save: That training stands still for a checkpoint.
-        upload: After that until it is stored.
-        train, merge, evaluate: Of each stage.
-        embed: Of embedding texts afterwards.
-        storage: What is stored, by what it is.
-        network: What is moved, by what moves it.
+        start: From the start of a bag to its first step.
+        finish: From a bag's last step to its published model.
+        save: Time that a checkpoint stops training.
+        upload: Time from then until the checkpoint is stored.
+        train, merge, evaluate: Duration of each stage.
+        embed: Duration of embedding texts with the merged model.
+        storage: Stored bytes by kind.
+        network: Transferred bytes by kind.
     """
 
-    known: Known
-    cluster: Cluster
-    rank: Rank
-    bags: list[Bag]
+    workload: Workload
+    cluster: ClusterSpec
+    rank: RankSpec
+    bags: list[BagEstimate]
     start: float
     finish: float
     save: float
@@ -92,47 +105,60 @@ class Estimate:
 
     @property
     def run(self) -> float:
-        """Seconds of the whole run."""
+        """Duration of the whole run."""
         return self.train + self.merge + self.evaluate
 
     @property
-    def longest(self) -> Bag:
-        """The bag that takes longest."""
+    def longest(self) -> BagEstimate:
+        """The bag with the longest duration."""
         return max(self.bags, key=lambda bag: bag.seconds)
 
+    @property
+    def passes(self) -> float:
+        """Rows of all bags per row of the corpus: the cost compared with one full-corpus model."""
+        return sum(bag.rows for bag in self.bags) / sum(self.workload.num_rows.values())
 
-def schedule_of(recipe: Recipe, steps: list[int], room: int) -> Schedule:
-    """Which bag runs when, in steps of one rank, as training decides it.
-
-    Raises:
-        BoomError: if a bag needs more ranks than there are.
-    """
-    wanted = recipe.train.execution.num_workers
-    if wanted == "auto":
-        return best(steps, room, recipe.train.batch_size)
-    if wanted > room:
-        raise BoomError(f"a bag needs {wanted} ranks (train.execution.num_workers), there is room for {room}")
-    return longest_first(steps, [wanted] * len(steps), room)
+    @property
+    def training_hours(self) -> float:
+        """GPU-hours (or CPU-hours) of training."""
+        return sum(bag.ranks * bag.seconds for bag in self.bags) * self.cluster.gpus_per_rank / 3600
 
 
-def estimate(known: Known, cluster: Cluster, rank: Rank, assume: Assumptions) -> Estimate:
-    """Work out a run.
+def schedule_of(recipe: Recipe, steps: list[int], capacity: int) -> Schedule:
+    """The schedule that training would choose, in steps of one rank.
 
     Raises:
-        BoomError: if a bag needs more ranks than there are.
+        InputError: if a bag needs more than `capacity` ranks.
     """
-    recipe, shape = known.recipe, known.shape
+    num_workers = recipe.train.execution.num_workers
+    if num_workers == "auto":
+        return best(steps, capacity, recipe.train.batch_size)
+    if num_workers > capacity:
+        raise InputError(
+            f"train.execution.num_workers {num_workers}: the cluster has capacity for {capacity} ranks. "
+            "Lower it, or plan for more processors (num_gpus)"
+        )
+    return longest_first(steps, [num_workers] * len(steps), capacity)
+
+
+def estimate(workload: Workload, cluster: ClusterSpec, rank: RankSpec, assume: Assumptions) -> Estimate:
+    """Estimate a run.
+
+    Raises:
+        InputError: if a bag needs more ranks than the cluster has.
+    """
+    recipe, shape = workload.recipe, workload.shape
     stored = assume.take("storage.bytes_per_second", 0.5e9, "B/s", "of one process, a guess")
     model = memory.element_bytes(recipe.train) * shape.parameters
     start = assume.take("train.start_seconds", 60 + model / stored, "s", "processes, and reading the model")
     source = "check, write and hash the model"
     finish = assume.take("train.finish_seconds", 10 + 2 * model / stored, "s", source)
-    planned = _bags(known, cluster, rank, start + finish)
-    width = max(bag.ranks for bag in planned)
-    save, upload = stages.checkpoint_seconds(recipe, shape, width, stored, assume)
-    at_once = max(sum(other.start <= bag.start < other.end for other in planned) for bag in planned)
+    planned = _bags(workload, cluster, rank, start + finish)
+    save, upload = stages.checkpoint_seconds(recipe, shape, max(bag.ranks for bag in planned), stored, assume)
+    # The base model, every trained model, and the merged model.
+    num_evaluated = len(planned) + 2
     return Estimate(
-        known=known,
+        workload=workload,
         cluster=cluster,
         rank=rank,
         bags=planned,
@@ -142,70 +168,79 @@ def estimate(known: Known, cluster: Cluster, rank: Rank, assume: Assumptions) ->
         upload=upload,
         train=max(bag.end for bag in planned),
         merge=stages.merge_seconds(recipe, shape, assume),
-        evaluate=stages.evaluate_seconds(recipe, shape, cluster, known.evaluation, assume),
-        embed=stages.embed_seconds(shape, cluster, rank, known.loads, assume),
-        storage=_stored(known, planned, at_once),
-        network=_moved(known, planned, cluster),
+        evaluate=stages.evaluate_seconds(recipe, shape, cluster, workload.evaluation, num_evaluated, assume),
+        embed=stages.embed_seconds(shape, cluster, rank, workload.loads, assume),
+        storage=_stored(workload, planned),
+        network=_transferred(workload, planned, cluster),
     )
 
 
-def _bags(known: Known, cluster: Cluster, rank: Rank, around: float) -> list[Bag]:
-    """All bags with their times; `around` is the seconds of each that are not steps."""
-    recipe, train = known.recipe, known.recipe.train
-    counts = bags.counts(known.sizes, recipe.bags)
-    steps = [num_steps(tasks.values(), train) for tasks in counts]
+def _bags(workload: Workload, cluster: ClusterSpec, rank: RankSpec, overhead: float) -> list[BagEstimate]:
+    """All bags with their times; `overhead` is the seconds of each bag that are not steps."""
+    recipe, train = workload.recipe, workload.recipe.train
+    drawn = workload.bags()
+    steps = [num_steps(tasks.values(), train) for _, _, tasks in drawn]
     ranks = schedule_of(recipe, steps, cluster.num_ranks).ranks
     loads = [
-        cost.mean_load(known.loads, {task: num_batches([n], train.batch_size) for task, n in bag.items()})
-        for bag in counts
+        cost.mean_load(
+            workload.loads, {task: num_batches([n], train.batch_size) for task, n in tasks.items()}
+        )
+        for _, _, tasks in drawn
     ]
-    each = [
-        cost.step(known.shape, train, load, n, cluster, rank) for load, n in zip(loads, ranks, strict=True)
+    costs = [
+        cost.step(workload.shape, train, load, n, cluster, rank) for load, n in zip(loads, ranks, strict=True)
     ]
-    work = [n * (around + count * one.seconds) for n, count, one in zip(ranks, steps, each, strict=True)]
+    work = [n * (overhead + count * one.seconds) for n, count, one in zip(ranks, steps, costs, strict=True)]
     spans = longest_first(work, ranks, cluster.num_ranks).spans
     return [
-        Bag(
-            name=bags.name_of(index),
-            ratio=recipe.bags.ratios[index],
+        BagEstimate(
+            name=name,
+            ratio=ratio,
             rows=sum(tasks.values()),
             steps=steps[index],
             ranks=ranks[index],
             load=loads[index],
-            step=each[index],
+            step=costs[index],
             start=spans[index][0],
             end=spans[index][1],
         )
-        for index, tasks in enumerate(counts)
+        for index, (name, ratio, tasks) in enumerate(drawn)
     ]
 
 
-def _stored(known: Known, planned: list[Bag], at_once: int) -> dict[str, float]:
-    recipe, shape = known.recipe, known.shape
+def most_at_once(planned: list[BagEstimate]) -> int:
+    """The largest number of bags that train at the same time."""
+    return max(sum(other.start <= bag.start < other.end for other in planned) for bag in planned)
+
+
+def _stored(workload: Workload, planned: list[BagEstimate]) -> dict[str, float]:
+    recipe, shape = workload.recipe, workload.shape
     saves = any(bag.steps > recipe.train.execution.save_every_steps for bag in planned)
-    state = memory.checkpoint_bytes(shape, recipe.train)
+    checkpoint = memory.checkpoint_bytes(shape, recipe.train)
+    num_checkpoints = stages.NUM_KEPT_CHECKPOINTS * most_at_once(planned) if saves else 0
     return {
-        "corpus": _corpus_bytes(known),
+        "corpus": _corpus_bytes(workload),
         "bag manifests": 4.0 * sum(bag.rows for bag in planned),
         "models of bags": len(planned) * memory.element_bytes(recipe.train) * shape.parameters,
         "merged model": stages.merged_bytes(recipe, shape),
-        "checkpoints at once": stages.KEPT_CHECKPOINTS * at_once * state if saves else 0.0,
+        "checkpoints at once": num_checkpoints * checkpoint,
     }
 
 
-def _moved(known: Known, planned: list[Bag], cluster: Cluster) -> dict[str, float]:
-    recipe, shape = known.recipe, known.shape
+def _transferred(workload: Workload, planned: list[BagEstimate], cluster: ClusterSpec) -> dict[str, float]:
+    recipe, shape = workload.recipe, workload.shape
     model = memory.element_bytes(recipe.train) * shape.parameters
-    saves = sum((bag.steps - 1) // recipe.train.execution.save_every_steps for bag in planned)
-    nodes = cluster.nodes_of(min(cluster.num_ranks, sum(bag.ranks for bag in planned)))
+    num_saves = sum((bag.steps - 1) // recipe.train.execution.save_every_steps for bag in planned)
+    num_nodes = cluster.nodes_of(min(cluster.num_ranks, sum(bag.ranks for bag in planned)))
+    num_merged = len(recipe.bags.ratios)
     return {
         "gradients and weights between ranks": sum(bag.steps * bag.ranks * bag.step.sent for bag in planned),
-        "base model and corpus to nodes": nodes * (model + _corpus_bytes(known)),
-        "checkpoints to storage": saves * memory.checkpoint_bytes(shape, recipe.train),
+        "base model and corpus to nodes": num_nodes * (model + _corpus_bytes(workload)),
+        "checkpoints to storage": num_saves * memory.checkpoint_bytes(shape, recipe.train),
         "models to storage": len(planned) * model,
-        "merge": stages.merge_bytes(recipe, shape, len(planned)),
+        "merge": stages.merge_bytes(recipe, shape, num_merged),
     }
 
 
-def _corpus_bytes(known: Known) -> float:
-    return sum(rows * known.loads[task].row_bytes for task, rows in known.sizes.items())
+def _corpus_bytes(workload: Workload) -> float:
+    return sum(rows * workload.loads[task].row_bytes for task, rows in workload.num_rows.items())

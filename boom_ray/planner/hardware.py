@@ -1,9 +1,9 @@
-"""What processors can do by their makers' data sheets; a plan takes every number as an assumption."""
+"""Clusters and ranks: peak rates of processors from their data sheets, each an assumption of the plan."""
 
 from dataclasses import dataclass
 from math import floor
 
-from boom_ray.errors import BoomError
+from boom_ray.errors import InputError
 from boom_ray.planner.assumptions import Assumptions
 from boom_ray.recipe import Precision, TrainExecution
 
@@ -13,28 +13,28 @@ GPUS_PER_NODE = 8
 
 @dataclass(frozen=True)
 class DataSheet:
-    """One processor.
+    """One kind of processor.
 
     Attributes:
         memory: Bytes.
-        flops: Of dense matrix products in bfloat16, a second.
-        fp32_flops: The same in float32.
-        bandwidth: Of its memory, bytes a second.
-        link: To the others of its node, bytes a second in one direction.
-        network: Its share of its node's network, bytes a second.
-        source: Of these numbers.
+        flops: Dense bfloat16 matrix products, FLOP/s.
+        fp32_flops: Dense float32 matrix products, FLOP/s.
+        memory_bandwidth: Bytes per second.
+        link: Bandwidth to the other processors of its node, bytes per second in one direction.
+        network: Its part of its node's network bandwidth, bytes per second.
+        source: Where these numbers come from.
     """
 
     memory: float
     flops: float
     fp32_flops: float
-    bandwidth: float
+    memory_bandwidth: float
     link: float
     network: float
     source: str
 
 
-#: Dense rates: the larger ones on data sheets count zeros of sparse matrices. Networks are AWS's nodes'.
+#: Dense rates; the larger ones on data sheets assume structured sparsity. Networks are those of AWS nodes.
 DATA_SHEETS = {
     "H200": DataSheet(
         141 * GB, 989 * TERA, 67 * TERA, 4800 * GB, 450 * GB, 50 * GB, "NVIDIA H200; AWS p5en.48xlarge"
@@ -64,48 +64,48 @@ DATA_SHEETS = {
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """Processors of one kind, as ranks see them.
+class ClusterSpec:
+    """Processors of one kind, divided into ranks.
 
     Attributes:
         gpu_type: A key of `DATA_SHEETS`.
-        num_gpus: Processors: GPUs, or CPUs.
-        num_ranks: Ranks there is room for.
-        share: Processors of one rank.
+        num_gpus: Processors: GPUs, or CPUs if `gpu_type` is `cpu`.
+        num_ranks: Ranks that fit.
+        gpus_per_rank: Processors of one rank.
         ranks_per_node: Ranks of one node.
-        num_cpus: CPUs beside the GPUs, or all of them.
+        num_cpus: CPUs for stages that need no GPU.
     """
 
     gpu_type: str
     num_gpus: int
     num_ranks: int
-    share: float
+    gpus_per_rank: float
     ranks_per_node: int
     num_cpus: float
 
     @property
     def on_cpus(self) -> bool:
-        """Whether there are no GPUs."""
+        """Whether the cluster has no GPUs."""
         return self.gpu_type == "cpu"
 
     def nodes_of(self, num_ranks: int) -> int:
-        """Nodes that so many ranks take."""
+        """Nodes that `num_ranks` ranks occupy."""
         return -(-num_ranks // self.ranks_per_node)
 
 
 @dataclass(frozen=True)
-class Rank:
-    """What one rank has; see `DataSheet`.
+class RankSpec:
+    """The rates of one rank; units as in `DataSheet`.
 
     Attributes:
-        flops: That training reaches.
-        encode_flops: That encoding without gradients reaches.
+        flops: Achieved in training.
+        encode_flops: Achieved in encoding without gradients.
     """
 
     memory: float
     flops: float
     encode_flops: float
-    bandwidth: float
+    memory_bandwidth: float
     link: float
     network: float
 
@@ -114,53 +114,63 @@ def sheet_of(gpu_type: str) -> DataSheet:
     """The data sheet of a kind of processor.
 
     Raises:
-        BoomError: if there is none.
+        InputError: if the kind is unknown.
     """
     if gpu_type not in DATA_SHEETS:
-        raise BoomError(
-            f"--gpu-type {gpu_type}: unknown; allowed: {', '.join(DATA_SHEETS)}. For another, take the "
-            "nearest and give its numbers: --assume gpu.memory=… --assume gpu.flops=…"
+        raise InputError(
+            f"gpu_type {gpu_type!r}: unknown; allowed: {', '.join(DATA_SHEETS)}. For another, choose the "
+            "nearest and override its assumptions gpu.memory, gpu.flops, gpu.bandwidth"
         )
     return DATA_SHEETS[gpu_type]
 
 
-def cluster(gpu_type: str, num_gpus: int, execution: TrainExecution, assume: Assumptions) -> Cluster:
-    """How many ranks of a recipe so many processors have room for.
+def cluster(gpu_type: str, num_gpus: int, execution: TrainExecution, assume: Assumptions) -> ClusterSpec:
+    """Divide `num_gpus` processors into ranks with the resources of a recipe.
 
     Raises:
-        BoomError: if the kind is unknown, or not one rank fits.
+        InputError: if the kind is unknown, or not one rank fits.
     """
     sheet_of(gpu_type)
     kind = "CPU" if gpu_type == "cpu" else "GPU"
-    share = execution.resources_per_worker.get(kind, 1.0) or 1.0
-    num_ranks = floor(num_gpus / share + 1e-9)
+    per_rank = execution.resources_per_worker.get(kind, 1.0) or 1.0
+    # 0.3 / 0.1 is 2.999…: without the addend the floor would lose a rank to rounding.
+    num_ranks = floor(num_gpus / per_rank + 1e-9)
     if not num_ranks:
-        raise BoomError(f"--gpus {num_gpus}: a rank takes {share:g} {kind}s (train.execution). Give more")
+        raise InputError(
+            f"num_gpus {num_gpus}: one rank takes {per_rank:g} {kind}s "
+            "(train.execution.resources_per_worker). Plan for more"
+        )
     per_node = assume.take("cluster.gpus_per_node", GPUS_PER_NODE, "", "the usual node")
-    beside = execution.resources_per_worker.get("CPU", 1.0) / share
-    num_cpus = num_gpus if kind == "CPU" else num_gpus * assume.take(
-        "cluster.cpus_per_gpu", beside, "", "train.execution.resources_per_worker"
-    )  # fmt: skip
-    return Cluster(gpu_type, num_gpus, num_ranks, share, max(1, floor(per_node / share)), num_cpus)
+    cpus_per_gpu = execution.resources_per_worker.get("CPU", 1.0) / per_rank
+    source = "train.execution.resources_per_worker"
+    num_cpus: float = num_gpus
+    if kind == "GPU":
+        num_cpus = num_gpus * assume.take("cluster.cpus_per_gpu", cpus_per_gpu, "", source)
+    return ClusterSpec(gpu_type, num_gpus, num_ranks, per_rank, max(1, floor(per_node / per_rank)), num_cpus)
 
 
-def rank(cluster: Cluster, precision: Precision, assume: Assumptions) -> Rank:
-    """What one rank of a cluster has."""
-    sheet, share = sheet_of(cluster.gpu_type), cluster.share
+def rank(cluster: ClusterSpec, precision: Precision, assume: Assumptions) -> RankSpec:
+    """The rates of one rank of a cluster."""
+    sheet, per_rank = sheet_of(cluster.gpu_type), cluster.gpus_per_rank
     peak = sheet.fp32_flops if precision == "fp32" else sheet.flops
-    efficiency = "Llama 3 reached 0.38 to 0.43 (arXiv 2407.21783, table 4); short texts reach less"
+    source = "Llama 3 reached 0.38 to 0.43 (arXiv 2407.21783, table 4); short texts reach less"
     if cluster.on_cpus:
-        efficiency = "the data sheet's number is one that is reached"
+        source = "the data sheet's rate is an achieved one"
     flops = assume.take("gpu.flops", peak, "FLOP/s", sheet.source)
-    reached = assume.take("gpu.efficiency", 1.0 if cluster.on_cpus else 0.35, "", efficiency)
-    forward = assume.take("gpu.encode_efficiency", reached, "", "as in training")
-    return Rank(
-        memory=share * assume.take("gpu.memory", sheet.memory, "B", sheet.source),
-        flops=assume.take("rank.flops", share * flops * reached, "FLOP/s", "gpu.flops x gpu.efficiency"),
-        encode_flops=assume.take(
-            "rank.encode_flops", share * flops * forward, "FLOP/s", "gpu.flops x gpu.encode_efficiency"
+    efficiency = assume.take("gpu.efficiency", 1.0 if cluster.on_cpus else 0.35, "", source)
+    encode_efficiency = assume.take("gpu.encode_efficiency", efficiency, "", "as in training")
+    return RankSpec(
+        memory=per_rank * assume.take("gpu.memory", sheet.memory, "B", sheet.source),
+        flops=assume.take(
+            "rank.flops", per_rank * flops * efficiency, "FLOP/s", "gpu.flops x gpu.efficiency"
         ),
-        bandwidth=assume.take("gpu.bandwidth", sheet.bandwidth, "B/s", sheet.source),
+        encode_flops=assume.take(
+            "rank.encode_flops",
+            per_rank * flops * encode_efficiency,
+            "FLOP/s",
+            "gpu.flops x gpu.encode_efficiency",
+        ),
+        memory_bandwidth=assume.take("gpu.bandwidth", sheet.memory_bandwidth, "B/s", sheet.source),
         link=assume.take("gpu.link", sheet.link, "B/s", sheet.source),
         network=assume.take("gpu.network", sheet.network, "B/s", sheet.source),
     )

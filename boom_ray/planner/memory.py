@@ -1,31 +1,32 @@
-"""Bytes of memory that one rank needs: states of the model by ZeRO stage, activations, and buffers.
+"""Memory of one rank in bytes: model states by ZeRO stage, activations, and buffers.
 
-States are those of Rajbhandari et al. (ZeRO, arXiv 1910.02054, §3 and figure 1), activations those of
-Korthikanti et al. (arXiv 2205.05198, §4.1) without dropout and without the scores of attention, which fused
-kernels do not keep, and generalized to gated layers and grouped keys.
+Model states follow Rajbhandari et al. (ZeRO, arXiv 1910.02054, §3 and figure 1). Activations follow
+Korthikanti et al. (arXiv 2205.05198, §4.1) without dropout and without attention scores, which fused kernels
+do not store, generalized to gated layers and grouped-query attention.
 """
 
 from dataclasses import dataclass
 
 from boom_ray.planner.assumptions import Assumptions
-from boom_ray.planner.shape import Shape
+from boom_ray.planner.shape import ModelShape
 from boom_ray.recipe import Train
 
 BUCKET = 5e8  # elements: DeepSpeed's reduce_bucket_size and allgather_bucket_size
-LIVE = 1e9  # elements that ZeRO-3 holds gathered at a time: stage3_max_live_parameters
-ADAM_WORDS = 2  # float32 numbers of each weight beside its master copy
+LIVE = 1e9  # elements that ZeRO-3 keeps gathered: DeepSpeed's stage3_max_live_parameters
+ADAM_WORDS = 2  # float32 words per parameter in addition to its master weight
+ZERO_STAGES = range(4)
 
 
 @dataclass(frozen=True)
-class Memory:
+class RankMemory:
     """Bytes on one rank.
 
     Attributes:
-        states: Weights, gradients and optimizer.
-        buffers: What DeepSpeed gathers and reduces in.
-        activations: Of the largest forward pass whose activations are kept.
-        loss: Embeddings of the global batch, and its scores.
-        overhead: Of the libraries.
+        states: Weights, gradients and optimizer states.
+        buffers: DeepSpeed's buckets for gathering and reducing.
+        activations: Activations of the largest forward pass that a backward pass follows.
+        loss: Embeddings of the global batch and their scores.
+        overhead: CUDA context and libraries.
     """
 
     states: float
@@ -36,65 +37,103 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """Total bytes."""
         return self.states + self.buffers + self.activations + self.loss + self.overhead
 
 
+@dataclass(frozen=True)
+class MemoryTable:
+    """Memory of a rank by batch size and ZeRO stage, when all texts have their maximum length.
+
+    Attributes:
+        available: Bytes that a rank has.
+        num_ranks: Ranks of the bag.
+        by_batch_size: For each batch size the memory at ZeRO stages 0 to 3.
+        recipe: Memory with the settings of the recipe.
+        largest_chunk: Tokens of the largest chunk that fits with `grad_cache`.
+    """
+
+    available: float
+    num_ranks: int
+    by_batch_size: dict[int, list[RankMemory]]
+    recipe: RankMemory
+    largest_chunk: float
+
+
+def table(
+    shape: ModelShape, train: Train, num_ranks: int, available: float, assume: Assumptions
+) -> MemoryTable:
+    """Memory with the recipe's settings, and with half, twice and four times its batch size."""
+    own = on_rank(shape, train, num_ranks, train.execution.zero_stage, train.batch_size, assume)
+    batch_sizes = sorted({max(2, train.batch_size // 2), *(train.batch_size * n for n in (1, 2, 4))})
+    return MemoryTable(
+        available=available,
+        num_ranks=num_ranks,
+        by_batch_size={
+            size: [on_rank(shape, train, num_ranks, stage, size, assume) for stage in ZERO_STAGES]
+            for size in batch_sizes
+        },
+        recipe=own,
+        largest_chunk=largest_chunk(own, shape, train, available),
+    )
+
+
 def element_bytes(train: Train) -> int:
-    """Of one weight as it is computed with."""
+    """Bytes of one weight in the precision of the forward pass."""
     return 4 if train.precision == "fp32" else 2
 
 
-def states(shape: Shape, train: Train, num_ranks: int, stage: int) -> float:
-    """Bytes of weights, gradients and optimizer on one rank's processor.
+def states(shape: ModelShape, train: Train, num_ranks: int, stage: int) -> float:
+    """Bytes of weights, gradients and optimizer states on one rank's processor.
 
-    With mixed precision 2 + 2 + 12 for each weight that is trained; stages 1, 2 and 3 share out the
-    optimizer, the gradients, and the weights.
+    Mixed precision takes 2 + 2 + 12 bytes per trained parameter. Stage 1 partitions the optimizer states over
+    the ranks, stage 2 also the gradients, stage 3 also the weights.
     """
     element, trained = element_bytes(train), shape.trained
-    held = shape.parameters + shape.adapters
+    parameters = shape.parameters + shape.adapters
     words = ADAM_WORDS if train.precision == "fp32" else ADAM_WORDS + 1
     offload = train.execution.offload
     optimizer = 0.0 if offload != "none" and stage else 4 * words * trained
-    weights = 0.0 if offload == "all" and stage == 3 else element * held
+    weights = 0.0 if offload == "all" and stage == 3 else element * parameters
     parts = [(weights, 3), (element * trained, 2), (optimizer, 1)]
     return sum(size / (num_ranks if stage >= least else 1) for size, least in parts)
 
 
-def checkpoint_bytes(shape: Shape, train: Train) -> float:
-    """Of a bag's training state in storage: weights and optimizer, whatever the number of ranks."""
+def checkpoint_bytes(shape: ModelShape, train: Train) -> float:
+    """Bytes of a bag's checkpoint, weights and optimizer states; independent of the number of ranks."""
     return states(shape, train, 1, 0) - element_bytes(train) * shape.trained
 
 
-def layer_bytes(shape: Shape, element: int) -> float:
-    """Bytes that one layer keeps of each token for the backward pass.
+def layer_bytes(shape: ModelShape, element: int) -> float:
+    """Bytes that one layer stores per token for the backward pass.
 
-    Inputs of the two norms, of attention and of the feed-forward layer (4 hidden); queries, keys, values and
-    the result of attention; what is between the matrices of the feed-forward layer. RMS norms compute in
-    float32 and keep a copy of their input if it is shorter, and what they normalized. For BERT's shape
-    without dropout that is 32 x hidden bytes in half precision: the 34 of the source without the masks.
+    Stored are the inputs of both norms, of attention and of the feed-forward layer (4 hidden); queries, keys,
+    values and the output of attention; and the intermediate states of the feed-forward layer. RMS norms
+    compute in float32 and store the normalized input; in half precision also a float32 copy of the input.
+    For BERT's shape without dropout the sum is 32 x hidden bytes in half precision: the 34 of the paper
+    without dropout masks.
     """
-    between = (4 if shape.gated else 2) * shape.intermediate
-    kept = 4 * shape.hidden + 2 * shape.attention + 2 * shape.key_value + between
+    intermediate = (4 if shape.gated else 2) * shape.intermediate
+    stored = 4 * shape.hidden + 2 * shape.attention + 2 * shape.key_value + intermediate
     normalized = shape.rms_width * (element + (4 if element < 4 else 0))
-    return element * kept + normalized
+    return element * stored + normalized
 
 
-def activation_bytes(shape: Shape, tokens: float, element: int, checkpointing: bool) -> float:
-    """Bytes kept of so many tokens; with checkpointing each layer's input, and all of one layer."""
-    whole = layer_bytes(shape, element)
+def activation_bytes(shape: ModelShape, tokens: float, element: int, checkpointing: bool) -> float:
+    """Bytes of activations of `tokens`; with checkpointing each layer's input and all of one layer."""
+    layer = layer_bytes(shape, element)
     if checkpointing:
-        return tokens * (shape.layers * element * shape.hidden + whole)
-    return tokens * shape.layers * whole
+        return tokens * (shape.layers * element * shape.hidden + layer)
+    return tokens * shape.layers * layer
 
 
 def on_rank(
-    shape: Shape, train: Train, num_ranks: int, stage: int, batch_size: int, assume: Assumptions
-) -> Memory:
-    """What one rank needs when all texts of a global batch fill their maximum length."""
+    shape: ModelShape, train: Train, num_ranks: int, stage: int, batch_size: int, assume: Assumptions
+) -> RankMemory:
+    """Memory of one rank when all texts of a global batch have their maximum length."""
     element, execution = element_bytes(train), train.execution
-    at_most = batch_size * (train.query_max_length + train.group_size * train.passage_max_length) / num_ranks
-    tokens = min(at_most, execution.chunk_tokens) if execution.grad_cache else at_most
+    most = batch_size * (train.query_max_length + train.group_size * train.passage_max_length) / num_ranks
+    tokens = min(most, execution.chunk_tokens) if execution.grad_cache else most
     bucket = element * min(BUCKET, shape.trained)
     gathered = element * min(LIVE, shape.parameters)
     buffers = {0: 0.0, 1: 2 * bucket, 2: 2 * bucket, 3: bucket + gathered}[stage] if num_ranks > 1 else 0.0
@@ -104,11 +143,11 @@ def on_rank(
     overhead = assume.take("memory.overhead", libraries, "B", "CUDA context, NCCL, workspaces; a guess")
     activations = activation_bytes(shape, tokens, element, execution.gradient_checkpointing)
     factor = assume.take("memory.activation_factor", 1.15, "", "fragmentation of the allocator, a guess")
-    return Memory(states(shape, train, num_ranks, stage), buffers, factor * activations, loss, overhead)
+    return RankMemory(states(shape, train, num_ranks, stage), buffers, factor * activations, loss, overhead)
 
 
-def largest_chunk(memory: Memory, shape: Shape, train: Train, available: float) -> float:
-    """Tokens of the largest chunk that fits beside everything else; 0 if nothing does."""
+def largest_chunk(memory: RankMemory, shape: ModelShape, train: Train, available: float) -> float:
+    """Tokens of the largest chunk whose activations fit in `available` bytes with the rest; 0 if none."""
     execution = train.execution
-    each = activation_bytes(shape, 1, element_bytes(train), execution.gradient_checkpointing)
-    return max(0.0, (available - (memory.total - memory.activations)) / each)
+    per_token = activation_bytes(shape, 1, element_bytes(train), execution.gradient_checkpointing)
+    return max(0.0, (available - (memory.total - memory.activations)) / per_token)

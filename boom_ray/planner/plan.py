@@ -1,4 +1,4 @@
-"""From a recipe and a cluster to a plan: gather what is known, work it out, simulate, print."""
+"""A plan: from a recipe and a cluster to rows, steps, memory, time, bytes and price, without running it."""
 
 import tempfile
 from collections.abc import Iterator
@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 from boom_ray import storage
 from boom_ray.data import corpus
 from boom_ray.model import directory, tokenizer
-from boom_ray.planner import calibration, hardware, render, shape
-from boom_ray.planner.assumptions import Assumptions
-from boom_ray.planner.estimate import Estimate, Known, estimate
-from boom_ray.planner.hardware import Cluster
-from boom_ray.planner.outlook import outlook
-from boom_ray.planner.texts import Loads
+from boom_ray.planner import assumptions, calibration, hardware, memory, render, shape
+from boom_ray.planner.assumptions import Assumption, Assumptions
+from boom_ray.planner.calibration import Calibration
+from boom_ray.planner.estimate import Estimate, Workload, estimate
+from boom_ray.planner.forecast import Forecast, forecast
+from boom_ray.planner.hardware import ClusterSpec
+from boom_ray.planner.memory import MemoryTable
+from boom_ray.planner.texts import BatchLoads
 from boom_ray.recipe import Recipe
-from boom_ray.runtime.console import console
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,107 +25,155 @@ SIZES = tuple(8 << power for power in range(10))
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is planned for.
+class PlanOptions:
+    """The cluster to plan for, and overrides.
 
     Attributes:
-        gpu_type: A kind of processor; by default that of the calibration.
-        num_gpus: How many; by default as many as the calibrated cluster has, or as all bags need at once.
-        config_file: The base model's `config.json`, if it cannot be reached.
-        given: Assumptions by name.
+        gpu_type: A key of `hardware.DATA_SHEETS`; by default that of the calibration, else H100, or `cpu` for
+            a recipe without GPUs.
+        num_gpus: Processors; by default those of the calibration, else as many as all bags need at once.
+        price: Price of one processor per hour, in any currency.
+        config_file: URI of the base model's `config.json`, if the base model cannot be read.
+        overrides: Assumptions by name.
+        baseline: Also train one model on the full corpus.
+        scale: Also plan for clusters of 8 to 4,096 processors.
     """
 
     gpu_type: str | None = None
     num_gpus: int | None = None
+    price: float | None = None
     config_file: str | None = None
-    given: dict[str, float] = field(default_factory=dict)
+    overrides: dict[str, float] = field(default_factory=dict)
+    baseline: bool = False
+    scale: bool = False
 
 
-def plan(recipe: Recipe, request: Request, calibrate_steps: int = 0, scale: bool = False) -> None:
-    """Print what a run would take.
+@dataclass(frozen=True)
+class RunPlan:
+    """The plan of a run; `lines()` is what `boom-ray plan` prints.
 
-    Args:
-        calibrate_steps: Measure the cluster first, with so many steps of each bag.
-        scale: Also plan for clusters of 8 to 4,096 processors.
+    Attributes:
+        estimate: The run without node failures: bags, schedule, stages, bytes.
+        forecast: Training with node failures, and the load of the head node.
+        memory: Memory of a rank of the longest bag.
+        held_hours: GPU-hours (or CPU-hours) if the run holds the whole cluster, with node failures.
+        price: Price of `held_hours`; None without a price per hour.
+        scale: Estimate and forecast for each of `SIZES`, if requested.
+        calibration: The calibration that the plan uses.
+        assumptions: Every assumption of the plan by name.
+    """
+
+    estimate: Estimate
+    forecast: Forecast
+    memory: MemoryTable
+    held_hours: float
+    price: float | None
+    scale: list[tuple[Estimate, Forecast]]
+    calibration: Calibration | None
+    assumptions: dict[str, Assumption]
+
+    def lines(self) -> Iterator[str]:
+        """The plan as lines of text."""
+        if self.calibration:
+            one = self.calibration
+            yield f"calibration: {one.created}, {one.num_gpus} {one.gpu_type}"
+        yield from render.corpus(self.estimate)
+        yield from render.bags(self.estimate)
+        yield from render.schedule(self.estimate)
+        yield from render.memory(self.estimate, self.memory)
+        yield from render.volumes(self.estimate)
+        yield from render.failures(self.estimate, self.forecast)
+        yield render.costs(self.estimate, self.held_hours, self.price)
+        if self.scale:
+            yield from render.scale(self.scale)
+        yield "assumptions:"
+        yield from assumptions.lines(self.assumptions)
+
+
+def plan(recipe: Recipe, options: PlanOptions | None = None) -> RunPlan:
+    """Plan a run without Ray and without training.
 
     Raises:
-        BoomError: if the recipe does not fit the cluster, or something is neither known nor given.
+        InputError: if the recipe does not fit the cluster, or an override is not an assumption of the plan.
+        NotFoundError: if rows cannot be counted, or the base model's `config.json` cannot be read.
     """
-    assume = Assumptions(request.given)
-    known = gather(recipe, request.config_file, assume)
-    if calibrate_steps:
-        _calibrate(known, calibrate_steps, request)
-    cluster = _cluster(recipe, request, assume)
-    made = on_cluster(known, cluster, assume)
-    lines = [*render.lines(made, outlook(made, assume), assume)]
-    if scale:
-        lines += _scale(known, cluster.gpu_type, assume)
+    options = options or PlanOptions()
+    found, gpu_type, num_gpus = _processors(recipe, options)
+    overrides = dict(options.overrides)
+    if options.price is not None:
+        overrides["price.per_gpu_hour"] = options.price
+    # Known before anything is measured or assumed, so that a calibrated value reaches every part of the plan.
+    assume = Assumptions(overrides, found.values if found else None)
+    workload = gather(recipe, options.config_file, assume, options.baseline)
+    cluster = hardware.cluster(gpu_type, num_gpus, recipe.train.execution, assume)
+    planned = on_cluster(workload, cluster, assume)
+    forecasted = forecast(planned, assume)
+    train, longest = recipe.train, planned.longest
+    held = cluster.num_gpus * (forecasted.makespan + planned.merge + planned.evaluate) / 3600
+    rate = assume.take("price.per_gpu_hour", 0.0, "", "no price given")
+    made = RunPlan(
+        estimate=planned,
+        forecast=forecasted,
+        memory=memory.table(workload.shape, train, longest.ranks, planned.rank.memory, assume),
+        held_hours=held,
+        price=rate * held if rate else None,
+        scale=_scale(workload, gpu_type, assume) if options.scale else [],
+        calibration=found,
+        assumptions=assume.used,
+    )
     assume.check()
-    for line in [*lines, "assumptions: each can be given with --assume name=value", *assume.lines()]:
-        console.print(line)
+    return made
 
 
-def _cluster(recipe: Recipe, request: Request, assume: Assumptions) -> Cluster:
-    """The cluster that is asked for; if it is of the kind that was measured, with what was measured."""
-    found, execution = calibration.stored(recipe), recipe.train.execution
-    usual = "H100" if execution.use_gpu else "cpu"
-    gpu_type = request.gpu_type or (found.gpu_type if found else usual)
-    num_gpus = request.num_gpus or _enough(recipe, gpu_type)
-    if found and found.gpu_type == gpu_type:
-        num_gpus = request.num_gpus or found.num_gpus
-        assume.measured = found.values
-        console.print(f"calibration: of {found.created}, on {found.num_gpus} {found.gpu_type}")
-    return hardware.cluster(gpu_type, num_gpus, execution, assume)
+def _processors(recipe: Recipe, options: PlanOptions) -> tuple[Calibration | None, str, int]:
+    """The calibration, if it is of the planned kind of processor; that kind, and the number."""
+    found = calibration.stored(recipe)
+    default = "H100" if recipe.train.execution.use_gpu else "cpu"
+    gpu_type = options.gpu_type or (found.gpu_type if found else default)
+    if found and found.gpu_type != gpu_type:
+        found = None
+    num_gpus = options.num_gpus or (found.num_gpus if found else _for_all_bags(recipe, options, gpu_type))
+    return found, gpu_type, num_gpus
 
 
-def gather(recipe: Recipe, config_file: str | None, assume: Assumptions) -> Known:
-    """Rows, texts and the shape of the model."""
-    sizes = corpus.expected_rows(recipe.data, storage.join(recipe.root, "corpus"))
+def gather(recipe: Recipe, config_file: str | None, assume: Assumptions, baseline: bool = False) -> Workload:
+    """Count rows, measure or assume texts, and read the shape of the base model."""
+    num_rows = corpus.expected_rows(recipe.data, storage.join(recipe.root, "corpus"))
     own, limit = _tokenizer(recipe)
-    loads = Loads(recipe, limit, own, assume)
-    found = {task.name: loads.of(task) for task in recipe.data.tasks}
+    loads = BatchLoads(recipe, limit, own, assume)
+    by_task = {task.name: loads.of(task) for task in recipe.data.tasks}
     base = shape.read(recipe.base_model.path, config_file, recipe.train.lora, assume)
-    return Known(recipe, base, sizes, found, loads.evaluation(recipe.evaluate))
+    return Workload(recipe, base, num_rows, by_task, loads.evaluation(recipe.evaluate), baseline)
 
 
-def on_cluster(known: Known, cluster: Cluster, assume: Assumptions) -> Estimate:
-    """The plan of what is known for one cluster."""
-    return estimate(known, cluster, hardware.rank(cluster, known.recipe.train.precision, assume), assume)
+def on_cluster(workload: Workload, cluster: ClusterSpec, assume: Assumptions) -> Estimate:
+    """The estimate of a workload on one cluster."""
+    rank = hardware.rank(cluster, workload.recipe.train.precision, assume)
+    return estimate(workload, cluster, rank, assume)
 
 
-def _calibrate(known: Known, steps: int, request: Request) -> None:
-    from boom_ray.planner.calibrate import calibrate, hardware_of
-    from boom_ray.runtime.cluster import connect
-
-    connect()
-    recipe, plain = known.recipe, Assumptions(request.given)
-    cluster = hardware.cluster(*hardware_of(recipe), recipe.train.execution, plain)
-    rank = hardware.rank(cluster, recipe.train.precision, plain)
-    calibrate(known, cluster, rank, steps)
-
-
-def _scale(known: Known, gpu_type: str, assume: Assumptions) -> Iterator[str]:
-    """The same run on larger and larger clusters, where ranks are shared out as they are there."""
-    execution = known.recipe.train.execution.model_copy(update={"num_workers": "auto"})
-    train = known.recipe.train.model_copy(update={"execution": execution})
-    wide = replace(known, recipe=known.recipe.model_copy(update={"train": train}))
+def _scale(workload: Workload, gpu_type: str, assume: Assumptions) -> list[tuple[Estimate, Forecast]]:
+    """The same run on clusters of growing size, with `num_workers: auto`."""
+    execution = workload.recipe.train.execution.model_copy(update={"num_workers": "auto"})
+    train = workload.recipe.train.model_copy(update={"execution": execution})
+    scaled = replace(workload, recipe=workload.recipe.model_copy(update={"train": train}))
     rows = []
     for num_gpus in SIZES:
-        made = on_cluster(wide, hardware.cluster(gpu_type, num_gpus, execution, assume), assume)
-        rows.append((num_gpus, made, outlook(made, assume)))
-    return render.scale_lines(rows)
+        planned = on_cluster(scaled, hardware.cluster(gpu_type, num_gpus, execution, assume), assume)
+        rows.append((planned, forecast(planned, assume)))
+    return rows
 
 
-def _enough(recipe: Recipe, gpu_type: str) -> int:
-    """Processors for all bags at once."""
-    execution = recipe.train.execution
-    share = execution.resources_per_worker.get("CPU" if gpu_type == "cpu" else "GPU", 1.0)
-    each = 1 if execution.num_workers == "auto" else execution.num_workers
-    return max(1, round(len(recipe.bags.ratios) * each * share + 0.49))
+def _for_all_bags(recipe: Recipe, options: PlanOptions, gpu_type: str) -> int:
+    """Processors for all bags at once, one rank each where `num_workers` is `auto`."""
+    execution, num_bags = recipe.train.execution, len(recipe.bags.ratios) + options.baseline
+    per_rank = execution.resources_per_worker.get("CPU" if gpu_type == "cpu" else "GPU", 1.0)
+    num_workers = 1 if execution.num_workers == "auto" else execution.num_workers
+    return max(1, round(num_bags * num_workers * per_rank + 0.49))
 
 
 def _tokenizer(recipe: Recipe) -> "tuple[PreTrainedTokenizerBase | None, int | None]":
-    """The base model's tokenizer and maximum length; none where the model cannot be reached."""
+    """The base model's tokenizer and maximum length; None for both if the model cannot be read."""
     from transformers import AutoTokenizer
 
     uri = recipe.base_model.path
@@ -132,8 +181,10 @@ def _tokenizer(recipe: Recipe) -> "tuple[PreTrainedTokenizerBase | None, int | N
         repository, _, revision = uri.removeprefix("hf://").partition("@")
         try:
             return AutoTokenizer.from_pretrained(repository, revision=revision or None), None
-        except OSError:
+        except OSError:  # transformers' error for a model that neither the hub nor its cache returns
             return None, None
+    if not shape.is_readable(uri):
+        return None, None
     with tempfile.TemporaryDirectory(prefix="boom-ray-plan-") as local:
         directory.copy_all_but_weights(uri, local, "float32")
         spec = directory.read_spec(local, recipe.base_model)

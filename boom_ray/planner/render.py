@@ -1,71 +1,59 @@
-"""A plan as lines of text."""
+"""Lines of text for the parts of a plan."""
 
 from collections.abc import Iterator
 
-from boom_ray.planner import cost, memory
-from boom_ray.planner.assumptions import Assumptions, duration, quantity
-from boom_ray.planner.estimate import Bag, Estimate
-from boom_ray.planner.outlook import Outlook, bottleneck
+from boom_ray.planner import cost
+from boom_ray.planner.assumptions import duration, quantity
+from boom_ray.planner.estimate import BagEstimate, Estimate
+from boom_ray.planner.forecast import Forecast, bottleneck
+from boom_ray.planner.memory import MemoryTable
 
 GIB = 1 << 30
 WIDTH = 40
 
 
-def lines(estimate: Estimate, seen: Outlook, assume: Assumptions) -> Iterator[str]:
-    """The whole plan but its assumptions."""
-    yield from _corpus(estimate)
-    yield from _bags(estimate)
-    yield _step(estimate)
-    yield from _schedule(estimate)
-    yield from _memory(estimate, assume)
-    for title, parts in (("storage", estimate.storage), ("network", estimate.network)):
-        each = ", ".join(f"{name} {quantity(size, 'B')}" for name, size in parts.items() if size)
-        yield f"{title}: {quantity(sum(parts.values()), 'B')}: {each}"
-    yield from _failures(estimate, seen)
-    yield _price(estimate, seen, assume)
-
-
-def _corpus(estimate: Estimate) -> Iterator[str]:
-    known, shape = estimate.known, estimate.known.shape
-    for task in known.recipe.data.tasks:
-        load = known.loads[task.name]
+def corpus(estimate: Estimate) -> Iterator[str]:
+    """One line per task, and one for the base model."""
+    workload, shape = estimate.workload, estimate.workload.shape
+    for task in workload.recipe.data.tasks:
+        load = workload.loads[task.name]
         source = "measured" if load.measured else "assumed"
         yield (
-            f"corpus: {task.name} ({task.type}): {known.sizes[task.name]:,} rows; a batch of "
+            f"corpus: {task.name} ({task.type}): {workload.num_rows[task.name]:,} rows; a batch has "
             f"{load.texts:,.0f} texts, {load.tokens:,.0f} tokens ({source})"
         )
     yield (
-        f"model: {shape.parameters / 1e6:,.1f} M weights, {shape.multiplying / 1e6:,.1f} M of them multiply, "
-        f"{shape.trained / 1e6:,.1f} M are trained"
+        f"model: {shape.parameters / 1e6:,.1f} M parameters, {shape.multiplying / 1e6:,.1f} M in matrix "
+        f"products, {shape.trained / 1e6:,.1f} M trained"
     )
 
 
-def _bags(estimate: Estimate) -> Iterator[str]:
+def bags(estimate: Estimate) -> Iterator[str]:
+    """One line per bag, and one for a step of the longest bag."""
     for bag in estimate.bags:
-        tokens, hours = bag.steps * bag.load.tokens, f"{_hours(estimate, bag):,.3g} {_kind(estimate)}-hours"
+        tokens, hours = bag.steps * bag.load.tokens, bag.ranks * bag.seconds / 3600
+        hours *= estimate.cluster.gpus_per_rank
         yield (
             f"{bag.name}: {bag.ratio:g} % of every task, {bag.rows:,} rows, {tokens / 1e6:,.1f} M tokens, "
             f"{quantity(bag.steps * bag.step.flops, 'FLOP')}, {bag.steps:,} steps of "
-            f"{duration(bag.step.seconds)}, {duration(bag.seconds)}, {hours}"
+            f"{duration(bag.step.seconds)}, {duration(bag.seconds)}, {hours:,.3g} {kind(estimate)}-hours"
         )
-
-
-def _step(estimate: Estimate) -> str:
-    bag, shape = estimate.longest, estimate.known.shape
-    useful = cost.model_flops(shape, bag.load) / bag.ranks / bag.step.seconds
-    return (
-        f"a step of {bag.name}: {duration(bag.step.compute)} of arithmetic, {duration(bag.step.network)} of "
-        f"network, {duration(bag.step.optimizer)} of optimizer; a rank computes "
-        f"{quantity(bag.step.flops / bag.ranks / bag.step.seconds, 'FLOP/s')}, of which "
-        f"{quantity(useful, 'FLOP/s')} are neither padding nor done again"
+    bag = estimate.longest
+    per_rank = bag.ranks * bag.step.seconds
+    useful = cost.model_flops(estimate.workload.shape, bag.load) / per_rank
+    yield (
+        f"step of {bag.name}: compute {duration(bag.step.compute)}, network {duration(bag.step.network)}, "
+        f"optimizer {duration(bag.step.optimizer)}; {quantity(bag.step.flops / per_rank, 'FLOP/s')} per "
+        f"rank, {quantity(useful, 'FLOP/s')} without padding and recomputation"
     )
 
 
-def _schedule(estimate: Estimate) -> Iterator[str]:
+def schedule(estimate: Estimate) -> Iterator[str]:
+    """A heading, and one line with a bar per bag and stage."""
     cluster, end = estimate.cluster, estimate.run
     yield (
-        f"schedule: {cluster.num_gpus:,} {cluster.gpu_type}, room for {cluster.num_ranks:,} ranks; in all "
-        f"{duration(end)}, and {duration(estimate.embed)} for embedding afterwards"
+        f"schedule: {cluster.num_gpus:,} {cluster.gpu_type}, {cluster.num_ranks:,} ranks; the run takes "
+        f"{duration(end)}, embedding afterwards {duration(estimate.embed)}"
     )
     merged = estimate.train + estimate.merge
     spans = [(bag.name, _ranks(bag), bag.start, bag.end) for bag in estimate.bags]
@@ -79,79 +67,87 @@ def _schedule(estimate: Estimate) -> Iterator[str]:
         yield f"  {name:8}  {ranks:9} |{bar:{WIDTH}}| {duration(start)} to {duration(stop)}"
 
 
-def _memory(estimate: Estimate, assume: Assumptions) -> Iterator[str]:
-    shape, train, available = estimate.known.shape, estimate.known.recipe.train, estimate.rank.memory
-    width, batch, stage = estimate.longest.ranks, train.batch_size, train.execution.zero_stage
+def memory(estimate: Estimate, table: MemoryTable) -> Iterator[str]:
+    """Memory of a rank by batch size and ZeRO stage, and its parts with the recipe's settings."""
+    train = estimate.workload.recipe.train
     yield (
-        f"memory: GiB on each of {width} ranks, of {available / GIB:.1f}, by batch size and ZeRO stage, when "
-        "all texts have their maximum length (! does not fit, * the recipe)"
+        f"memory: GiB of {table.available / GIB:.1f} on each of {table.num_ranks} ranks, by batch size and "
+        "ZeRO stage, all texts at maximum length (! does not fit, * the recipe)"
     )
-    for rows in (max(2, batch // 2), batch, 2 * batch, 4 * batch):
+    for batch_size, stages in table.by_batch_size.items():
         cells = []
-        for number in range(4):
-            total = memory.on_rank(shape, train, width, number, rows, assume).total
-            marks = ("!" if total > available else " ") + ("*" if (rows, number) == (batch, stage) else " ")
-            cells.append(f"{number}: {total / GIB:8.1f}{marks}")
-        yield f"  batch {rows:>6}  {'  '.join(cells)}".rstrip()
-    own = memory.on_rank(shape, train, width, stage, batch, assume)
+        for stage, one in enumerate(stages):
+            is_own = (batch_size, stage) == (train.batch_size, train.execution.zero_stage)
+            marks = ("!" if one.total > table.available else " ") + ("*" if is_own else " ")
+            cells.append(f"{stage}: {one.total / GIB:8.1f}{marks}")
+        yield f"  batch {batch_size:>6}  {'  '.join(cells)}".rstrip()
+    own = table.recipe
     yield (
         f"  the recipe: states {own.states / GIB:.1f}, buffers {own.buffers / GIB:.1f}, activations "
         f"{own.activations / GIB:.1f}, loss {own.loss / GIB:.1f}, overhead {own.overhead / GIB:.1f}; with "
-        f"grad_cache a chunk of {memory.largest_chunk(own, shape, train, available):,.0f} tokens would fit"
+        f"grad_cache chunks of up to {table.largest_chunk:,.0f} tokens fit"
     )
 
 
-def _failures(estimate: Estimate, seen: Outlook) -> Iterator[str]:
+def volumes(estimate: Estimate) -> Iterator[str]:
+    """Bytes stored and bytes transferred."""
+    for title, parts in (("storage", estimate.storage), ("network", estimate.network)):
+        each = ", ".join(f"{name} {quantity(size, 'B')}" for name, size in parts.items() if size)
+        yield f"{title}: {quantity(sum(parts.values()), 'B')}: {each}"
+
+
+def failures(estimate: Estimate, forecast: Forecast) -> Iterator[str]:
+    """The effect of node failures, the checkpoint interval, and the bottleneck."""
+    longer = 100 * (forecast.makespan / estimate.train - 1)
     yield (
-        f"failures: {seen.failures:.1f} lost nodes expected; training takes {duration(seen.makespan)} "
-        f"({100 * (seen.makespan / estimate.train - 1):+.1f} %), {100 * seen.lost:.2f} % of the work is done "
-        f"again, saving takes {100 * seen.saving:.2f} %"
+        f"failures: {forecast.failures:.1f} nodes lost; training takes {duration(forecast.makespan)} "
+        f"({longer:+.1f} %), {100 * forecast.lost:.2f} % of the work is repeated, checkpoints take "
+        f"{100 * forecast.saving:.2f} %"
     )
-    steps = max(1, round(seen.best / estimate.longest.step.seconds))
+    save_every = estimate.workload.recipe.train.execution.save_every_steps
+    steps = max(1, round(forecast.best_interval / estimate.longest.step.seconds))
     yield (
-        f"  a checkpoint every {duration(seen.interval)} (save_every_steps "
-        f"{estimate.known.recipe.train.execution.save_every_steps}); the best interval simulated is "
-        f"{duration(seen.best)} ({steps:,} steps; training takes {duration(seen.best_makespan)}), by Young's "
-        f"formula {duration(seen.young)}, by Daly's {duration(seen.daly)}"
+        f"  checkpoints every {duration(forecast.interval)} (save_every_steps {save_every}); the best "
+        f"simulated interval is {duration(forecast.best_interval)} ({steps:,} steps, training takes "
+        f"{duration(forecast.best_makespan)}), Young's formula gives {duration(forecast.young)}, Daly's "
+        f"{duration(forecast.daly)}"
     )
-    held = seen.head_memory / GIB
-    head = f"the head node is busy {100 * seen.head:.2g} % of the time and holds {held:.1f} GiB"
-    yield f"  bottleneck: {bottleneck(estimate, seen)}; {head}"
+    yield (
+        f"  bottleneck: {bottleneck(estimate, forecast)}; head node: load {100 * forecast.head_load:.2g} %, "
+        f"memory {forecast.head_memory / GIB:.1f} GiB"
+    )
 
 
-def _price(estimate: Estimate, seen: Outlook, assume: Assumptions) -> str:
-    kind, used = _kind(estimate), sum(_hours(estimate, bag) for bag in estimate.bags)
-    held = estimate.cluster.num_gpus * (seen.makespan + estimate.merge + estimate.evaluate) / 3600
-    rate = assume.take("price.per_gpu_hour", 0.0, "", "none; give --price")
-    price = f"; {rate * held:,.2f} at {rate:g} an hour" if rate else ""
+def costs(estimate: Estimate, held_hours: float, price: float | None) -> str:
+    """Rows, steps and GPU-hours, and the price if there is one."""
+    unit, num_rows = f"{kind(estimate)}-hours", sum(estimate.workload.num_rows.values())
+    total = f"; price {price:,.2f}" if price is not None else ""
     return (
-        f"cost: {used:,.4g} {kind}-hours of training, {held:,.4g} while a run holds all {kind}s, with lost "
-        f"nodes{price}"
+        f"cost: {estimate.passes:.1f}x one pass over the corpus of {num_rows:,} rows, "
+        f"{sum(bag.steps for bag in estimate.bags):,} steps; {estimate.training_hours:,.4g} {unit} of "
+        f"training, {held_hours:,.4g} if the run holds the whole cluster, with node failures{total}"
     )
 
 
-def _hours(estimate: Estimate, bag: Bag) -> float:
-    return bag.ranks * estimate.cluster.share * bag.seconds / 3600
+def scale(rows: list[tuple[Estimate, Forecast]]) -> Iterator[str]:
+    """One line per size of the cluster, and the size from which each bottleneck holds."""
+    yield "scale:  GPUs       train     lost   saving  best interval       merge    head  bottleneck"
+    first: dict[str, int] = {}
+    for estimate, forecast in rows:
+        num_gpus, found = estimate.cluster.num_gpus, bottleneck(estimate, forecast)
+        first.setdefault(found, num_gpus)
+        yield (
+            f"  {num_gpus:>10,}  {duration(forecast.makespan):>10}  {100 * forecast.lost:5.2f} %  "
+            f"{100 * forecast.saving:5.2f} %  {duration(forecast.best_interval):>13}  "
+            f"{duration(estimate.merge):>10}  {100 * forecast.head_load:4.1f} %  {found}"
+        )
+    yield f"  bottleneck: {', '.join(f'{name} from {number:,} GPUs on' for name, number in first.items())}"
 
 
-def _kind(estimate: Estimate) -> str:
+def kind(estimate: Estimate) -> str:
+    """The unit of a processor."""
     return "CPU" if estimate.cluster.on_cpus else "GPU"
 
 
-def _ranks(bag: Bag) -> str:
+def _ranks(bag: BagEstimate) -> str:
     return f"{bag.ranks} rank{'s' * (bag.ranks > 1)}"
-
-
-def scale_lines(rows: list[tuple[int, Estimate, Outlook]]) -> Iterator[str]:
-    """A line for each size of the cluster, and where something other than training takes over."""
-    yield "scale:  GPUs       train     lost   saving  best interval       merge    head  bottleneck"
-    first: dict[str, int] = {}
-    for num_gpus, estimate, seen in rows:
-        found = bottleneck(estimate, seen)
-        first.setdefault(found, num_gpus)
-        yield (
-            f"  {num_gpus:>10,}  {duration(seen.makespan):>10}  {100 * seen.lost:5.2f} %  "
-            f"{100 * seen.saving:5.2f} %  {duration(seen.best):>13}  {duration(estimate.merge):>10}  "
-            f"{100 * seen.head:4.1f} %  {found}"
-        )
-    yield f"  bottleneck: {', '.join(f'{name} from {number:,} GPUs on' for name, number in first.items())}"

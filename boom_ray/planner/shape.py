@@ -1,16 +1,19 @@
-"""What of a base model a plan needs: how many weights it has, which of them multiply, and how wide it is."""
+"""The shape of a base model: its parameters, its matrix products and its widths."""
 
 import json
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 from boom_ray import storage
-from boom_ray.errors import BoomError
+from boom_ray.errors import BoomError, InputError, NotFoundError
 from boom_ray.planner.assumptions import Assumptions
 from boom_ray.recipe import Lora
 
-#: The `config.json` of models that recipes of ours start from, for plans without the hub.
-KNOWN: dict[str, dict[str, Any]] = {
+logger = logging.getLogger(__name__)
+
+#: The `config.json` of the base models of our recipes, so that a plan of them needs no access to the hub.
+CONFIGS: dict[str, dict[str, Any]] = {
     f"Qwen/Qwen3-{name}": {
         "model_type": "qwen3",
         "vocab_size": 151936,
@@ -35,22 +38,26 @@ NUMBERS = (
 )
 
 
+class ConfigNotFoundError(NotFoundError):
+    """The base model's `config.json` cannot be read, and the caller has not given the model's shape."""
+
+
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """A transformer without a head.
 
     Attributes:
-        parameters: Weights, embeddings included.
-        multiplying: Those of linear layers that every token passes.
-        adapters: Weights of low-rank adapters; 0 where all weights are trained.
-        layers: Layers.
+        parameters: Parameters, embeddings included.
+        multiplying: Parameters of linear layers, which multiply every token.
+        adapters: Parameters of low-rank adapters; 0 if all parameters are trained.
+        layers: Number of layers.
         hidden: Width of a token's state.
-        attention: Width of all queries: heads times their width.
+        attention: Width of all queries: heads x head width.
         key_value: Width of all keys, and of all values.
-        intermediate: Width between the two matrices of a feed-forward layer.
-        gated: 1 where a third matrix gates it, else 0.
-        rms_width: Summed widths of a layer's RMS norms, which compute in float32; 0 for layer norms.
-        causal: Whether tokens see only what is before them.
+        intermediate: Width between the matrices of a feed-forward layer.
+        gated: 1 if a third matrix gates the feed-forward layer, else 0.
+        rms_width: Sum of the widths of a layer's RMS norms, which compute in float32; 0 for layer norms.
+        causal: Whether attention is causal.
     """
 
     parameters: float
@@ -67,55 +74,56 @@ class Shape:
 
     @property
     def trained(self) -> float:
-        """Weights that get a gradient."""
+        """Parameters that get a gradient."""
         return self.adapters or self.parameters
 
     def forward_flops(self, tokens: float, length: float) -> float:
-        """Of a forward pass: two for each weight that multiplies and each token, and those of attention.
+        """FLOPs of a forward pass: two per token and multiplying parameter, and those of attention.
 
-        The scores and the sums over values take 4 x length x width for each token and layer (Narayanan et
-        al., arXiv 2104.04473, appendix). The half that a causal model could leave out is counted.
+        Scores and the weighted sum of values take 4 x length x width FLOPs per token and layer (Narayanan et
+        al., arXiv 2104.04473, appendix). The half that a causal model could skip is counted.
 
         Args:
-            tokens: Of all texts, padding included.
-            length: Of the text that a token is in, mean over tokens.
+            tokens: Tokens of all texts, padding included.
+            length: Length of the text of a token, mean over tokens.
         """
         products = 2 * (self.multiplying + self.adapters)
         return tokens * (products + 4 * length * self.attention * self.layers)
 
 
-def read(uri: str, config_file: str | None, lora: Lora | None, assume: Assumptions) -> Shape:
+def read(uri: str, config_file: str | None, lora: Lora | None, assume: Assumptions) -> ModelShape:
     """The shape of a base model.
 
     Args:
-        uri: Of the model; `hf://owner/name` is looked up in the hub's cache, the hub, and `KNOWN`.
-        config_file: Its `config.json`, instead of the one at `uri`.
-        lora: Adapters that are trained.
+        uri: URI of the model; `hf://owner/name` is looked up in `CONFIGS`, the hub's cache, and the hub.
+        config_file: URI of a `config.json` that replaces the one at `uri`.
+        lora: Adapters to train.
 
     Raises:
-        BoomError: if there is no configuration, and not all numbers are given.
+        ConfigNotFoundError: if there is no configuration, and not all of `model.*` is overridden.
+        NotFoundError: if `config_file` does not exist.
     """
     config = _config(uri, config_file)
     names = [f"model.{name}" for name in NUMBERS if name != "adapters"]
-    missing = [name for name in names if name not in assume.given]
+    missing = [name for name in names if name not in assume.overrides]
     if config is None and missing:
-        raise BoomError(
-            f"{uri}: its config.json cannot be reached. Give it as --config FILE, or all numbers of the "
-            f"model's shape: --assume {' --assume '.join(f'{name}=…' for name in missing)}"
+        raise ConfigNotFoundError(
+            f"{uri}: the base model's config.json cannot be read. Name a copy of it as config_file, or "
+            f"override the assumptions {', '.join(missing)}"
         )
     found = of_config(config, lora) if config else None
     values = {}
     for name in NUMBERS:
-        own = getattr(found, name) if found else 0.0
-        values[name] = assume.take(f"model.{name}", own, "", config_file or f"config.json of {uri}")
-    return Shape(**values, causal=found.causal if found else bool(values["gated"]))
+        default = getattr(found, name) if found else 0.0
+        values[name] = assume.take(f"model.{name}", default, "", config_file or f"config.json of {uri}")
+    return ModelShape(**values, causal=found.causal if found else bool(values["gated"]))
 
 
-def of_config(config: dict[str, Any], lora: Lora | None = None) -> Shape:
-    """The shape that a `config.json` describes, of the model as `transformers` builds it, without memory.
+def of_config(config: dict[str, Any], lora: Lora | None = None) -> ModelShape:
+    """The shape of the model that `transformers` builds from a `config.json`, on the meta device.
 
     Raises:
-        BoomError: if it describes no model that `transformers` knows.
+        InputError: if `transformers` has no such model.
     """
     import torch
     from transformers import AutoConfig, AutoModel
@@ -126,7 +134,7 @@ def of_config(config: dict[str, Any], lora: Lora | None = None) -> Shape:
         with torch.device("meta"):
             model = AutoModel.from_config(parsed)
     except (KeyError, ValueError) as error:
-        raise BoomError(f"config.json: not a model that transformers knows: {error}") from error
+        raise InputError(f"config.json: transformers cannot build this model: {error}") from error
     weights = {name: tuple(p.shape) for name, p in model.named_parameters() if not name.startswith("pooler.")}
     linear = {
         name: (module.in_features, module.out_features)
@@ -135,16 +143,9 @@ def of_config(config: dict[str, Any], lora: Lora | None = None) -> Shape:
     }
     adapted = [sum(size) for name, size in linear.items() if lora and name.rpartition(".")[2] in lora.targets]
     width = getattr(parsed, "head_dim", None) or parsed.hidden_size // parsed.num_attention_heads
-    norms = {name: module for name, module in model.named_modules() if "RMSNorm" in type(module).__name__}
-    heads = {"q_norm": parsed.num_attention_heads, "k_norm": _key_value_heads(parsed)}
-    rms = sum(
-        module.weight.numel() * heads.get(name.rpartition(".")[2], 1)
-        for name, module in norms.items()
-        if ".0." in f".{name}."
-    )
-    return Shape(
+    return ModelShape(
         parameters=sum(p.numel() for p in model.parameters()),
-        multiplying=sum(inside * outside for inside, outside in linear.values()),
+        multiplying=sum(inputs * outputs for inputs, outputs in linear.values()),
         adapters=sum(lora.rank * size for size in adapted) if lora else 0,
         layers=parsed.num_hidden_layers,
         hidden=parsed.hidden_size,
@@ -152,8 +153,18 @@ def of_config(config: dict[str, Any], lora: Lora | None = None) -> Shape:
         key_value=_key_value_heads(parsed) * width,
         intermediate=getattr(parsed, "intermediate_size", 4 * parsed.hidden_size),
         gated=float(any("gate" in name for name in weights)),
-        rms_width=rms,
+        rms_width=_rms_width(model, parsed),
         causal=any(getattr(module, "is_causal", False) for module in model.modules()),
+    )
+
+
+def _rms_width(model: Any, config: Any) -> int:
+    """Sum of the widths of the first layer's RMS norms; those of queries and keys apply to every head."""
+    heads = {"q_norm": config.num_attention_heads, "k_norm": _key_value_heads(config)}
+    return sum(
+        module.weight.numel() * heads.get(name.rpartition(".")[2], 1)
+        for name, module in model.named_modules()
+        if "RMSNorm" in type(module).__name__ and ".0." in f".{name}."
     )
 
 
@@ -161,18 +172,31 @@ def _key_value_heads(config: Any) -> int:
     return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
 
 
+def is_readable(uri: str) -> bool:
+    """Whether a model outside the hub has a `config.json` that this process can read."""
+    try:
+        return storage.is_file(storage.join(uri, "config.json"))
+    except BoomError as error:
+        logger.info("%s: not readable, the plan uses assumptions: %s", uri, error)
+        return False
+
+
 def _config(uri: str, config_file: str | None) -> dict[str, Any] | None:
     if config_file:
-        return json.loads(storage.read_bytes(storage.absolute(config_file)))
+        path = storage.absolute(config_file)
+        if not storage.is_file(path):
+            raise NotFoundError(f"config_file {path}: no such file")
+        return json.loads(storage.read_bytes(path))
     if not uri.startswith("hf://"):
-        return json.loads(storage.read_bytes(storage.join(uri, "config.json")))
+        readable = is_readable(uri)
+        return json.loads(storage.read_bytes(storage.join(uri, "config.json"))) if readable else None
     from huggingface_hub import hf_hub_download
 
     repository, _, revision = uri.removeprefix("hf://").partition("@")
-    if repository in KNOWN:
-        return KNOWN[repository]
+    if repository in CONFIGS:
+        return CONFIGS[repository]
     try:
         with open(hf_hub_download(repository, "config.json", revision=revision or None), "rb") as file:
             return json.load(file)
-    except OSError:  # all that the hub's client raises for what it cannot reach
+    except OSError:  # the base of every error of huggingface_hub for an unreachable or missing file
         return None

@@ -1,9 +1,9 @@
-"""The schedule of a run in which nodes are lost: a discrete-event simulation, and the formulas it is beside.
+"""A discrete-event simulation of training with node failures, and closed formulas for checkpoint intervals.
 
-Bags start longest first, as in `boom_ray.train.schedule`. A bag's attempt starts its ranks one after the
-other at the head node, loads, and then works and saves in turn. It fails when one of its nodes is lost, at
-random with a constant rate, waits for another node, and goes on from the last checkpoint that was stored.
-Bags that share a node are taken to fail by themselves.
+Bags start longest first, as in `boom_ray.train.schedule`. Each attempt of a bag starts its ranks one after
+the other at the head node, loads, and then alternates between work and checkpoints. An attempt fails when one
+of its nodes fails, at a constant rate; the bag then waits for a new node and resumes from its last stored
+checkpoint. Bags fail independently of each other, even if they share a node.
 """
 
 import heapq
@@ -15,13 +15,13 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Work:
+class BagWork:
     """One bag.
 
     Attributes:
-        seconds: Of its work on its ranks, without checkpoints.
-        ranks: Its ranks.
-        nodes: Nodes that they are on.
+        seconds: Seconds of training steps, without checkpoints.
+        ranks: Number of ranks.
+        nodes: Number of nodes of those ranks.
     """
 
     seconds: float
@@ -31,18 +31,18 @@ class Work:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What bags meet; times are in seconds.
+    """The cluster and the checkpoints of a simulated run; times in seconds.
 
     Attributes:
-        capacity: Ranks there is room for.
-        start: From when an attempt's ranks are there to its first work.
+        capacity: Ranks of the cluster.
+        start: From the start of an attempt's ranks to its first work.
         finish: From the end of the work to the end of the bag.
-        interval: Of work between two checkpoints.
-        save: That a checkpoint stops the work.
-        upload: From then until it can be resumed from.
-        failure_rate: Of one node, a second.
-        replacement: From the loss of a node until there is another.
-        rank_start: That the head node is busy with starting one rank.
+        interval: Work between two checkpoints.
+        save: Time that a checkpoint stops the work.
+        upload: Time from then until the bag can resume from it.
+        failure_rate: Failures of one node per second.
+        replacement: From the failure of a node to its replacement.
+        rank_start: Time that the head node takes to start one rank.
     """
 
     capacity: int
@@ -57,15 +57,15 @@ class Conditions:
 
 
 @dataclass
-class Outcome:
-    """What happened.
+class SimulatedRun:
+    """The result of one simulation.
 
     Attributes:
         spans: Start and end of each bag.
-        failures: Attempts that failed.
-        lost: Seconds times ranks of work that was done again.
-        saving: Seconds times ranks that checkpoints took.
-        head: Seconds that the head node was busy with starting ranks.
+        failures: Failed attempts.
+        lost: Rank-seconds of work that was repeated.
+        saving: Rank-seconds of checkpoints.
+        head: Seconds that the head node spent starting ranks.
     """
 
     spans: list[tuple[float, float]]
@@ -76,90 +76,93 @@ class Outcome:
 
     @property
     def makespan(self) -> float:
-        """When the last bag ends."""
+        """The end of the last bag."""
         return max(end for _, end in self.spans)
 
 
-def simulate(works: Sequence[Work], conditions: Conditions, seed: int = 0) -> Outcome:
-    """Run all bags once.
+def simulate(works: Sequence[BagWork], conditions: Conditions, seed: int = 0) -> SimulatedRun:
+    """Simulate all bags once.
 
     Args:
         works: The bags; each fits into the capacity.
-        seed: Of the failures.
+        seed: Seed of the failures.
     """
     return _Simulation(works, conditions, np.random.default_rng(seed)).run()
 
 
 class _Simulation:
-    def __init__(self, works: Sequence[Work], conditions: Conditions, random: np.random.Generator) -> None:
+    def __init__(self, works: Sequence[BagWork], conditions: Conditions, random: np.random.Generator) -> None:
         self.works, self.conditions, self.random = works, conditions, random
         self.left = [work.seconds for work in works]
-        self.begun = [0.0] * len(works)
-        self.outcome = Outcome([(0.0, 0.0)] * len(works))
+        self.started = [0.0] * len(works)
+        self.result = SimulatedRun([(0.0, 0.0)] * len(works))
         self.free, self.head_free = conditions.capacity, 0.0
-        self.events: list[tuple[float, int, bool, float]] = []  # time, bag, whether it ended, when work began
+        # End of the attempt, bag, whether the bag is complete, first work of the attempt.
+        self.events: list[tuple[float, int, bool, float]] = []
 
-    def run(self) -> Outcome:
+    def run(self) -> SimulatedRun:
         waiting = sorted(range(len(self.works)), key=lambda bag: -self.works[bag].seconds)
         now = 0.0
         while waiting or self.events:
+            # In order: a bag that does not fit also holds back the shorter ones behind it.
             while waiting and self.works[waiting[0]].ranks <= self.free:
                 bag = waiting.pop(0)
                 self.free -= self.works[bag].ranks
-                self.begun[bag] = now
+                self.started[bag] = now
                 self._attempt(bag, now)
-            now, bag, ended, ready = heapq.heappop(self.events)
-            if ended:
+            now, bag, complete, ready = heapq.heappop(self.events)
+            if complete:
                 self.free += self.works[bag].ranks
-                self.outcome.spans[bag] = self.begun[bag], now
-                self.outcome.saving += (
-                    self._saves(self.left[bag]) * self.conditions.save * self.works[bag].ranks
-                )
+                self.result.spans[bag] = self.started[bag], now
+                num_saves = self._saves(self.left[bag])
+                self.result.saving += num_saves * self.conditions.save * self.works[bag].ranks
             else:
                 self._fail(bag, now - ready)
                 self._attempt(bag, now + self.conditions.replacement)
-        return self.outcome
+        return self.result
 
     def _saves(self, seconds: float) -> int:
-        """Checkpoints of an uninterrupted attempt with so much work: none at its end."""
+        """Checkpoints of an attempt without failures; the end of the work needs none."""
         return max(0, math.ceil(seconds / self.conditions.interval) - 1)
 
     def _attempt(self, bag: int, now: float) -> None:
-        """Start a bag's ranks, and decide how this attempt ends: by itself, or by the loss of a node."""
+        """Start a bag's ranks, and schedule the end of this attempt: its completion or a failure."""
         work, conditions = self.works[bag], self.conditions
-        busy = work.ranks * conditions.rank_start
-        self.outcome.head += busy
-        self.head_free = max(now, self.head_free) + busy
+        starting = work.ranks * conditions.rank_start
+        self.result.head += starting
+        # The head node starts the ranks of one bag at a time.
+        self.head_free = max(now, self.head_free) + starting
         ready = self.head_free + conditions.start
         end = ready + self.left[bag] + self._saves(self.left[bag]) * conditions.save + conditions.finish
         rate = conditions.failure_rate * work.nodes
-        lost = self.head_free + self.random.exponential(1 / rate) if rate else math.inf
-        heapq.heappush(self.events, (min(lost, end), bag, end <= lost, ready))
+        failure = self.head_free + self.random.exponential(1 / rate) if rate else math.inf
+        heapq.heappush(self.events, (min(failure, end), bag, end <= failure, ready))
 
     def _fail(self, bag: int, elapsed: float) -> None:
-        """Go back to the last checkpoint stored, `elapsed` seconds after the attempt's first work."""
-        work, conditions, outcome = self.works[bag], self.conditions, self.outcome
-        outcome.failures += 1
+        """Return to the last stored checkpoint, `elapsed` seconds after the attempt's first work."""
+        work, conditions, result = self.works[bag], self.conditions, self.result
+        result.failures += 1
         if elapsed <= 0:
             return
-        period, saves = conditions.interval + conditions.save, self._saves(self.left[bag])
-        made = min(saves, int(elapsed // period))
-        since = min(conditions.interval, elapsed - made * period)
-        done = min(self.left[bag], (made * conditions.interval if made else 0.0) + since)
-        stored = min(saves, max(0, int((elapsed - conditions.upload) // period)))
+        period, num_saves = conditions.interval + conditions.save, self._saves(self.left[bag])
+        saved = min(num_saves, int(elapsed // period))
+        since = min(conditions.interval, elapsed - saved * period)
+        # Conditional, because 0 x inf is NaN where no checkpoints are saved.
+        done = min(self.left[bag], (saved * conditions.interval if saved else 0.0) + since)
+        stored = min(num_saves, max(0, int((elapsed - conditions.upload) // period)))
         kept = stored * conditions.interval if stored else 0.0
         self.left[bag] -= kept
-        outcome.lost += (done - kept) * work.ranks
-        outcome.saving += made * conditions.save * work.ranks
+        result.lost += (done - kept) * work.ranks
+        result.saving += saved * conditions.save * work.ranks
 
 
 def young(save: float, mtbf: float) -> float:
-    """The best interval between checkpoints to first order: root of 2 x save x MTBF (Young, CACM 1974)."""
+    """The optimal checkpoint interval to first order: sqrt(2 x save x MTBF) (Young, CACM 1974)."""
     return math.sqrt(2 * save * mtbf)
 
 
 def daly(save: float, mtbf: float) -> float:
-    """The same to higher order (Daly, FGCS 2006, equation 37)."""
+    """The optimal checkpoint interval to higher order (Daly, FGCS 2006, equation 37)."""
     if save >= 2 * mtbf:
         return mtbf
     ratio = save / (2 * mtbf)
@@ -167,11 +170,11 @@ def daly(save: float, mtbf: float) -> float:
 
 
 def expected(seconds: float, interval: float, save: float, restart: float, mtbf: float) -> float:
-    """Expected time of one bag's work with failures (Daly, FGCS 2006, equation 20).
+    """The expected duration of one bag's work with failures (Daly, FGCS 2006, equation 20).
 
     Args:
-        seconds: Of its work.
-        restart: Seconds from a failure to work again, in which it may fail once more.
+        seconds: Seconds of work.
+        restart: Seconds from a failure to the next work; a restart can fail too.
         mtbf: Mean seconds between failures of the bag.
     """
     attempt = mtbf * math.exp(restart / mtbf) * math.expm1((interval + save) / mtbf)
@@ -179,18 +182,18 @@ def expected(seconds: float, interval: float, save: float, restart: float, mtbf:
 
 
 def best_interval(
-    works: Sequence[Work], conditions: Conditions, around: float, seeds: Sequence[int]
+    works: Sequence[BagWork], conditions: Conditions, center: float, seeds: Sequence[int]
 ) -> tuple[float, dict[float, float]]:
-    """The interval between checkpoints with the shortest mean makespan.
+    """The checkpoint interval with the shortest mean makespan of 25 simulated ones.
 
     Args:
-        around: The middle of those that are tried, from an eighth of it to eight times.
+        center: The simulated intervals range from an eighth of it to eight times it.
 
     Returns:
-        It, and the mean makespan of each that was tried.
+        The interval, and the mean makespan of each simulated interval.
     """
-    tried = {}
-    for interval in np.geomspace(around / 8, around * 8, 25).tolist():
+    simulated = {}
+    for interval in np.geomspace(center / 8, center * 8, 25).tolist():
         changed = replace(conditions, interval=interval)
-        tried[interval] = float(np.mean([simulate(works, changed, seed).makespan for seed in seeds]))
-    return min(tried, key=lambda interval: tried[interval]), tried
+        simulated[interval] = float(np.mean([simulate(works, changed, seed).makespan for seed in seeds]))
+    return min(simulated, key=lambda interval: simulated[interval]), simulated

@@ -1,5 +1,8 @@
-"""How many texts and tokens a global batch of each task holds: measured on some batches where the data is at
-hand, else assumed from the maximum lengths."""
+"""The texts and tokens of a global batch of each task.
+
+They are measured on a few batches if the data and the base model's tokenizer are readable, else assumed from
+the recipe's maximum lengths.
+"""
 
 import json
 from dataclasses import dataclass
@@ -20,19 +23,20 @@ if TYPE_CHECKING:
 
 SCANNED_ROWS, NUM_BATCHES, NUM_TEXTS = 4096, 3, 256
 ASSUMED = ("data.query_fill", "data.passage_fill", "data.distinct", "data.padding")
+BYTES_PER_TOKEN = 4.5
 
 
 @dataclass(frozen=True)
-class Load:
-    """Texts and tokens.
+class BatchLoad:
+    """The mean global batch of a task.
 
     Attributes:
-        texts: Distinct ones.
-        tokens: Of them, cut at their maximum length.
-        computed: With the padding that they are computed with.
-        length: Of the padded text that a token is in, mean over computed tokens.
-        row_bytes: Text of one row.
-        measured: Whether these are numbers of the data.
+        texts: Distinct texts.
+        tokens: Tokens of the texts, truncated to their maximum length.
+        computed: Tokens including padding.
+        length: Padded length of the text of a token, mean over computed tokens.
+        row_bytes: UTF-8 bytes of one row.
+        measured: Whether these numbers come from the data.
     """
 
     texts: float
@@ -43,12 +47,12 @@ class Load:
     measured: bool
 
 
-class Loads:
-    """The mean global batch of each task of a recipe.
+class BatchLoads:
+    """Measures or assumes the mean global batch of each task of a recipe.
 
     Args:
-        max_length: Tokens that the base model takes.
-        tokenizer: Of the base model, if it is at hand.
+        max_length: Tokens that the base model accepts; None if unknown.
+        tokenizer: The base model's tokenizer; None if it cannot be read.
     """
 
     def __init__(
@@ -63,67 +67,70 @@ class Loads:
         self.query_limit = min(limit, self.train.query_max_length)
         self.passage_limit = min(limit, self.train.passage_max_length)
 
-    def of(self, task: Task) -> Load:
-        """The load of a task: measured, unless its data or the tokenizer is not here, or is given."""
-        given = any(name in self.assume.given for name in ASSUMED)
-        if self.tokenizer is None or given or (found := self._rows(task)) is None:
+    def of(self, task: Task) -> BatchLoad:
+        """The load of a task: measured if possible, unless one of `ASSUMED` is overridden or calibrated."""
+        fixed = any(name in self.assume.overrides or name in self.assume.calibrated for name in ASSUMED)
+        if self.tokenizer is None or fixed or (dataset := self._dataset(task)) is None:
             return self.assumed()
-        return self._measured(task, found)
+        return self._measured(task, dataset)
 
-    def assumed(self) -> Load:
-        """A batch of texts that fill a part of their maximum length."""
+    def assumed(self) -> BatchLoad:
+        """The load of texts that fill a fraction of their maximum length."""
         take, batch = self.assume.take, self.train.batch_size
         query = self.query_limit * take("data.query_fill", 0.15, "", "of query_max_length, a guess")
         passage = self.passage_limit * take("data.passage_fill", 0.35, "", "of passage_max_length, a guess")
-        distinct = take("data.distinct", 1.0, "", "of a batch's texts; fewer where negatives repeat")
-        padding = take("data.padding", 0.04, "", "of computed tokens; see tests/benchmarks/RESULTS.md")
+        distinct = take("data.distinct", 1.0, "", "of a batch's texts; less if negatives repeat")
+        padding = take("data.padding", 0.04, "", "of computed tokens; tests/benchmarks/RESULTS.md")
         counts = np.array([batch, batch * self.train.group_size]) * distinct
         tokens = counts * [query, passage]
         length = float((tokens * [query, passage]).sum() / tokens.sum())
-        row = 4.5 * (query + self.train.group_size * passage)
+        row_bytes = BYTES_PER_TOKEN * (query + self.train.group_size * passage)
         computed = float(tokens.sum()) / (1 - padding)
-        return Load(float(counts.sum()), float(tokens.sum()), computed, length, row, measured=False)
+        return BatchLoad(
+            float(counts.sum()), float(tokens.sum()), computed, length, row_bytes, measured=False
+        )
 
-    def _rows(self, task: Task) -> Any:
-        """Rows of a task: of the prepared corpus if it is on this machine, else the first of its files."""
+    def _dataset(self, task: Task) -> Any:
+        """Rows of a task: the prepared corpus if it is local, else the first rows of the task's files."""
         from datasets import Dataset
 
-        place = storage.join(self.recipe.root, "corpus")
-        if storage.is_local(place) and storage.is_file(storage.join(place, "artifact.json")):
-            return corpus.load_task(place, task.name)
+        uri = storage.join(self.recipe.root, "corpus")
+        if storage.is_local(uri) and storage.is_file(storage.join(uri, "artifact.json")):
+            return corpus.load_task(uri, task.name)
         if task.path.startswith("hf://"):
             return None
         try:
             files = rows.data_files(task.path)
         except BoomError:
+            # Rows can be counted without the files if the recipe gives their expected number.
             if task.expected_rows is None:
                 raise
             return None
         raw = (row for uri in files for _, row in rows.read_raw(uri))
-        usable = [
-            row for row in map(_normalized, islice(raw, min(SCANNED_ROWS, task.limit or SCANNED_ROWS))) if row
-        ]
+        num_rows = min(SCANNED_ROWS, task.limit or SCANNED_ROWS)
+        usable = [row for row in map(_normalized, islice(raw, num_rows)) if row]
         return Dataset.from_list(usable, features=None) if usable else None
 
-    def _measured(self, task: Task, dataset: Any) -> Load:
+    def _measured(self, task: Task, dataset: Any) -> BatchLoad:
+        """The mean of the first batches that training would draw from a sample of a task's rows."""
         from boom_ray.data.batches import epoch_batches
         from boom_ray.data.collate import Collator
 
-        everything = np.arange(len(dataset))
-        some = generator(self.train.seed, "plan", task.name).permutation(everything)[:SCANNED_ROWS]
-        batches = epoch_batches({task.name: np.sort(some)}, self.train.batch_size, self.train.seed, 0)
+        indices = np.arange(len(dataset))
+        sample = generator(self.train.seed, "plan", task.name).permutation(indices)[:SCANNED_ROWS]
+        batches = epoch_batches({task.name: np.sort(sample)}, self.train.batch_size, self.train.seed, 0)
         prompt, template = self.recipe.data.prompt(task), self.recipe.data.query_template
-        collate = Collator(task.name, task.type, dataset, some, prompt, template, self.train.group_size)
+        collate = Collator(task.name, task.type, dataset, sample, prompt, template, self.train.group_size)
         measured = []
-        for step, chosen in enumerate(batches.rows[:NUM_BATCHES]):
-            batch = collate(chosen, self.train.seed, step)
+        for step, batch_rows in enumerate(batches.rows[:NUM_BATCHES]):
+            batch = collate(batch_rows, self.train.seed, step)
             limits = np.where(batch.is_query, self.query_limit, self.passage_limit)
             lengths = np.minimum(self._lengths(batch.texts), limits)
-            row_bytes = sum(len(text.encode()) for text in batch.texts) / len(chosen)
+            row_bytes = sum(len(text.encode()) for text in batch.texts) / len(batch_rows)
             measured.append(_load(lengths, self.train.execution.chunk_tokens, self._packed, row_bytes))
         means = np.mean([[m.texts, m.tokens, m.computed, m.length, m.row_bytes] for m in measured], axis=0)
         texts, tokens, computed, length, row_bytes = means.tolist()
-        return Load(texts, tokens, computed, length, row_bytes, measured=True)
+        return BatchLoad(texts, tokens, computed, length, row_bytes, measured=True)
 
     @property
     def _packed(self) -> bool:
@@ -135,41 +142,36 @@ class Loads:
         ids = self.tokenizer(texts, truncation=True, max_length=longest, return_attention_mask=False)
         return np.array([len(one) for one in ids["input_ids"]])
 
-    def evaluation(self, evaluate: Evaluate) -> list[Load]:
-        """Texts and tokens of every search a recipe is evaluated on, if at hand; no other tasks."""
+    def evaluation(self, evaluate: Evaluate) -> list[BatchLoad]:
+        """The texts of each retrieval task that a recipe is evaluated on; tasks on the hub are left out."""
         if not evaluate.data or evaluate.data.startswith("hf://"):
             return []
         suffix = "corpus.jsonl"
         names = [name for name in storage.list_files(evaluate.data) if name.endswith(suffix)]
-        places = [storage.join(evaluate.data, name.removesuffix(suffix)).rstrip("/") for name in names]
+        uris = [storage.join(evaluate.data, name.removesuffix(suffix)).rstrip("/") for name in names]
         limit = evaluate.max_length or self.recipe.base_model.max_length or self.passage_limit
-        return [self._evaluation_task(place, limit) for place in places]
+        return [self._evaluation_task(uri, limit) for uri in uris]
 
-    def _evaluation_task(self, place: str, limit: int) -> Load:
+    def _evaluation_task(self, uri: str, limit: int) -> BatchLoad:
+        """The load of one task, from a sample of its texts."""
         texts = [
             json.loads(line).get("text") or ""
             for name in ("corpus.jsonl", "queries.jsonl")
-            for line in storage.read_bytes(storage.join(place, name)).splitlines()
+            for line in storage.read_bytes(storage.join(uri, name)).splitlines()
             if line.strip()
         ]
-        some = generator(0, "plan", place).permutation(len(texts))[:NUM_TEXTS]
+        sample = generator(0, "plan", uri).permutation(len(texts))[:NUM_TEXTS]
         if self.tokenizer is None:
-            lengths = np.full(len(some), limit * self.assumed().length / self.passage_limit)
+            lengths = np.full(len(sample), limit * self.assumed().length / self.passage_limit)
         else:
-            lengths = np.minimum(self._lengths([texts[index] for index in some]), limit)
-        load, share = _load(lengths, 4096, False, 0.0), len(texts) / max(1, len(some))
-        return Load(
-            len(texts),
-            load.tokens * share,
-            load.computed * share,
-            load.length,
-            0.0,
-            self.tokenizer is not None,
-        )
+            lengths = np.minimum(self._lengths([texts[index] for index in sample]), limit)
+        load, scale = _load(lengths, 4096, False, 0.0), len(texts) / max(1, len(sample))
+        measured = self.tokenizer is not None
+        return BatchLoad(len(texts), load.tokens * scale, load.computed * scale, load.length, 0.0, measured)
 
 
-def _load(lengths: np.ndarray, chunk_tokens: int, packed: bool, row_bytes: float) -> Load:
-    """Of texts with so many tokens, computed in chunks as training does."""
+def _load(lengths: np.ndarray, chunk_tokens: int, packed: bool, row_bytes: float) -> BatchLoad:
+    """The load of texts with these lengths, in the chunks that training would make of them."""
     from boom_ray.model.encoder import chunk_by_tokens
 
     padded = np.array(lengths, dtype=float)
@@ -178,11 +180,11 @@ def _load(lengths: np.ndarray, chunk_tokens: int, packed: bool, row_bytes: float
             padded[chunk] = lengths[chunk].max()
     computed = float(padded.sum())
     length = float((padded**2).sum() / computed)
-    return Load(len(lengths), float(lengths.sum()), computed, length, row_bytes, measured=True)
+    return BatchLoad(len(lengths), float(lengths.sum()), computed, length, row_bytes, measured=True)
 
 
 def _normalized(raw: Any) -> dict[str, Any] | None:
-    """A row as training sees it, or None for a bad one."""
+    """A row as training reads it, or None if it is bad."""
     if isinstance(raw, rows.BadRow):
         return None
     try:

@@ -1,1 +1,1 @@
-"""The runtime: connection to Ray, signals, console, processes and scratch directories."""
+"""The runtime: connection to Ray, signals, console, progress, processes and scratch directories."""

@@ -1,4 +1,4 @@
-"""The connection to Ray: the cluster of RAY_ADDRESS, or one started on the spot, as `ray.init` does it."""
+"""The connection to Ray: the cluster of RAY_ADDRESS, or a local one, with the same rules as `ray.init`."""
 
 import logging
 import os
@@ -8,20 +8,20 @@ from typing import Any
 
 import ray
 import ray.exceptions
-from ray._private.services import find_bootstrap_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from boom_ray.errors import BoomError, ClusterError
 from boom_ray.runtime import signals
+from boom_ray.runtime.ray_private import last_address
 
 SECONDS_TO_ANSWER = 10
 
 
 class ProcessLost(ClusterError):
-    """A process of the cluster died, and Ray did not start it again, or not often enough.
+    """A worker process died, and Ray did not restart it, or not often enough.
 
     Attributes:
-        reason: One line of what Ray says; of an environment that could not be set up, what it failed of.
+        reason: One line of Ray's message; for a runtime environment that failed, its cause.
     """
 
     def __init__(self, reason: str) -> None:
@@ -36,16 +36,16 @@ def connect(dashboard: bool = True, yielding: bool = True) -> None:
     """Connect this process to Ray, once. Worker logs stay in the dashboard; errors reach the caller.
 
     Args:
-        dashboard: Whether a Ray that is started on the spot has one, which takes it three seconds more.
-        yielding: Whether its workers let everything else on the machine go first, as is Ray's way.
+        dashboard: Whether a local Ray starts a dashboard, which takes three seconds.
+        yielding: Whether the workers of a local Ray run at low priority (niceness 15), Ray's default.
 
     Raises:
-        BoomError: if there should be a cluster, and nothing answers where it is.
+        ClusterError: if Ray does not answer at its configured address.
     """
     if ray.is_initialized():
         return
-    _refuse_silence(os.environ.get("RAY_ADDRESS") or find_bootstrap_address(None))
-    # A trainer that waits its turn on a busy machine has not failed.
+    _check_answers(os.environ.get("RAY_ADDRESS") or last_address())
+    # On a busy machine a trainer may wait long for its turn; Ray Train's default of 60 s would fail it.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not yielding:
@@ -54,12 +54,12 @@ def connect(dashboard: bool = True, yielding: bool = True) -> None:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
 
 
-def _refuse_silence(address: str | None) -> None:
-    """Raise BoomError if nothing answers where `ray.init` would connect to, and wait for many minutes."""
+def _check_answers(address: str | None) -> None:
+    """Raise ClusterError if nothing answers at the address; `ray.init` would retry for many minutes."""
     if address and address.startswith(("http://", "https://")):
         raise ClusterError(
-            f"RAY_ADDRESS={address}: is where `ray job submit` takes jobs. Submit this command as one, or "
-            "unset RAY_ADDRESS to run it on this machine"
+            f"RAY_ADDRESS={address}: this is the address of Ray's job API. Submit this command as a job with "
+            "`ray job submit`, or unset RAY_ADDRESS to run it on this machine"
         )
     host, _, port = (address or "").rpartition(":")
     if not host or "/" in host:
@@ -70,30 +70,30 @@ def _refuse_silence(address: str | None) -> None:
             return socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
         except (OSError, ValueError) as error:
             if time.monotonic() > deadline:
-                source = (
-                    "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "the last cluster of this machine"
-                )
-                remedy = "Start it; or unset RAY_ADDRESS, and let `ray stop` forget what has ended"
+                from_environment = bool(os.environ.get("RAY_ADDRESS"))
+                source = "RAY_ADDRESS" if from_environment else "the last cluster of this machine"
+                remedy = "Start the cluster, or unset RAY_ADDRESS and run `ray stop` to use a local Ray"
                 raise ClusterError(f"{address} ({source}): Ray does not answer. {remedy}") from error
         time.sleep(0.5)
 
 
 def here() -> NodeAffinitySchedulingStrategy:
-    """Places an actor on the driver's node, so that no other node that dies takes it along."""
+    """Schedules an actor on the driver's node, so that it does not die with another node."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def result_of(reference: Any) -> Any:
-    """`ray.get` that raises a user's error as itself, not as the failure of the task that found it.
+    """`ray.get`, except that a `BoomError` of the task is raised as itself, without Ray's wrappers.
 
     Raises:
-        BoomError: what the task raised.
-        ProcessLost: if the process of the task, or its node, died.
+        BoomError: raised by the task.
+        ProcessLost: if the task's process or node died.
     """
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         cause: Any = error
+        # A task that awaits another task wraps that task's error once more.
         while isinstance(cause, ray.exceptions.RayTaskError) and cause.cause is not cause:
             cause = cause.cause
         if isinstance(cause, BoomError):

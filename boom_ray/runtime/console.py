@@ -5,6 +5,7 @@ the console.
 """
 
 import logging
+from collections.abc import Callable
 
 from rich.console import Console, RenderableType
 
@@ -23,13 +24,26 @@ class ConsoleHandler(logging.Handler):
         console.print(f"{level}{record.getMessage()}", markup=False)
 
 
-def show_log() -> None:
-    """Print the log of boom-ray on the console from now on; called by the command line."""
-    logger = logging.getLogger("boom_ray")
-    if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
-        logger.addHandler(ConsoleHandler())
+def show_log() -> Callable[[], None]:
+    """Print the log of boom-ray on the console from now on; called by the command line.
+
+    Returns:
+        A function that restores the logger: a caller in the same process may have its own handlers.
+    """
+    logger, handler = logging.getLogger("boom_ray"), ConsoleHandler()
+    level, propagate = logger.level, logger.propagate
+
+    def restore() -> None:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+    if any(isinstance(existing, ConsoleHandler) for existing in logger.handlers):
+        return lambda: None
+    logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    return restore
 
 
 def as_text(renderable: RenderableType) -> str:

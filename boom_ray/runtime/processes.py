@@ -1,4 +1,4 @@
-"""Processes by names that outlive them, so that what a killed one left can be told from what is in use."""
+"""Names of processes that stay unique after the process ends, to tell files in use from leftovers."""
 
 import os
 import re
@@ -7,29 +7,29 @@ import socket
 import psutil
 
 NAME = re.compile(r".+-\d+-\d+")
-CLOCK_MS = 1000  # the start of a process, as the system tells it, moves with the clock
+CLOCK_MS = 1000  # the system derives a process's start time from its clock, which is adjusted
 
 
 def own_name() -> str:
-    """Machine, number and start of this process.
+    """Host name, PID and start time of this process.
 
-    The number alone is not enough: in a container that is started again the same few numbers come again.
+    The PID alone is not unique: a restarted container assigns the same few PIDs again.
     """
     return f"{socket.gethostname()}-{os.getpid()}-{_started(os.getpid())}"
 
 
 def is_name(name: str) -> bool:
-    """Whether a text names a process, of any machine."""
+    """Whether a text is the name of a process, on any machine."""
     return NAME.fullmatch(name) is not None
 
 
 def runs_here(name: str) -> bool:
-    """Whether a name is that of a process of this machine that still runs."""
+    """Whether a name is that of a running process on this machine."""
     return _is_of_this_machine(name) and not has_ended(name)
 
 
 def has_ended(name: str) -> bool:
-    """Whether a name is that of a process of this machine that runs no more."""
+    """Whether a name is that of a process on this machine that has ended."""
     if not _is_of_this_machine(name):
         return False
     _, pid, started = name.rsplit("-", 2)
@@ -42,9 +42,9 @@ def _is_of_this_machine(name: str) -> bool:
 
 
 def _started(pid: int) -> int | None:
-    """When a process was started, in milliseconds since 1970; None if there is none, or it has ended.
+    """Start time of a process in milliseconds since 1970; None if it does not run.
 
-    In a container nobody may ever collect the processes that have: they stay, as zombies.
+    A zombie does not run: in a container without an init process nothing reaps ended processes.
     """
     try:
         found = psutil.Process(pid)

@@ -20,9 +20,9 @@ class ProgressEvent:
     """The state of one counter.
 
     Attributes:
-        name: What is counted, such as `bag-1`.
+        name: The counter's name, such as `bag-1`.
         completed: From 0 to `total`.
-        note: Pace and time left, for people.
+        note: Further values as text, such as throughput and remaining time.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Local directories for what is on its way to storage; what killed processes left in them is swept up."""
+"""Temporary local directories, named after their process; those of killed processes are deleted later."""
 
 import os
 import re
@@ -11,12 +11,12 @@ NAME = re.compile(r"boom-ray-[a-z]+-(?P<owner>.+-\d+-\d+)-\w+")
 
 
 def directory(purpose: str) -> str:
-    """A new directory of this process, which deletes it when it is done.
+    """A new directory, which the caller deletes. Directories of killed processes are deleted first.
 
     A checkpoint is larger than the model: those of killed ranks would fill the disk.
 
     Args:
-        purpose: A word for its name.
+        purpose: A word for the directory's name.
     """
     root = tempfile.gettempdir()
     for entry in os.listdir(root):

@@ -1,8 +1,8 @@
-"""A driver that is told to stop says what is kept and ends at once, as if it had been killed.
+"""SIGTERM and Ctrl-C: a driver prints what it keeps and exits at once, as if it had been killed.
 
-Nothing is unwound: the next driver goes on from whatever a killed one leaves, and `ray job stop` kills after
-three seconds. A thread listens at `signal.set_wakeup_fd`, since Python's own handlers wait until a call into
-a library returns, which an upload does not do for minutes.
+Nothing is cleaned up: the next driver resumes from whatever a killed one leaves, and `ray job stop` kills
+after three seconds. A thread listens at `signal.set_wakeup_fd`, because Python runs its own signal handlers
+only after a call into a C library returns, which takes minutes for an upload.
 """
 
 import os
@@ -22,22 +22,23 @@ _last_words: list[Callable[[str], str]] = [
 
 
 def _handler(number: int, frame: FrameType | None) -> None:
-    """The listening thread has heard it as well."""
+    """Does nothing: a signal reaches the wakeup file descriptor only if it has a Python handler."""
 
 
 @contextmanager
 def heeded() -> Iterator[None]:
-    """While the block runs, SIGTERM and Ctrl-C print a last line and end the process with 128 + their number.
+    """Within the block, SIGTERM and Ctrl-C print a last line and exit with 128 + the signal's number.
 
-    Only the main thread can be told; elsewhere nothing changes, nor for a signal that is ignored (`nohup`).
+    Only the main thread can set handlers: in other threads the block changes nothing. An ignored signal
+    (`nohup`) stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     listening, waking = socket.socketpair()
     waking.setblocking(False)
-    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, _handler) for number in heard}
+    handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _handler) for number in handled}
     before_waking = signal.set_wakeup_fd(waking.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_listen, args=(listening,), daemon=True).start()
     try:
@@ -51,7 +52,7 @@ def heeded() -> Iterator[None]:
 
 @contextmanager
 def handlers_kept() -> Iterator[None]:
-    """Put the handlers back that the block replaces: `ray.init` has one of its own."""
+    """Restore the handlers of `heeded` after the block: `ray.init` replaces them with its own."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     if _handler in before.values():
@@ -61,7 +62,7 @@ def handlers_kept() -> Iterator[None]:
 
 @contextmanager
 def last_words(words: Callable[[str], str]) -> Iterator[None]:
-    """While the block runs, `words(name of the signal)` does what is left to do, and gives the last line."""
+    """Within the block, `words(signal name)` runs before the exit and returns the last line to print."""
     _last_words.append(words)
     try:
         yield
@@ -71,11 +72,12 @@ def last_words(words: Callable[[str], str]) -> Iterator[None]:
 
 def _listen(listening: socket.socket) -> None:
     with listening:
-        while heard := listening.recv(1):
-            if heard[0] in SIGNALS:
+        while received := listening.recv(1):
+            if received[0] in SIGNALS:
                 try:
-                    line = _last_words[-1](signal.Signals(heard[0]).name)
+                    line = _last_words[-1](signal.Signals(received[0]).name)
                     console.show_cursor()
                     console.print(line, markup=False)
                 finally:
-                    os._exit(128 + heard[0])
+                    # Not sys.exit: it would only end this thread.
+                    os._exit(128 + received[0])

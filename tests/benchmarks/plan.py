@@ -1,11 +1,11 @@
-"""The planner: its simulation as a picture, and its predictions beside a run that was made.
+"""The planner: a figure of its simulation, and its predictions compared with a completed run.
 
     python tests/benchmarks/plan.py scale [--out cluster/plan.svg]
     python tests/benchmarks/plan.py reality RECIPE [--storage URI]
 
 `scale` plans 100 bags of 5 % each of 10^9 rows with Qwen3-0.6B on 8 to 4,096 H100 in spot nodes of 8, with
 the assumptions that `boom-ray plan` prints. `reality` compares what `boom-ray plan RECIPE --calibrate`
-predicts with the times that `boom-ray run RECIPE` left in its records. Each prints one JSON line.
+predicts with the times in the records of `boom-ray run RECIPE`. Each prints one JSON line.
 """
 
 import datetime
@@ -30,8 +30,8 @@ from boom_ray import artifacts, recipe_file, storage  # noqa: E402
 from boom_ray.data import bags  # noqa: E402
 from boom_ray.planner import calibration, hardware, simulate  # noqa: E402
 from boom_ray.planner.assumptions import Assumptions  # noqa: E402
-from boom_ray.planner.estimate import Estimate, Known  # noqa: E402
-from boom_ray.planner.outlook import Outlook, bottleneck, conditions_of, outlook, works_of  # noqa: E402
+from boom_ray.planner.estimate import Estimate, Workload  # noqa: E402
+from boom_ray.planner.forecast import Forecast, bottleneck, conditions_of, forecast, works_of  # noqa: E402
 from boom_ray.planner.plan import SIZES, gather, on_cluster  # noqa: E402
 from boom_ray.recipe import Recipe  # noqa: E402
 
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def hypothetical(num_workers: int) -> Recipe:
-    """A recipe of 10^9 rows that lie nowhere."""
+    """A recipe of 10^9 rows without files."""
     return Recipe.model_validate(
         {
             "name": "scale",
@@ -68,25 +68,28 @@ def hypothetical(num_workers: int) -> Recipe:
     )
 
 
-def planned(known: Known, num_gpus: int, given: dict[str, float]) -> tuple[Estimate, Outlook, Assumptions]:
-    """The plan of one cluster, and its simulation."""
-    assume = Assumptions(given)
-    made = on_cluster(known, hardware.cluster("H100", num_gpus, known.recipe.train.execution, assume), assume)
-    return made, outlook(made, assume), assume
+def planned(
+    workload: Workload, num_gpus: int, overrides: dict[str, float]
+) -> tuple[Estimate, Forecast, Assumptions]:
+    """Estimate and forecast on one cluster."""
+    assume = Assumptions(overrides)
+    cluster = hardware.cluster("H100", num_gpus, workload.recipe.train.execution, assume)
+    made = on_cluster(workload, cluster, assume)
+    return made, forecast(made, assume), assume
 
 
 @main.command()
 @click.option("--out", default=os.path.join(ROOT, "cluster", "plan.svg"), metavar="FILE.svg")
 def scale(out: str) -> None:
-    """Plan and simulate ever larger clusters, and draw it."""
+    """Plan and simulate clusters of growing size, and draw the figure."""
     since = time.time()
-    known = gather(hypothetical(NUM_WORKERS[0]), None, Assumptions({}))
+    workload = gather(hypothetical(NUM_WORKERS[0]), None, Assumptions())
     rows = {
-        losses: [planned(known, size, {"spot.losses_per_node_hour": losses}) for size in SIZES]
+        losses: [planned(workload, size, {"spot.losses_per_node_hour": losses}) for size in SIZES]
         for losses in LOSSES
     }
     few = rows[LOSSES[1]]
-    more = replace(known, recipe=hypothetical(NUM_WORKERS[1]))
+    more = replace(workload, recipe=hypothetical(NUM_WORKERS[1]))
     merges = {
         NUM_WORKERS[0]: [made.merge for made, _, _ in few],
         NUM_WORKERS[1]: [planned(more, size, {})[0].merge for size in SIZES],
@@ -100,18 +103,18 @@ def scale(out: str) -> None:
         "failures": round(seen.failures), "work done again": round(seen.lost, 5),
         "saving": round(seen.saving, 5), "best interval s": round(best), **formula,
         "merge s": {str(workers): round(values[-1]) for workers, values in merges.items()},
-        "head": round(seen.head, 4),
+        "head": round(seen.head_load, 4),
         "bottleneck": {size: bottleneck(made, at) for size, (made, at, _) in zip(SIZES, few, strict=True)},
         "merge outlasts the steps below rows": round(
             NUM_ROWS * most.merge / (most.train - most.start - most.finish)
         ),
-        "head is full at ranks": round(SIZES[-1] / seen.head),
+        "head is full at ranks": round(SIZES[-1] / seen.head_load),
         "seconds": round(time.time() - since, 1),
     }))  # fmt: skip
 
 
 def intervals(made: Estimate, assume: Assumptions) -> tuple[float, dict[float, float], dict[str, float]]:
-    """Makespans for intervals between checkpoints on one cluster, and where formulas see the best."""
+    """The best interval, the makespan of each simulated interval, and the intervals of the formulas."""
     works, conditions = works_of(made), conditions_of(made, assume)
     mtbf = 1 / (conditions.failure_rate * works[0].nodes)
     young, daly = simulate.young(conditions.save, mtbf), simulate.daly(conditions.save, mtbf)
@@ -126,7 +129,7 @@ def draw(
     tried: dict[float, float],
     formula: dict[str, float],
 ) -> None:
-    """Four panels: time, what losses cost, the interval between checkpoints, and the other stages."""
+    """Four panels: training time, cost of node failures, checkpoint intervals, and the other stages."""
     matplotlib.rcParams["svg.hashsalt"] = "plan"
     figure, ((time_axis, cost_axis), (interval_axis, other_axis)) = pyplot.subplots(
         2, 2, figsize=(10, 7), layout="constrained"
@@ -151,7 +154,7 @@ def draw(
     for workers, values in merges.items():
         share = [100 * merge / seen.makespan for merge, (_, seen, _) in zip(values, few, strict=True)]
         other_axis.loglog(SIZES, share, ".-", label=f"merge by {workers} workers / training")
-    other_axis.loglog(SIZES, [100 * seen.head for _, seen, _ in few], ".-", label="head node, busy")
+    other_axis.loglog(SIZES, [100 * seen.head_load for _, seen, _ in few], ".-", label="head node, busy")
     other_axis.axhline(100, color="k", linestyle=":", label="all of it")
     other_axis.set(xlabel="GPUs", ylabel="% of the time", title="what else could hold a run up")
     for axis in figure.axes:
@@ -164,14 +167,15 @@ def draw(
 @click.argument("recipe")
 @click.option("--storage", "storage_uri", metavar="URI")
 def reality(recipe: str, storage_uri: str | None) -> None:
-    """Predicted beside measured time of each stage."""
+    """Predicted and measured time of each stage."""
     loaded = recipe_file.load(recipe, storage_uri)
     found = calibration.stored(loaded)
     assert found is not None, "run boom-ray plan --calibrate first"
     assume = Assumptions({}, found.values)
-    known = gather(loaded, None, assume)
+    workload = gather(loaded, None, assume)
     execution = loaded.train.execution
-    made = on_cluster(known, hardware.cluster(found.gpu_type, found.num_gpus, execution, assume), assume)
+    cluster = hardware.cluster(found.gpu_type, found.num_gpus, execution, assume)
+    made = on_cluster(workload, cluster, assume)
     measured = times_of(loaded)
     predicted = {bag.name: bag.seconds - made.start for bag in made.bags}
     predicted |= {"train": made.train, "merge": made.merge, "evaluate": made.evaluate}
@@ -188,7 +192,7 @@ def reality(recipe: str, storage_uri: str | None) -> None:
 
 
 def times_of(loaded: Recipe) -> dict[str, float]:
-    """Seconds of each bag from its first step on, of all training, of the merge and of the evaluation."""
+    """Seconds of each bag since its first step, of all training, of the merge and of the evaluation."""
     models = storage.join(loaded.root, "models")
     names = [bags.name_of(index) for index in range(len(loaded.bags.ratios))]
     records = {name: artifacts.read_record(storage.join(models, name)) for name in [*names, "v0001"]}

@@ -1,4 +1,4 @@
-"""A plan from the command line: without Ray, for any cluster, and for corpora that would fill a disk."""
+"""Plans: without Ray, for any cluster, and for corpora larger than any disk."""
 
 import os
 import re
@@ -10,18 +10,20 @@ from click.testing import CliRunner
 from boom_ray import recipe_file
 from boom_ray.cli import main
 from boom_ray.data.batches import num_steps
+from boom_ray.errors import InputError, NotFoundError
 from boom_ray.planner import hardware
 from boom_ray.planner.assumptions import Assumptions
 from boom_ray.planner.calibration import Calibration, store, stored
-from boom_ray.planner.estimate import estimate
-from boom_ray.planner.outlook import bottleneck, head_memory, outlook
-from boom_ray.planner.plan import gather
+from boom_ray.planner.estimate import Estimate, estimate
+from boom_ray.planner.forecast import bottleneck, forecast, head_memory
+from boom_ray.planner.plan import PlanOptions, gather, plan
+from boom_ray.planner.shape import ConfigNotFoundError
 from boom_ray.train.schedule import best
 
 
 @pytest.fixture
 def billion(tmp_path) -> str:
-    """A recipe of 10^9 rows that lie nowhere, and a hundred bags."""
+    """A recipe of 10^9 rows without files, and a hundred bags."""
     values = {
         "name": "billion",
         "storage": str(tmp_path / "runs"),
@@ -39,29 +41,42 @@ def billion(tmp_path) -> str:
     return str(path)
 
 
-def plan(*arguments: str):
+def invoke(*arguments: str):
     return CliRunner().invoke(main, ["plan", *arguments])
 
 
-def test_a_billion_rows_are_counted_and_not_drawn(billion):
-    result = plan(billion, "--gpus", "4096", "--price", "2", "--assume", "data.padding=0")
+def test_a_billion_rows_are_counted_and_not_sampled(billion):
+    result = invoke(billion, "--gpus", "4096", "--price", "2", "--assume", "data.padding=0")
     assert result.exit_code == 0, result.output
+    made = plan(recipe_file.load(billion), PlanOptions(num_gpus=4096, price=2, overrides={"data.padding": 0}))
     steps = num_steps([round(999_999_000 * 0.05), 50], recipe_file.load(billion).train)
+    last = made.estimate.bags[-1]
+    assert (last.name, last.ratio, last.rows, last.steps) == ("bag-100", 5, 50_000_000, steps)
+    assert made.estimate.passes == pytest.approx(5) and made.price == pytest.approx(2 * made.held_hours)
+    assert made.assumptions["data.padding"].value == 0 and made.scale == []
+    assert list(made.lines()) == result.output.splitlines()
     assert "bag-100: 5 % of every task, 50,000,000 rows" in result.output
-    assert f"{steps:,} steps" in result.output
-    assert "at 2 an hour" in result.output and "data.padding" in result.output
-    assert len(re.findall(r"\|.*#.*\|", result.output)) == 101, "a line for each bag and the merge"
+    assert (
+        f"cost: 5.0x one pass over the corpus of 1,000,000,000 rows, {100 * steps:,} steps" in result.output
+    )
+    assert f"price {made.price:,.2f}" in result.output
+    assert len(re.findall(r"\|.*#.*\|", result.output)) == 101, "a line per bag, and one for the merge"
 
 
-def known_of(path: str, assume: Assumptions):
-    return gather(recipe_file.load(path), None, assume)
+def test_a_baseline_is_one_more_bag_but_not_merged(billion):
+    recipe = recipe_file.load(billion)
+    without, with_baseline = (plan(recipe, PlanOptions(num_gpus=800, baseline=one)) for one in (False, True))
+    last = with_baseline.estimate.bags[-1]
+    assert (last.name, last.ratio, last.rows) == ("baseline", 100, 1_000_000_000)
+    assert len(with_baseline.estimate.bags) == 101 and with_baseline.estimate.passes == pytest.approx(6)
+    assert with_baseline.estimate.merge == without.estimate.merge
 
 
-def estimated(path: str, num_gpus: int, given: dict[str, float]):
-    assume = Assumptions({"data.padding": 0, **given})
-    known = known_of(path, assume)
-    cluster = hardware.cluster("H100", num_gpus, known.recipe.train.execution, assume)
-    return estimate(known, cluster, hardware.rank(cluster, "bf16", assume), assume), assume
+def estimated(path: str, num_gpus: int, overrides: dict[str, float]) -> Estimate:
+    assume = Assumptions({"data.padding": 0, **overrides})
+    workload = gather(recipe_file.load(path), None, assume)
+    cluster = hardware.cluster("H100", num_gpus, workload.recipe.train.execution, assume)
+    return estimate(workload, cluster, hardware.rank(cluster, "bf16", assume), assume)
 
 
 FREE = {
@@ -74,77 +89,127 @@ FREE = {
 }
 
 
-def test_with_free_networks_and_starts_time_is_operations_over_rate_and_the_schedule_is_trainings(billion):
-    made, _ = estimated(billion, 800, FREE)
-    one, shape = made.bags[0], made.known.shape
+def test_with_free_networks_and_starts_time_is_flops_over_rate_and_the_schedule_is_trainings(billion):
+    made = estimated(billion, 800, FREE)
+    one, shape = made.bags[0], made.workload.shape
     forward = (256 * (0.15 * 512) + 2048 * (0.35 * 512)) * (2 * shape.multiplying)
     attention = (256 * (0.15 * 512) ** 2 + 2048 * (0.35 * 512) ** 2) * 4 * 2048 * 28
     assert one.step.flops == pytest.approx(5 * (forward + attention)), "3, one for each repeated forward pass"
     assert one.step.seconds == pytest.approx(one.step.flops / one.ranks / (0.35 * 989e12))
     steps = [bag.steps for bag in made.bags]
     assert [bag.ranks for bag in made.bags] == best(steps, 800, 256).ranks
-    alone = outlook(made, Assumptions({**FREE, "spot.losses_per_node_hour": 0, "head.rank_start_seconds": 0}))
+    calm = {**FREE, "spot.losses_per_node_hour": 0, "head.rank_start_seconds": 0}
+    alone = forecast(made, Assumptions(calm))
     assert alone.makespan == pytest.approx(made.train) and alone.lost == 0 == alone.failures
 
 
-def test_more_gpus_never_take_longer_and_losses_only_cost(billion):
+def test_more_gpus_never_take_longer_and_failures_only_cost(billion):
     times = []
     for num_gpus in (100, 400, 1600):
-        made, _ = estimated(billion, num_gpus, {})
-        seen = outlook(made, Assumptions({"spot.losses_per_node_hour": 0.1}), range(2))
+        made = estimated(billion, num_gpus, {})
+        seen = forecast(made, Assumptions({"spot.losses_per_node_hour": 0.1}), range(2))
         assert seen.makespan > made.train and seen.failures > 0
         times.append(made.train)
     assert times == sorted(times, reverse=True)
 
 
-def test_a_slow_head_node_or_a_slow_merge_is_named(billion):
-    made, _ = estimated(billion, 4096, {})
-    assert bottleneck(made, outlook(made, Assumptions({}), range(1))) == "arithmetic"
-    slow = outlook(made, Assumptions({"head.call_seconds": 0.1}), range(1))
-    assert slow.head > 1 and bottleneck(made, slow) == "head"
-    crawling, _ = estimated(billion, 4096, {"merge.bytes_per_second": 1e3})
-    assert bottleneck(crawling, outlook(crawling, Assumptions({}), range(1))) == "merge"
+def test_a_slow_head_node_or_a_slow_merge_is_the_bottleneck(billion):
+    made = estimated(billion, 4096, {})
+    assert bottleneck(made, forecast(made, Assumptions(), range(1))) == "compute"
+    slow = forecast(made, Assumptions({"head.call_seconds": 0.1}), range(1))
+    assert slow.head_load > 1 and bottleneck(made, slow) == "head"
+    crawling = estimated(billion, 4096, {"merge.bytes_per_second": 1e3})
+    assert bottleneck(crawling, forecast(crawling, Assumptions(), range(1))) == "merge"
 
 
-def test_the_head_node_holds_a_controller_for_each_bag_side_by_side(billion):
-    given = {"head.ray_memory": 1000, "head.controller_memory": 1}
-    sizes = [head_memory(estimated(billion, num_gpus, {})[0], Assumptions(given)) for num_gpus in (1, 4096)]
+def test_the_head_node_holds_a_controller_per_concurrent_bag(billion):
+    overrides = {"head.ray_memory": 1000, "head.controller_memory": 1}
+    sizes = [head_memory(estimated(billion, n, {}), Assumptions(overrides)) for n in (1, 4096)]
     assert sizes == [1001, 1100]
 
 
-def test_a_calibration_counts_for_the_processors_it_was_made_on(billion):
+def calibrated(path: str, values: dict[str, float]) -> Calibration:
+    calibration = Calibration("A100-80", 16, values, "2026-01-01T00:00:00+00:00")
+    store(recipe_file.load(path), calibration)
+    return calibration
+
+
+def test_a_calibration_applies_to_the_processors_it_was_made_on(billion):
+    calibration = calibrated(billion, {"rank.flops": 123e12})
     recipe = recipe_file.load(billion)
-    store(recipe, Calibration("A100-80", 16, {"rank.flops": 123e12}, "2026-01-01T00:00:00+00:00"))
-    own, other = plan(billion, "--assume", "data.padding=0"), plan(billion, "--gpu-type", "H100")
-    assert own.exit_code == other.exit_code == 0, own.output + other.output
-    assert "123 TFLOP/s  measured by --calibrate" in own.output and "16 A100-80" in own.output
-    assert "measured by --calibrate" not in other.output
+    own, other = plan(recipe), plan(recipe, PlanOptions(gpu_type="H100"))
+    assert own.calibration == calibration and other.calibration is None
+    assert (own.estimate.cluster.gpu_type, own.estimate.cluster.num_gpus) == ("A100-80", 16)
+    assert own.estimate.rank.flops == 123e12 and own.assumptions["rank.flops"].source == "calibrated"
+    assert other.assumptions["rank.flops"].source == "gpu.flops x gpu.efficiency"
+    assert "123 TFLOP/s  calibrated" in invoke(billion).output
 
 
-def test_what_cannot_be_planned_is_refused(billion, tmp_path):
-    for arguments, message in [
-        (["--gpu-type", "H900"], "--gpu-type H900: unknown; allowed: H200, H100"),
-        (
-            ["--assume", "gpu.efficency=0.4"],
-            "gpu.efficency: this plan uses no such number; did you mean gpu.efficiency?",
-        ),
-        (["--assume", "gpu.efficiency=high"], "expected name=number"),
-    ]:
-        result = plan(billion, *arguments)
-        assert result.exit_code == 1 and message in result.output + result.stderr
-    assert not os.path.exists(tmp_path / "runs"), "a plan leaves nothing behind"
+def test_calibrated_values_reach_what_is_measured_before_the_cluster(billion):
+    """Texts and the model's shape come first: they must not be assumed before the calibration is read."""
+    calibrated(billion, {"data.query_fill": 0.5, "model.hidden": 77.0, "data.padding": 0.5})
+    made = plan(recipe_file.load(billion), PlanOptions(overrides={"data.padding": 0}))
+    load = made.estimate.workload.loads["web"]
+    assert load.tokens == pytest.approx(256 * 0.5 * 512 + 2048 * 0.35 * 512)
+    assert load.computed == load.tokens, "an override has precedence over a calibrated value"
+    assert made.estimate.workload.shape.hidden == 77
+    assert made.assumptions["data.query_fill"].source == "calibrated"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (PlanOptions(gpu_type="H900"), r"'H900'.*H200, H100"),
+        (PlanOptions(overrides={"gpu.efficency": 0.4}), r"gpu\.efficency: .*gpu\.efficiency\?"),
+    ],
+)
+def test_options_that_no_plan_has_are_refused(billion, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        plan(recipe_file.load(billion), options)
+    assert not os.path.exists(tmp_path / "runs"), "a plan writes nothing"
+
+
+def test_more_ranks_than_the_cluster_has_are_refused(make_recipe, minilm):
+    recipe = make_recipe(minilm, train={"execution": {"num_workers": 4}})
+    with pytest.raises(InputError, match=r"num_workers 4.* 3 ranks"):
+        plan(recipe, PlanOptions(num_gpus=3))
+    with pytest.raises(InputError, match=r"num_gpus 1: one rank takes 2 CPUs"):
+        plan(make_recipe(minilm, train={"execution": {"resources_per_worker": {"CPU": 2}}}),
+             PlanOptions(num_gpus=1))  # fmt: skip
+
+
+def test_the_command_line_refuses_an_assumption_that_is_no_number(billion):
+    result = invoke(billion, "--assume", "gpu.efficiency=high")
+    assert result.exit_code == 2 and "'gpu.efficiency=high'" in result.output + result.stderr
+
+
+def test_a_base_model_out_of_reach_needs_its_config(make_recipe, minilm, tmp_path):
+    measured = plan(make_recipe(minilm))
+    recipe = make_recipe(str(tmp_path / "missing"))
+    with pytest.raises(ConfigNotFoundError, match=r"missing.*config_file.*model\.multiplying"):
+        plan(recipe)
+    config_file = os.path.join(minilm, "config.json")
+    made = plan(recipe, PlanOptions(config_file=config_file))
+    load = made.estimate.workload.loads["docstring-to-code"]
+    assert not load.measured and measured.estimate.workload.loads["docstring-to-code"].measured
+    assert made.estimate.workload.shape == measured.estimate.workload.shape
+    assert [bag.steps for bag in made.estimate.bags] == [bag.steps for bag in measured.estimate.bags]
+    with pytest.raises(NotFoundError, match=r"config_file .*nowhere\.json"):
+        plan(recipe, PlanOptions(config_file=str(tmp_path / "nowhere.json")))
+    refused = invoke(str(tmp_path / "recipe.yaml"))
+    assert refused.exit_code == 1 and "--config FILE" in refused.output + refused.stderr
 
 
 @pytest.mark.slow
 def test_a_cluster_is_measured_with_the_recipe_in_miniature(ray_cluster, make_recipe, qwen3):
     recipe = make_recipe(qwen3)
     path = os.path.join(os.path.dirname(recipe.storage), "recipe.yaml")
-    result = plan(path, "--calibrate", "--steps", "3")
+    result = invoke(path, "--calibrate", "--steps", "3")
     assert result.exit_code == 0, result.output
     found = stored(recipe)
     assert found is not None and found.gpu_type == "cpu" and found.num_gpus == 4
-    assert os.listdir(recipe.root) == ["calibration.json"], "nothing of the miniature is left"
+    assert os.listdir(recipe.root) == ["calibration.json"], "nothing of the miniature remains"
     for name, value in found.values.items():
         assert value > 0 or name == "evaluate.score_seconds", name
-        assert re.search(rf"{name} .*measured by --calibrate", result.output), name
+        assert re.search(rf"{name} .*calibrated", result.output), name
     assert 1e6 < found.values["rank.flops"] < 1e12 and found.values["train.start_seconds"] < 600

@@ -1,14 +1,13 @@
-"""Weights, operations and activations, against what torch and transformers make of the same models."""
+"""Parameters, FLOPs and activations, compared with torch and transformers on the same models."""
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, BertConfig, PreTrainedConfig, Qwen3Config
 
-from boom_ray.errors import BoomError
 from boom_ray.planner import memory
 from boom_ray.planner.assumptions import Assumptions
-from boom_ray.planner.shape import KNOWN, Shape, of_config, read
+from boom_ray.planner.shape import CONFIGS, ConfigNotFoundError, ModelShape, of_config, read
 from boom_ray.recipe import Lora
 from boom_ray.train import lora
 
@@ -27,7 +26,7 @@ TINY = {
 }
 
 
-def shape_of(config: PreTrainedConfig, adapters: Lora | None = None) -> Shape:
+def shape_of(config: PreTrainedConfig, adapters: Lora | None = None) -> ModelShape:
     return of_config(config.to_dict(), adapters)
 
 
@@ -36,20 +35,20 @@ def model_of(config: PreTrainedConfig, attention: str = "eager") -> torch.nn.Mod
     return AutoModel.from_config(config).train()
 
 
-def test_weights_of_qwen3_by_hand_and_as_the_hub_states_them():
+def test_parameters_of_qwen3_by_hand_and_as_on_the_hub():
     for name, hidden, inner, layers, heads, total in [
         ("0.6B", 1024, 3072, 28, 16, 596_049_920),
         ("4B", 2560, 9728, 36, 32, 4_022_468_096),
     ]:
-        shape = of_config(KNOWN[f"Qwen/Qwen3-{name}"])
+        shape = of_config(CONFIGS[f"Qwen/Qwen3-{name}"])
         linear = layers * (hidden * 128 * (heads + 8 + 8 + heads) + 3 * hidden * inner)
         norms = layers * (2 * hidden + 2 * 128) + hidden
         assert shape.multiplying == linear
         assert shape.parameters == 151936 * hidden + linear + norms == total
 
 
-def test_weights_of_a_bert_by_hand(minilm):
-    shape = read(minilm, None, None, Assumptions({}))
+def test_parameters_of_a_bert_by_hand(minilm):
+    shape = read(minilm, None, None, Assumptions())
     hidden, inner, layers = 384, 1536, 6
     linear = layers * (4 * hidden * hidden + 2 * hidden * inner)
     biases = layers * (4 * hidden + inner + hidden + 4 * hidden)
@@ -60,14 +59,14 @@ def test_weights_of_a_bert_by_hand(minilm):
 
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("length", [4, 24])
-def test_operations_equal_those_that_torch_counts(name, length):
+def test_flops_equal_those_that_torch_counts(name, length):
     texts, shape, model = 3, shape_of(TINY[name]), model_of(TINY[name])
     ids = torch.randint(0, 100, (texts, length))
     with FlopCounterMode(display=False) as counter:
         states = model(input_ids=ids).last_hidden_state
     pooler = texts * 2 * shape.hidden**2 if name == "bert" else 0
     rope = counter.get_total_flops() - pooler - shape.forward_flops(texts * length, length)
-    assert 0 <= rope <= 0.005 * counter.get_total_flops(), "only the angles of positions are not counted"
+    assert 0 <= rope <= 0.005 * counter.get_total_flops(), "only rotary embeddings are not counted"
     with FlopCounterMode(display=False) as backward:
         states.sum().backward()
     twice = 2 * shape.forward_flops(texts * length, length)
@@ -76,27 +75,27 @@ def test_operations_equal_those_that_torch_counts(name, length):
 
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_activations_are_what_autograd_keeps(name, dtype):
+def test_activations_are_those_that_autograd_stores(name, dtype):
     shape, model = shape_of(TINY[name]), model_of(TINY[name], "sdpa").to(dtype)
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
-    kept: dict[int, int] = {}
+    stored: dict[int, int] = {}
     tensors = []
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
+    def store(tensor: torch.Tensor) -> torch.Tensor:
         memory_of = tensor.untyped_storage()
         if memory_of.data_ptr() not in weights and tensor.is_floating_point():
-            kept[memory_of.data_ptr()] = memory_of.nbytes()
+            stored[memory_of.data_ptr()] = memory_of.nbytes()
         tensors.append(tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(store, lambda tensor: tensor):
         model(input_ids=torch.randint(0, 100, (8, 48)))
     element = torch.finfo(dtype).bits // 8
     expected = memory.activation_bytes(shape, 8 * 48, element, checkpointing=False)
-    assert expected == pytest.approx(sum(kept.values()), rel=0.25)
+    assert expected == pytest.approx(sum(stored.values()), rel=0.25)
 
 
-def test_adapters_are_counted_as_peft_makes_them():
+def test_adapters_have_the_size_of_pefts():
     config, adapters = TINY["qwen3"], Lora(rank=4, targets=["q_proj", "down_proj"])
     model = model_of(config)
     lora.attach(model, adapters)
@@ -106,11 +105,11 @@ def test_adapters_are_counted_as_peft_makes_them():
     assert shape_of(config).trained == shape_of(config).parameters == shape.parameters
 
 
-def test_a_base_out_of_reach_says_what_to_give(tmp_path):
+def test_an_unreadable_config_names_the_missing_numbers(tmp_path):
     assume = Assumptions({"model.parameters": 1e9})
-    with pytest.raises(BoomError, match=r"--config FILE.*--assume model\.multiplying=…") as caught:
+    with pytest.raises(ConfigNotFoundError, match=r"config_file.*model\.multiplying") as caught:
         read("hf://nobody/nothing", None, None, assume)
-    assert "model.parameters" not in str(caught.value), "what was given is not asked for"
+    assert "model.parameters" not in str(caught.value), "overridden numbers are not missing"
     TINY["bert"].to_json_file(tmp_path / "config.json")
-    found = read("hf://nobody/nothing", str(tmp_path / "config.json"), None, Assumptions({}))
+    found = read("hf://nobody/nothing", str(tmp_path / "config.json"), None, Assumptions())
     assert found == shape_of(TINY["bert"])
