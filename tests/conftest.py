@@ -85,7 +85,7 @@ def publish(base: str, target: str, version: str = "v0001", max_length: int = 12
     with staging.staged(target) as stage:
         directory.save(encoder, stage.local, base, prompts, max_length)
         made = Record(kind="model", name="test", version=version, fingerprint="0", config={"rows": 10})
-        stage.commit(made.model_copy(update={"self_test": self_test.of(stage.local)}))
+        stage.commit(made.model_copy(update={"self_test": self_test.compute(stage.local)}))
     return target
 
 

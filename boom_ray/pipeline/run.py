@@ -212,7 +212,7 @@ def _merge_and_publish(recipe: Recipe, models: list[str], stage: Stage, driver: 
 def embed_self_test(stage: Stage) -> list[float]:
     """What the model in a stage makes of the self-test sentence; on a worker, which has memory for it."""
     stage.settle()
-    found: list[float] = cluster.result_of(ray.remote(num_cpus=1)(self_test.of).remote(stage.uri))
+    found: list[float] = cluster.result_of(ray.remote(num_cpus=1)(self_test.compute).remote(stage.uri))
     return found
 
 

@@ -37,10 +37,10 @@ from boom_ray.recipe import Bags, Evaluate, Recipe, Train
 from boom_ray.runs.heartbeat import driving
 from boom_ray.runtime.cluster import result_of
 from boom_ray.runtime.console import console
-from boom_ray.train import journal
+from boom_ray.train import metrics_log
 from boom_ray.train.bagging import train_bags
-from boom_ray.train.board import ProgressBoard
-from boom_ray.train.cluster import await_room
+from boom_ray.train.capacity import await_capacity
+from boom_ray.train.progress_actor import ProgressActor
 
 SCRATCH = "calibration-scratch"
 MOST_BAGS = 8
@@ -88,7 +88,7 @@ def calibrate(known: Known, cluster: Cluster, rank: Rank, num_steps: int) -> Non
 
 def miniature(recipe: Recipe, sizes: Mapping[str, int], steps: int) -> Recipe:
     """A recipe of a few steps, with as many bags as run side by side, each on half of the first rows."""
-    train, room = recipe.train, await_room(recipe.train.execution)
+    train, room = recipe.train, await_capacity(recipe.train.execution)
     counts = bags.counts(dict(sizes), recipe.bags)
     whole = schedule_of(recipe, [num_steps(tasks.values(), train) for tasks in counts], room)
     at_once = sum(start == 0 for start, _ in whole.spans)
@@ -125,7 +125,7 @@ def _training(
         record = artifacts.read_record(uri)
         assert record is not None
         began, ended = record.times["train"]
-        lines = storage.read_bytes(storage.join(uri, journal.FILE)).splitlines()
+        lines = storage.read_bytes(storage.join(uri, metrics_log.FILE)).splitlines()
         steps = [json.loads(line) for line in lines]
         starts.append(began - since)
         finishes.append(ended - steps[-1]["time"])
@@ -235,11 +235,11 @@ def _storing(root: str) -> dict[str, float]:
     far = result_of(_write.remote(storage.join(root, "probe")))
     here = os.path.join(tempfile.gettempdir(), f"boom-ray-probe-{os.getpid()}")
     near = result_of(_write.remote(here))
-    board: Any = ProgressBoard.remote()  # type: ignore[attr-defined]
-    ray.get(board.read.remote())
+    actor: Any = ProgressActor.remote()  # type: ignore[attr-defined]
+    ray.get(actor.read.remote())
     since = time.perf_counter()
     for _ in range(NUM_CALLS):
-        ray.get(board.read.remote())
+        ray.get(actor.read.remote())
     return {
         "storage.bytes_per_second": PROBE_BYTES / far,
         "disk.bytes_per_second": PROBE_BYTES / near,

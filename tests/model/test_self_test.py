@@ -24,7 +24,7 @@ def test_the_record_keeps_the_vector_of_a_sentence(model, request):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_same_model_passes_in_every_precision_and_another_does_not(published_minilm, dtype):
-    recorded = self_test.of(published_minilm)
+    recorded = self_test.compute(published_minilm)
     encoder = directory.load_encoder(published_minilm, dtype=dtype).for_inference()
     self_test.check(encoder, recorded, published_minilm)
     self_test.check(encoder, [], published_minilm)
@@ -39,4 +39,4 @@ def test_a_model_that_embeds_nothing_is_no_version(published_qwen3, tmp_path):
     weights = load_file(f"{broken}/model.safetensors")
     save_file({name: tensor * torch.nan for name, tensor in weights.items()}, f"{broken}/model.safetensors")
     with pytest.raises(BoomError, match="norm nan"):
-        self_test.of(broken)
+        self_test.compute(broken)

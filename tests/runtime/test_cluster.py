@@ -8,7 +8,7 @@ import ray
 
 from boom_ray.errors import BoomError
 from boom_ray.runtime.cluster import ProcessLost, result_of
-from boom_ray.train.bagging import _reasons
+from boom_ray.train.bag_trainer import reasons
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -41,4 +41,4 @@ def test_what_a_user_can_put_right_arrives_as_it_was_raised():
 
 def test_a_rank_that_was_killed_for_its_memory_is_told_of_without_pages_of_advice():
     said = "Task was killed due to the node running low on memory.\nRefer to the documentation."
-    assert list(_reasons(ray.exceptions.OutOfMemoryError(said))) == [said.splitlines()[0]]
+    assert list(reasons(ray.exceptions.OutOfMemoryError(said))) == [said.splitlines()[0]]
