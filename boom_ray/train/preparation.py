@@ -24,7 +24,7 @@ def prepare(job: BagJob) -> tuple[Encoder, BatchLoader]:
     if artifacts.read_record(job.corpus) is None:
         raise StorageError(
             f"{job.recipe.storage}: node {ray.util.get_node_ip_address()} cannot read the files that the "
-            "driver stored there. Use a storage that all nodes share: a network file system, or an object store"
+            "driver stored there. Use a storage that all nodes share, such as NFS or an object store"
         )
     encoder = load_trainable(job, storage.local_directory(job.recipe.base_model.path))
     return encoder, BatchLoader(job, encoder)

@@ -79,16 +79,13 @@ class StepRunner:
         Returns:
             Loss of the batch and its [n, d] embeddings, equal on all ranks.
         """
+        train = self.train
         loss, embeddings = self.step(
             embed=embedder(self.engine, self.encoder.pad, batch.token_ids),
             chunks=self._chunks(batch),
             num_texts=len(batch.token_ids),
             loss=lambda embeddings: batch_loss(
-                embeddings,
-                batch.batch,
-                self.train.temperature,
-                self.train.distillation,
-                self.train.matryoshka,
+                embeddings, batch.batch, train.temperature, train.distillation, train.matryoshka
             ),
         )
         return loss.item(), embeddings
