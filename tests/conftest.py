@@ -86,7 +86,7 @@ def publish(base: str, target: str, version: str = "v0001", max_length: int = 12
         directory.save(encoder, stage.local, base, prompts, max_length)
         config = ModelConfig(rows=10)
         made = ModelRecord(name="test", version=version, fingerprint="0", config=config)
-        stage.commit(made.model_copy(update={"self_test": self_test.of(stage.local)}))
+        stage.commit(made.model_copy(update={"self_test": self_test.compute(stage.local)}))
     return target
 
 

@@ -29,7 +29,7 @@ from boom_ray.merge.metrics import MergeMetrics
 from boom_ray.serve import build
 from boom_ray.serve.build import Settings
 from boom_ray.serve.metrics import EncoderMetrics, QueueMetrics, RequestMetrics
-from boom_ray.train.journal import Journal
+from boom_ray.train.metrics_log import MetricsLog
 
 ROOT = Path(__file__).parent.parent
 CONSTRAINTS = "cluster/constraints.txt"
@@ -340,7 +340,7 @@ def own_metrics() -> dict[str, set[str]]:
     serving = [RequestMetrics(), EncoderMetrics("v", 1), QueueMetrics("v", "encoder")]
     owners = [*serving, MergeMetrics("m"), EmbedMetrics("o")]
     metrics = [one for owner in owners for one in vars(owner).values() if isinstance(one, Metric)]
-    metrics += Journal({"run": "r", "bag": "b"}).gauges.values()
+    metrics += MetricsLog({"run": "r", "bag": "b"}).gauges.values()
     names = [f"ray_{metric.info['name']}" for metric in metrics]
     return {
         f"{name}_bucket" if isinstance(metric, Histogram) else name: set(metric.info["tag_keys"])

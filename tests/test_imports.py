@@ -26,7 +26,7 @@ WITHOUT_RAY = [
     *("merge.gram", "merge.methods", "merge.plan", "merge.elementwise", "merge.stream"),
     *("merge.check", "merge.cut", "merge.distances", "report.render"),
     *("planner.plan", "planner.forecast", "planner.calibration"),
-    *("train.loss", "train.step", "train.deepspeed"),
+    *("train.loss", "train.step", "train.engine"),
 ]
 #: Every room, top floor first: a room imports from floors below its own, never from its own or above.
 FLOORS = [

@@ -130,7 +130,7 @@ class ModelConfig(Content):
 
 
 class SelfCheck(Content):
-    """Mean reciprocal rank on held-out rows before and after training; None if there are too few rows."""
+    """Mean reciprocal rank on rows outside of the bag before and after training; None without retrieval."""
 
     before: float | None
     after: float | None = None

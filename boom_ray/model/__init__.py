@@ -1,1 +1,1 @@
-"""The embedding model: loading, pooling, and the directory it is published as."""
+"""The embedding model: encoder, tokenizer, published model directory, and model card."""

@@ -1,4 +1,4 @@
-"""The model card: what a person reads first in a published model."""
+"""The model card, the README.md of a published model."""
 
 import os
 
@@ -18,9 +18,9 @@ documents = model.encode(["..."], prompt_name="document")
 
 
 def write(directory: str, record: ModelRecord, license_name: str | None, table: str = "") -> None:
-    """Write the card of a local directory that holds everything else; see `render`."""
-    pooled = os.path.isfile(os.path.join(directory, "1_Pooling", "config.json"))
-    spec = directories.read_spec(directory) if pooled else None
+    """Write the card of a local model directory that is otherwise complete; see `render`."""
+    has_pooling = os.path.isfile(os.path.join(directory, "1_Pooling", "config.json"))
+    spec = directories.read_spec(directory) if has_pooling else None
     dimension = directories.dimension_of(directory)
     with open(os.path.join(directory, CARD), "w", encoding="utf-8") as file:
         file.write(render(record, spec, dimension, license_name, table))
@@ -29,13 +29,13 @@ def write(directory: str, record: ModelRecord, license_name: str | None, table: 
 def render(
     record: ModelRecord, spec: EncoderSpec | None, dimension: int, license_name: str | None, table: str = ""
 ) -> str:
-    """A model card in Markdown with the front matter of the hub.
+    """A model card in Markdown with the hub's front matter.
 
     Args:
         record: Lineage and configuration.
-        spec: How it embeds; None for weights that do not say.
+        spec: Pooling and maximum length; None if the model does not define them.
         dimension: Length of the embeddings.
-        license_name: Licence of the base model, which the weights inherit; None if it states none.
+        license_name: License of the base model, which the weights inherit; None if it states none.
         table: Evaluation results as a Markdown table.
     """
     data = ModelCardData(

@@ -1,8 +1,7 @@
-"""The published model directory: sentence-transformers, transformers, TEI and vLLM load it with the same
-result.
+"""The model directory: sentence-transformers, transformers, TEI and vLLM load it with equal results.
 
-`1_Pooling/config.json` is written in its older form, with all the booleans: TEI refuses the newer form, and
-older vLLM silently pools differently when it meets it.
+`1_Pooling/config.json` is written in its older form, with all booleans: TEI rejects the newer form, and older
+vLLM silently falls back to another pooling.
 """
 
 import json
@@ -15,12 +14,12 @@ from safetensors import SafetensorError
 
 from boom_ray import artifacts, storage
 from boom_ray.artifacts.record import CARD, DISTANCES, RECORD, Parent
-from boom_ray.errors import BoomError
+from boom_ray.errors import InputError
 from boom_ray.model import tokenizer as tokenizers
 from boom_ray.model.spec import EncoderSpec
 from boom_ray.recipe import BaseModelSource, Data, Pooling
 
-if TYPE_CHECKING:  # a merge needs directories, and starts in half the time without torch and transformers
+if TYPE_CHECKING:  # merging imports this module, and starts twice as fast without torch and transformers
     from torch import Tensor
 
     from boom_ray.model.encoder import Encoder
@@ -34,20 +33,20 @@ POOLING_FLAGS = {
     "lasttoken": "pooling_mode_lasttoken",
 }
 MODULES = ["Transformer", "Pooling", "Normalize"]
-NOT_SHARED = (CARD, RECORD, DISTANCES)
-SHARED_SUFFIXES = (".json", ".txt", ".model", ".jinja")
+NOT_COPIED = (CARD, RECORD, DISTANCES)
+COPIED_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
 
 def read_spec(directory: str, source: BaseModelSource | None = None) -> EncoderSpec:
-    """What a local model directory says of its pooling, maximum length and prompts.
+    """Read pooling, maximum length and prompts of a local model directory.
 
     Args:
-        source: Its `pooling` and `max_length` come first; then the sentence-transformers files of the
-            directory; then last-token pooling for a causal decoder.
+        source: Its `pooling` and `max_length` take precedence over the sentence-transformers files of the
+            directory; the last default is last-token pooling for a causal decoder.
 
     Raises:
-        BoomError: if the directory is no model, wants code or modules that are not ours, or leaves the
-            pooling open.
+        InputError: if the directory is not a model, uses unsupported modules or its own code, or does not
+            define the pooling.
     """
     config = _read_config(directory)
     check_modules(directory, _read_json(directory, "modules.json") or [])
@@ -55,16 +54,17 @@ def read_spec(directory: str, source: BaseModelSource | None = None) -> EncoderS
     transformer = _read_json(directory, "sentence_bert_config.json")
     tokenizer = _read_json(directory, "tokenizer_config.json")
     limits = [config.get("max_position_embeddings"), tokenizer.get("model_max_length")]
-    own = transformer.get("max_seq_length") or min((int(limit) for limit in limits if limit), default=512)
+    declared = transformer.get("max_seq_length")
+    max_length = declared or min((int(limit) for limit in limits if limit), default=512)
     prompts = _read_json(directory, "config_sentence_transformers.json").get("prompts") or {}
-    return EncoderSpec(pooling, (source and source.max_length) or own, prompts)
+    return EncoderSpec(pooling, (source and source.max_length) or max_length, prompts)
 
 
 def load_encoder(directory: str, source: BaseModelSource | None = None, **options: Any) -> "Encoder":
     """Load the model in a local directory; `options` are those of `Encoder.load`.
 
     Raises:
-        BoomError: if it cannot be loaded, with the loader's reason.
+        InputError: if it cannot be loaded, with the loader's reason.
     """
     from boom_ray.model.encoder import Encoder
 
@@ -72,7 +72,7 @@ def load_encoder(directory: str, source: BaseModelSource | None = None, **option
     try:
         return Encoder.load(directory, spec, **options)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise BoomError(f"{directory}: cannot be loaded as a model: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{directory}: cannot be loaded as a model: {str(error).splitlines()[0]}") from error
 
 
 def save(
@@ -84,21 +84,21 @@ def save(
     state: "dict[str, Tensor] | None" = None,
     matryoshka: Sequence[int] = (),
 ) -> None:
-    """Write every file of a published model but the card and the record.
+    """Write all files of a published model except the card and the record.
 
     Args:
-        base_directory: The model this one was trained from; its `architectures` are kept, because servers
-            choose their implementation by them.
-        prompts: Text before an input, by name.
-        max_length: Longest input in tokens.
+        base_directory: The base model. Its `architectures` are kept, because servers choose their
+            implementation by them.
+        prompts: Prefixes of inputs, by name.
+        max_length: Maximum input length in tokens.
         state: Weights to write instead of those in `encoder.transformer`.
-        matryoshka: Lengths embeddings may be cut to.
+        matryoshka: Lengths to which embeddings can be truncated.
     """
     encoder.transformer.save_pretrained(directory, state_dict=state, max_shard_size="4GB")
     config = _read_json(directory, "config.json")
     config["architectures"] = _read_config(base_directory).get("architectures", config["architectures"])
     if matryoshka:
-        config["matryoshka_dimensions"] = sorted(matryoshka)  # as vLLM reads it
+        config["matryoshka_dimensions"] = sorted(matryoshka)  # the key that vLLM reads
     _write_json(directory, "config.json", config)
     tokenizers.save(encoder.tokenizer, directory)
     dimension = encoder.transformer.config.hidden_size
@@ -120,17 +120,17 @@ def save(
 
 
 def copy_all_but_weights(source: str, target: str, dtype: str) -> None:
-    """Copy what models of one family share: configuration, tokenizer, pooling and prompts.
+    """Copy configuration, tokenizer, pooling and prompts, which a merged model shares with its inputs.
 
     Args:
         source: URI of a model directory.
-        target: A local directory.
-        dtype: The torch dtype name that the target's configuration declares.
+        target: Local directory.
+        dtype: Name of the torch dtype that the target's configuration declares.
     """
     for name in storage.list_files(source):
         if (
-            name in NOT_SHARED
-            or not name.endswith(SHARED_SUFFIXES)
+            name in NOT_COPIED
+            or not name.endswith(COPIED_SUFFIXES)
             or name.endswith(".safetensors.index.json")
         ):
             continue
@@ -151,7 +151,7 @@ def _read_json(directory: str, name: str) -> Any:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
     except ValueError as error:
-        raise BoomError(f"{path}: not valid JSON: {error}") from error
+        raise InputError(f"{path}: not valid JSON: {error}") from error
 
 
 def _write_json(directory: str, name: str, content: Any) -> None:
@@ -165,22 +165,22 @@ def _write_json(directory: str, name: str, content: Any) -> None:
 def _read_config(directory: str) -> dict[str, Any]:
     config = _read_json(directory, "config.json")
     if "model_type" not in config:
-        raise BoomError(f"{directory}: not a model: it has no config.json that names a model_type")
+        raise InputError(f"{directory}: not a model: it has no config.json with a model_type")
     return config
 
 
 def check_modules(directory: str, modules: list[dict[str, Any]]) -> None:
-    """Refuse the `modules.json` of a directory if it names code that is not ours to run.
+    """Reject a `modules.json` with other modules than ours, or with the directory's own code.
 
     Raises:
-        BoomError: naming the module.
+        InputError: with the name of the module.
     """
     for module in modules:
         package, _, name = module["type"].rpartition(".")
         if not package.startswith("sentence_transformers.") or name not in MODULES:
-            raise BoomError(
-                f"{directory}: modules.json names {module['type']}; allowed: {', '.join(MODULES)} of "
-                "sentence_transformers. Code that comes with a model is never run"
+            raise InputError(
+                f"{directory}: modules.json contains {module['type']}; allowed: {', '.join(MODULES)} of "
+                "sentence_transformers. Code in a model directory is never run"
             )
 
 
@@ -191,33 +191,39 @@ def _read_pooling(directory: str) -> Pooling | None:
     if not modes:
         return None
     if len(modes) > 1 or modes[0] not in ("mean", "cls", "lasttoken"):
-        raise BoomError(f"{directory}: pooling {', '.join(modes)}; allowed: one of mean, cls, lasttoken")
+        raise InputError(f"{directory}: pooling {', '.join(modes)}; allowed: one of mean, cls, lasttoken")
     return cast(Pooling, modes[0])
 
 
 def _default_pooling(directory: str, config: dict[str, Any]) -> Pooling:
     if any(name.endswith("ForCausalLM") for name in config.get("architectures") or []):
         return "lasttoken"
-    raise BoomError(
-        f"{directory}: a {config['model_type']} model that does not say how it pools. "
+    raise InputError(
+        f"{directory}: this {config['model_type']} model does not define its pooling. "
         "Set base_model.pooling to mean (E5, MiniLM), cls (BGE) or lasttoken (decoders)"
     )
 
 
 def prompts_of(data: Data) -> dict[str, str]:
-    """The prompts a model is published with: `query`, `document`, and one per task."""
+    """The prompts of a published model: `query`, `document`, and one per task."""
     general = data.query_template.format(instruction=data.instruction, query="")
     return {"query": general, "document": ""} | {task.name: data.prompt(task) for task in data.tasks}
 
 
 def license_of(uri: str) -> str | None:
-    """The licence that a model's card states, or None."""
+    """The license in the card of a model, or None."""
     card = storage.join(storage.local_directory(uri) if storage.is_hub(uri) else uri, CARD)
-    return ModelCard(storage.read_bytes(card).decode()).data.get("license") if storage.is_file(card) else None
+    if not storage.is_file(card):
+        return None
+    return ModelCard(storage.read_bytes(card).decode()).data.get("license")
 
 
 def identify(uri: str) -> Parent:
-    """A model by its content: from its record, or from the hashes of its files."""
+    """The identity of a model by content: from its record, or from the hashes of its files.
+
+    Raises:
+        InputError: if there is no model at `uri`.
+    """
     record = None if storage.is_hub(uri) else artifacts.read_record(uri)
     if record is not None:
         return record.as_parent()
@@ -230,5 +236,5 @@ def identify(uri: str) -> Parent:
 
 
 def dimension_of(directory: str) -> int:
-    """Length of a model's embeddings."""
+    """Length of the embeddings of a local model directory."""
     return int(_read_config(directory)["hidden_size"])

@@ -1,8 +1,8 @@
-"""The encoder: text in, unit vectors out.
+"""The encoder: from texts to unit vectors.
 
-A transformer without a head, a pooling, and L2 normalization; the same object is trained, evaluated,
-embedded with and served. Batches are padded on the right. Under causal attention no token sees the padding
-behind it, so such a batch needs no attention mask at all, which keeps the fast attention kernel.
+A transformer without a head, pooling, and L2 normalization, for training, evaluation, embedding and serving.
+Batches are padded on the right. With causal attention no token attends to the padding after it, so that such
+a batch needs no attention mask, and the fast attention kernels apply.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from boom_ray.model.packed import pack
+from boom_ray.model.packed_weights import pack_linear_layers
 from boom_ray.model.spec import EncoderSpec
 from boom_ray.model.tokenizer import end_with_eos
 from boom_ray.recipe import Attention, Pooling
@@ -25,15 +25,15 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-ENOUGH_TOKENS = 512  # what keeps a processor busy
+MIN_CHUNK_TOKENS = 512  # smaller forward passes do not use the processor fully
 
 
 def pool(states: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
-    """Reduce token states to one vector per text, by length and never by token id: a pad can be the EOS.
+    """Reduce token states to one vector per text, by length and not by token id: Qwen's pad is its EOS.
 
     Args:
         states: [n, length, d], padded on the right.
-        lengths: [n] int64, tokens of each text.
+        lengths: [n] int64, number of tokens of each text.
 
     Returns:
         [n, d], in the dtype of `states` (`mean` sums in float32).
@@ -51,10 +51,10 @@ class Encoder(nn.Module):
 
     Attributes:
         transformer: The `transformers` model, without a language modelling head.
-        tokenizer: Ends every text the way the pooling expects.
+        tokenizer: Appends the end token if the pooling needs it.
         spec: Pooling, maximum length and prompts.
-        causal: No token sees a later one, so that padding on the right needs no mask.
-        packed: Run all texts of a batch as one sequence without padding (causal models only).
+        causal: Whether tokens attend only to earlier ones, so that padding on the right needs no mask.
+        packed: Whether all texts of a batch run as one sequence without padding (causal models only).
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class Encoder(nn.Module):
         """Load from a local directory: safetensors only, and no code from the directory.
 
         Args:
-            attention: The implementation of attention; with `flash_attention_2` decoders run packed.
+            attention: Implementation of attention; with `flash_attention_2`, causal models run packed.
 
         Raises:
             OSError: if the directory has no safetensors weights.
-            ImportError: if the implementation is not installed.
+            ImportError: if the implementation of attention is not installed.
         """
         transformer = AutoModel.from_pretrained(
             directory, dtype=dtype, use_safetensors=True, attn_implementation=attention
@@ -94,18 +94,18 @@ class Encoder(nn.Module):
         return encoder
 
     def for_inference(self) -> "Encoder":
-        """The same encoder, faster where it computes on a CPU; it can no longer be trained or saved."""
+        """Speed up this encoder on a CPU, in place; it can no longer be trained or saved."""
         if self.device.type == "cpu":
-            pack(self.transformer)
+            pack_linear_layers(self.transformer)
         return self
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.transformer.parameters()).device
 
     def tokenize(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
-        """Token ids of each text, cut to `max_length` (default: the model's own) with the end token kept."""
+        """Token ids of each text, truncated to `max_length` (default: the model's), end token included."""
         limit = min(max_length or self.spec.max_length, self.spec.max_length)
         encoded = self.tokenizer(
             list(texts), truncation=True, max_length=limit, padding=False, return_attention_mask=False
@@ -113,10 +113,10 @@ class Encoder(nn.Module):
         return encoded["input_ids"]
 
     def pad(self, token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Stack texts into one batch padded on the right.
+        """Stack texts into one batch, padded on the right.
 
         Returns:
-            Token ids [n, longest] and lengths [n], int64, on the model's device.
+            Token ids [n, longest] and lengths [n], int64, on the device of the model.
         """
         lengths = torch.tensor([len(ids) for ids in token_ids])
         batch = torch.full((len(token_ids), int(lengths.max())), self.tokenizer.pad_token_id or 0)
@@ -125,7 +125,7 @@ class Encoder(nn.Module):
         return batch.to(self.device), lengths.to(self.device)
 
     def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        """Embed a batch padded on the right.
+        """Embed a batch that is padded on the right.
 
         Args:
             input_ids: [n, length] int64.
@@ -146,7 +146,10 @@ class Encoder(nn.Module):
         return nn.functional.normalize(pool(states, lengths, self.spec.pooling).float(), dim=-1)
 
     def _packed_states(self, input_ids: Tensor, real: Tensor) -> Tensor:
-        """States of one long sequence in which positions that begin anew part the texts, padded again."""
+        """Token states, padded, from one sequence of all texts.
+
+        transformers separates the texts of a packed sequence where its position ids restart at 0.
+        """
         positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         output = self.transformer(
             input_ids=input_ids[real][None], position_ids=positions[real][None], use_cache=False
@@ -156,10 +159,10 @@ class Encoder(nn.Module):
 
     @torch.inference_mode()
     def encode_tokens(self, token_ids: Sequence[Sequence[int]], chunk_tokens: int = 8192) -> np.ndarray:
-        """Embed tokenized texts, longest first, at most `chunk_tokens` padded tokens at a time.
+        """Embed tokenized texts, longest first, at most `chunk_tokens` padded tokens per forward pass.
 
         Returns:
-            [n, d] float32 in the order given.
+            [n, d] float32 in the order of `token_ids`, each row of norm 1.
         """
         lengths = np.array([len(ids) for ids in token_ids])
         vectors = np.empty((len(token_ids), self.transformer.config.hidden_size), dtype=np.float32)
@@ -171,9 +174,9 @@ class Encoder(nn.Module):
         """Embed texts.
 
         Args:
-            texts: n texts; longer ones are cut at the model's maximum length.
-            prompt: Text that goes before each of them.
-            chunk_tokens: Padded tokens in one forward pass.
+            texts: n texts, truncated at the maximum length of the model.
+            prompt: Prefix of every text.
+            chunk_tokens: Maximum of padded tokens in one forward pass.
 
         Returns:
             [n, d] float32, each row of norm 1.
@@ -184,13 +187,13 @@ class Encoder(nn.Module):
 def chunk_by_tokens(lengths: np.ndarray, chunk_tokens: int) -> list[np.ndarray]:
     """Cut texts, longest first, into chunks of at most `chunk_tokens` padded tokens (at least one text each).
 
-    A chunk ends early where it holds enough tokens and the next text would be padded by more than an eighth.
+    A chunk ends early if it has `MIN_CHUNK_TOKENS` and padding would exceed an eighth of the next text.
 
     Args:
         lengths: [n] tokens of each text.
 
     Returns:
-        Index arrays that together hold each of 0..n-1 once.
+        Index arrays that together contain each of 0..n-1 once.
     """
     order = np.argsort(-lengths, kind="stable")
     ordered = np.maximum(lengths[order], 1)
@@ -199,7 +202,7 @@ def chunk_by_tokens(lengths: np.ndarray, chunk_tokens: int) -> list[np.ndarray]:
         longest = int(ordered[start])
         fitting = max(1, chunk_tokens // longest)
         similar = int(np.count_nonzero(ordered[start : start + fitting] * 8 >= longest * 7))
-        rows = min(fitting, max(similar, -(-ENOUGH_TOKENS // longest)))
+        rows = min(fitting, max(similar, -(-MIN_CHUNK_TOKENS // longest)))
         chunks.append(order[start : start + rows])
         start += rows
     return chunks

@@ -1,7 +1,7 @@
-"""A sentence whose vector the record of a version keeps.
+"""The self-test of a published model: the record stores the embedding of one fixed sentence.
 
-Hashes prove that files are the same; this proves that they still make the same model, whatever libraries and
-hardware it is served with.
+Hashes prove that the files are unchanged. The self-test proves that they still produce the same embeddings
+with the current libraries and hardware.
 """
 
 from typing import TYPE_CHECKING
@@ -9,52 +9,55 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from boom_ray import storage
-from boom_ray.errors import BoomError
+from boom_ray.errors import InputError
 from boom_ray.model import directory
 
 if TYPE_CHECKING:
     from boom_ray.model.encoder import Encoder
 
 SENTENCE = "A sentence that every version of a model must be able to embed."
-NUM_KEPT = 64
-LEAST_COSINE = {"float32": 0.999, "bfloat16": 0.99}
+NUM_STORED = 64  # leading dimensions of the embedding
+MIN_COSINE = {"float32": 0.999, "bfloat16": 0.99}
 
 
-def of(uri: str) -> list[float]:
-    """The leading numbers of the sentence's vector, by the model in a directory.
+def compute(uri: str) -> list[float]:
+    """The first `NUM_STORED` dimensions of the sentence's embedding by the model at `uri`.
 
     Raises:
-        BoomError: if it cannot be loaded, or embeds nothing.
+        InputError: if the model cannot be loaded, or its embedding is not a unit vector.
     """
     vector = _embed(directory.load_encoder(storage.local_directory(uri)), uri)
-    return [round(float(value), 6) for value in vector[:NUM_KEPT]]
+    return [round(float(value), 6) for value in vector[:NUM_STORED]]
 
 
 def check(encoder: "Encoder", recorded: list[float], uri: str) -> None:
-    """Embed the sentence again.
+    """Compare the sentence's embedding with the recorded one.
 
     Args:
-        recorded: What `of` returned when the model was published; nothing to compare with if empty.
+        recorded: Result of `compute` when the model was published; if empty, only the norm is checked.
 
     Raises:
-        BoomError: if it embeds nothing, or something else than was recorded.
+        InputError: if the embedding is not a unit vector, or differs from the recorded one.
     """
     vector = _embed(encoder, uri)
     if not recorded:
         return
-    known, found = np.array(recorded), vector[: len(recorded)]
-    cosine = known @ found / np.linalg.norm(known) / np.linalg.norm(found)
-    least = LEAST_COSINE[str(encoder.transformer.dtype).removeprefix("torch.")]
-    if cosine < least:
-        raise BoomError(
-            f"{uri}: embeds its self-test sentence at cosine {cosine:.4f} to what its record says; allowed: "
-            f"{least}. Serve it with the versions of libraries it was made with, or publish it again"
+    expected, actual = np.array(recorded), vector[: len(recorded)]
+    cosine = expected @ actual / np.linalg.norm(expected) / np.linalg.norm(actual)
+    min_cosine = MIN_COSINE[str(encoder.transformer.dtype).removeprefix("torch.")]
+    if cosine < min_cosine:
+        raise InputError(
+            f"{uri}: the embedding of the self-test sentence has cosine {cosine:.4f} to the recorded one; "
+            f"allowed: {min_cosine} or more. Use the library versions of the record, or publish it again"
         )
 
 
 def _embed(encoder: "Encoder", uri: str) -> np.ndarray:
     vector = encoder.encode([SENTENCE])[0]
     norm = float(np.linalg.norm(vector))
-    if not abs(norm - 1) < 0.01:  # so is NaN refused
-        raise BoomError(f"{uri}: embeds a plain sentence as a vector of norm {norm:.3g}, not 1")
+    if not abs(norm - 1) < 0.01:  # also true for NaN
+        raise InputError(
+            f"{uri}: the embedding of the self-test sentence has norm {norm:.3g} instead of 1. "
+            "The weights are damaged; train or merge the model again"
+        )
     return vector

@@ -1,4 +1,4 @@
-"""What a model directory says beside the weights."""
+"""The settings of a model directory that define an embedding, apart from the weights."""
 
 from dataclasses import dataclass, field
 
@@ -7,12 +7,12 @@ from boom_ray.recipe import Pooling
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """How an encoder turns texts into vectors.
+    """Pooling, maximum length and prompts of an encoder.
 
     Attributes:
-        pooling: How token states become one vector.
-        max_length: Longest input in tokens, special tokens included.
-        prompts: Text that goes before an input, by name.
+        pooling: Reduction of token states to one vector.
+        max_length: Maximum input length in tokens, including special tokens.
+        prompts: Prefixes of inputs, by name.
     """
 
     pooling: Pooling

@@ -110,5 +110,5 @@ def publish(stage: Stage, publication: Publication, licensed_as: str) -> ModelRe
 def self_test_of(stage: Stage) -> list[float]:
     """The self-test vector of the model in a stage; computed on a worker, which has memory for the model."""
     stage.flush()
-    found: list[float] = cluster.result_of(ray.remote(num_cpus=1)(self_test.of).remote(stage.uri))
+    found: list[float] = cluster.result_of(ray.remote(num_cpus=1)(self_test.compute).remote(stage.uri))
     return found

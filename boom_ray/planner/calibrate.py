@@ -22,6 +22,7 @@ import ray
 
 from boom_ray import artifacts, storage
 from boom_ray.artifacts import staging
+from boom_ray.artifacts.record import METRICS_LOG
 from boom_ray.data import bags, corpus
 from boom_ray.data.batches import num_batches, num_steps
 from boom_ray.evaluation.measure import find_tasks
@@ -39,10 +40,9 @@ from boom_ray.planner.texts import BatchLoad
 from boom_ray.recipe import Bags, Evaluate, Recipe, Train
 from boom_ray.runs.heartbeat import driving
 from boom_ray.runtime.cluster import connect, result_of
-from boom_ray.train import journal
 from boom_ray.train.bagging import train_bags
-from boom_ray.train.board import ProgressBoard
-from boom_ray.train.cluster import await_room
+from boom_ray.train.capacity import await_capacity
+from boom_ray.train.progress_actor import ProgressActor
 
 SCRATCH = "calibration-scratch"
 MAX_BAGS = 8
@@ -101,7 +101,7 @@ def miniature(recipe: Recipe, num_rows: Mapping[str, int], steps: int) -> Recipe
         num_rows: Rows of each task of the recipe.
         steps: Optimizer steps of each bag.
     """
-    train, capacity = recipe.train, await_room(recipe.train.execution)
+    train, capacity = recipe.train, await_capacity(recipe.train.execution)
     counts = bags.counts(dict(num_rows), recipe.bags)
     schedule = schedule_of(recipe, [num_steps(tasks.values(), train) for tasks in counts], capacity)
     num_concurrent = sum(start == 0 for start, _ in schedule.spans)
@@ -146,7 +146,7 @@ def _training(
         record = artifacts.read_record(uri)
         assert record is not None
         began, ended = record.times["train"]
-        lines = storage.read_bytes(storage.join(uri, journal.FILE)).splitlines()
+        lines = storage.read_bytes(storage.join(uri, METRICS_LOG)).splitlines()
         steps = [json.loads(line) for line in lines]
         starts.append(began - since)
         finishes.append(ended - steps[-1]["time"])
@@ -258,11 +258,11 @@ def _storing(root: str) -> dict[str, float]:
     remote_seconds = result_of(_write.remote(storage.join(root, "probe")))
     path = os.path.join(tempfile.gettempdir(), f"boom-ray-probe-{os.getpid()}")
     local_seconds = result_of(_write.remote(path))
-    board: Any = ProgressBoard.remote()  # type: ignore[attr-defined]
-    ray.get(board.read.remote())
+    actor: Any = ProgressActor.remote()  # type: ignore[attr-defined]
+    ray.get(actor.read.remote())
     since = time.perf_counter()
     for _ in range(NUM_CALLS):
-        ray.get(board.read.remote())
+        ray.get(actor.read.remote())
     return {
         "storage.bytes_per_second": PROBE_BYTES / remote_seconds,
         "disk.bytes_per_second": PROBE_BYTES / local_seconds,

@@ -1,1 +1,1 @@
-"""Training: the loss, the step, and the bags that Ray Train runs side by side."""
+"""Training: fine-tunes the base model on every bag with Ray Train and DeepSpeed; see README.md."""

@@ -1,6 +1,6 @@
-"""Which bag runs when, on how many ranks: longest first, or all at once with shares of the cluster.
+"""The schedule of the bags: longest first, or all at once with ranks in proportion to their length.
 
-A bag's length is its number of optimizer steps; with n ranks a step is assumed to take 1/n of the time.
+The length of a bag is its number of optimizer steps; on n ranks a step is assumed to take 1/n of the time.
 """
 
 import heapq
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Schedule:
-    """What runs when.
+    """Ranks and times of all bags.
 
     Attributes:
-        ranks: Of each bag.
-        spans: Start and end of each bag, in steps of one rank.
+        ranks: Number of ranks of each bag.
+        spans: Start and end of each bag. The unit is a step on one rank.
     """
 
     ranks: list[int]
@@ -22,22 +22,22 @@ class Schedule:
 
     @property
     def order(self) -> list[int]:
-        """Bags by their start."""
+        """Indices of the bags in the order of their start."""
         return sorted(range(len(self.spans)), key=lambda bag: (self.spans[bag][0], -self.spans[bag][1]))
 
     @property
     def end(self) -> float:
-        """When the last bag ends."""
+        """End of the last bag."""
         return max(end for _, end in self.spans)
 
 
 def longest_first(steps: Sequence[float], ranks: Sequence[int], capacity: int) -> Schedule:
-    """Start bags in the order of their length, each as soon as its ranks fit.
+    """Start bags in descending order of their duration, each as soon as its ranks fit.
 
     Args:
-        steps: Of each bag.
-        ranks: Of each bag; at most `capacity`.
-        capacity: Ranks the cluster has room for.
+        steps: Steps of each bag.
+        ranks: Ranks of each bag, at most `capacity`.
+        capacity: Ranks that fit on the cluster.
     """
     durations = [count / width for count, width in zip(steps, ranks, strict=True)]
     spans = [(0.0, 0.0)] * len(steps)
@@ -53,14 +53,16 @@ def longest_first(steps: Sequence[float], ranks: Sequence[int], capacity: int) -
     return Schedule(list(ranks), spans)
 
 
-def shares(steps: Sequence[float], capacity: int) -> list[int]:
-    """Ranks in proportion to steps, at least one each, by always helping the bag that would end last.
+def proportional_ranks(steps: Sequence[float], capacity: int) -> list[int]:
+    """Distribute ranks in proportion to steps, at least one each.
+
+    The next rank always goes to the bag that would end last, which minimizes the end of the last bag.
 
     Raises:
         ValueError: if there are more bags than ranks.
     """
     if len(steps) > capacity:
-        raise ValueError(f"{len(steps)} bags cannot share {capacity} ranks")
+        raise ValueError(f"got {len(steps)} bags for {capacity} ranks; every bag needs one")
     ranks = [1] * len(steps)
     for _ in range(capacity - len(steps)):
         slowest = max(range(len(steps)), key=lambda bag: steps[bag] / ranks[bag])
@@ -68,20 +70,20 @@ def shares(steps: Sequence[float], capacity: int) -> list[int]:
     return ranks
 
 
-def best(steps: Sequence[float], capacity: int, most: int) -> Schedule:
-    """The schedule that ends soonest: shares for all bags at once, or the same number of ranks for each.
+def best(steps: Sequence[float], capacity: int, max_ranks: int) -> Schedule:
+    """The shortest schedule: proportional ranks for all bags at once, or equal ranks for every bag.
 
-    Among those that end within a tenth of it, the one with the fewest ranks a bag: more ranks talk more.
+    Of all schedules within 10 % of the shortest, the one with the fewest ranks: more ranks communicate more.
 
     Args:
-        steps: Of each bag.
-        capacity: Ranks the cluster has room for.
-        most: Ranks of one bag at most, such as its batch size.
+        steps: Steps of each bag.
+        capacity: Ranks that fit on the cluster.
+        max_ranks: Limit of the ranks of one bag, such as its batch size.
     """
-    widths = {min(most, capacity // lanes) for lanes in range(1, min(len(steps), capacity) + 1)}
+    widths = {min(max_ranks, capacity // lanes) for lanes in range(1, min(len(steps), capacity) + 1)}
     candidates = [longest_first(steps, [width] * len(steps), capacity) for width in sorted(widths)]
     if len(steps) <= capacity:
-        capped = [min(most, width) for width in shares(steps, capacity)]
+        capped = [min(max_ranks, width) for width in proportional_ranks(steps, capacity)]
         candidates.append(longest_first(steps, capped, capacity))
     soonest = min(schedule.end for schedule in candidates)
     near = [schedule for schedule in candidates if schedule.end <= 1.1 * soonest]
@@ -89,7 +91,7 @@ def best(steps: Sequence[float], capacity: int, most: int) -> Schedule:
 
 
 def render(schedule: Schedule, names: Sequence[str], steps: Sequence[int], width: int = 40) -> list[str]:
-    """A line for each bag, with a bar from its start to its end."""
+    """One line per bag, with a bar from its start to its end."""
     lines = []
     for bag in schedule.order:
         start, end = (round(width * moment / schedule.end) for moment in schedule.spans[bag])

@@ -1,12 +1,14 @@
-"""The training step: the exact gradient of a global batch, whatever the number of ranks and chunks.
+"""The training step: the exact gradient of a global batch, independent of the number of ranks and chunks.
 
-1. Every rank embeds its share of the batch's distinct texts; the shares are summed into one matrix that all
-ranks hold. 2. Every rank computes the loss of the whole batch and its gradient with respect to that matrix,
-which is cheap. 3. Every rank sends the rows of that gradient that are its own back through the model.
+1. Every rank embeds its part of the batch's distinct texts. The parts are summed into one matrix of all
+   embeddings, which every rank holds.
+2. Every rank computes the loss of the full batch and its gradient with respect to that matrix. This is cheap
+   compared with the model.
+3. Every rank propagates its own rows of that gradient back through the model.
 
-No collective needs a gradient of its own, and loss and gradient do not depend on the cut. With `grad_cache`
-(Gao et al., arXiv 2101.06983) the first pass keeps no activations and the third runs each chunk again, so
-that a global batch can be larger than memory.
+No collective is differentiated, so that the loss and the gradient do not depend on the partition. With
+`grad_cache` (Gao et al., arXiv 2101.06983) step 1 keeps no activations and step 3 runs the forward pass of
+each chunk again, so that a global batch can be larger than memory.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,42 +25,46 @@ Embed = Callable[[Chunk], Tensor]
 
 
 def share_chunks(lengths: np.ndarray, num_ranks: int, chunk_tokens: int) -> list[list[Chunk]]:
-    """Deal texts to ranks, longest first, and cut every share into the same number of chunks.
+    """Distribute texts over ranks, longest first, and cut the part of every rank into equally many chunks.
 
-    The number is the same because ZeRO-3 gathers parameters in every forward pass, so all ranks must run as
-    many.
+    ZeRO-3 gathers parameters in every forward pass, and a rank with fewer passes would block the others.
 
     Args:
         lengths: [n] tokens of each text.
         chunk_tokens: Padded tokens in one chunk.
 
     Returns:
-        Per rank, index arrays; together they hold each of 0..n-1 once. A rank with too few texts gets empty
-        ones.
+        Index arrays of each rank, which together contain each of 0..n-1 once. A rank with too few texts has
+        empty chunks.
     """
     order = np.argsort(-lengths, kind="stable")
-    shares = [order[rank::num_ranks] for rank in range(num_ranks)]
-    chunks = [[share[chunk] for chunk in chunk_by_tokens(lengths[share], chunk_tokens)] for share in shares]
-    most = max(len(of_rank) for of_rank in chunks)
-    for of_rank in chunks:
-        while len(of_rank) < most:
-            widest = max(range(len(of_rank)), key=lambda index: len(of_rank[index])) if of_rank else -1
-            if widest < 0 or len(of_rank[widest]) < 2:
-                of_rank.append(np.empty(0, dtype=order.dtype))
-            else:
-                of_rank[widest : widest + 1] = np.array_split(of_rank[widest], 2)
+    parts = [order[rank::num_ranks] for rank in range(num_ranks)]
+    chunks = [[part[chunk] for chunk in chunk_by_tokens(lengths[part], chunk_tokens)] for part in parts]
+    num_chunks = max(map(len, chunks))
+    for rank_chunks in chunks:
+        while len(rank_chunks) < num_chunks:
+            _add_chunk(rank_chunks)
     return chunks
 
 
+def _add_chunk(chunks: list[Chunk]) -> None:
+    """Halve the chunk with the most texts, or append an empty chunk if none has two."""
+    largest = max(range(len(chunks)), key=lambda index: len(chunks[index]), default=None)
+    if largest is None or len(chunks[largest]) < 2:
+        chunks.append(np.empty(0, dtype=np.int64))
+    else:
+        chunks[largest : largest + 1] = np.array_split(chunks[largest], 2)
+
+
 @dataclass(frozen=True)
-class Step:
-    """How one rank takes part in a step.
+class TrainingStep:
+    """The part of one rank in a step.
 
     Attributes:
-        sum_over_ranks: Adds a tensor up over all ranks, in place.
-        backward: Runs the backward pass of a scalar; the flag says whether it is the step's last.
+        sum_over_ranks: Sums a tensor over all ranks, in place.
+        backward: Runs the backward pass of a scalar; the flag marks the last pass of the step.
         grad_cache: Run chunks again for the backward pass instead of keeping their activations.
-        gradient_scale: What the backend's averaging of gradients has to be undone by (its number of ranks).
+        gradient_scale: Factor that undoes the backend's averaging of gradients over ranks: their number.
     """
 
     sum_over_ranks: Callable[[Tensor], object]
@@ -78,7 +84,7 @@ class Step:
             loss: From [num_texts, d] embeddings to the scalar loss.
 
         Returns:
-            The loss of the global batch, and its [num_texts, d] embeddings, both detached.
+            Loss of the global batch, and its [num_texts, d] embeddings, both detached.
         """
         with torch.set_grad_enabled(not self.grad_cache):
             pieces = [embed(chunk) for chunk in chunks]
@@ -97,7 +103,10 @@ class Step:
     def _surrogates(
         self, embed: Embed, chunks: Sequence[Chunk], pieces: list[Tensor], gradient: Tensor
     ) -> Iterator[tuple[Tensor, bool]]:
-        """Scalars whose gradients add up to that of the loss: <embeddings, gradient>, per chunk or in one."""
+        """Scalars <embeddings, gradient>, whose gradients sum to that of the loss: one, or one per chunk.
+
+        The flag marks the last one.
+        """
         if not self.grad_cache:
             products = [
                 (piece * gradient[torch.from_numpy(chunk)]).sum()
@@ -114,7 +123,15 @@ def embedder(
     pad: Callable[[list[list[int]]], tuple[Tensor, Tensor]],
     token_ids: list[list[int]],
 ) -> Embed:
-    """`Embed` for tokenized texts; an empty chunk runs one text, to keep ranks in step, for nothing."""
+    """`Embed` for tokenized texts.
+
+    An empty chunk runs one text and discards it: with ZeRO-3 all ranks must run the same forward passes.
+
+    Args:
+        forward: From padded token ids and lengths to embeddings.
+        pad: From token ids to padded token ids and lengths.
+        token_ids: Token ids of all texts of the batch.
+    """
 
     def embed(chunk: Chunk) -> Tensor:
         texts = [token_ids[index] for index in chunk] or token_ids[:1]

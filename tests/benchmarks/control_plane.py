@@ -32,10 +32,10 @@ PARTS = {
 
 
 def one_step(config: dict[str, Any]) -> None:
-    """The least a rank can do: one optimizer step, which it tells the board."""
+    """The least a rank can do: one optimizer step, which it reports to the progress actor."""
     import torch
 
-    from boom_ray.train.board import BagState
+    from boom_ray.train.progress_actor import BagState
 
     began, job = time.time(), config["job"]
     layer = torch.nn.Linear(32, 32)
@@ -43,7 +43,7 @@ def one_step(config: dict[str, Any]) -> None:
     loss = layer(torch.randn(8, 32)).square().mean()
     loss.backward()
     optimizer.step()
-    job.board.tell.remote(job.name, BagState(1, 1, loss.item(), 256.0, 0.0))
+    job.progress_actor.report.remote(job.name, BagState(1, 1, loss.item(), 256.0, 0.0))
     with open(os.path.join(job.recipe.root, f"{job.name}.json"), "w") as file:
         json.dump(time.time() - began, file)
 
@@ -92,7 +92,7 @@ def main(bags: int, nodes: int, real: bool) -> None:
 
     from boom_ray.pipeline.training import train
     from boom_ray.runtime.cluster import connect
-    from boom_ray.train import bagging
+    from boom_ray.train import bag_trainer
 
     with tempfile.TemporaryDirectory() as directory:
         prepared = prepare(directory, bags)
@@ -102,18 +102,18 @@ def main(bags: int, nodes: int, real: bool) -> None:
         os.environ["RAY_ADDRESS"] = cluster.address
         connect()
         ended: list[tuple[float, dict[str, float]]] = [(time.time(), memory(cluster.head_node))]
-        fit, lasted = bagging._fit, []
+        fit, lasted = bag_trainer.fit, []
 
-        def timed(job: Any) -> str | None:
+        def timed(job: Any) -> Any:
             began = time.time()
             problem = fit(job)
             ended.append((time.time(), memory(cluster.head_node)))
             lasted.append(ended[-1][0] - began)
             return problem
 
-        bagging._fit = timed
+        bag_trainer.fit = timed
         if not real:
-            bagging._train_bag = one_step
+            bag_trainer._train_bag = one_step
         train(prepared)
         print(json.dumps(summary(prepared.root, ended, lasted, real)), flush=True)
         ray.shutdown()

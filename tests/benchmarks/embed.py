@@ -139,8 +139,8 @@ def floor_seconds(tokens: float) -> float:
     import torch
     from transformers import AutoModel
 
-    from boom_ray.model.packed import PackedLinear
-    from boom_ray.train.journal import flops_per_token
+    from boom_ray.model.packed_weights import PackedLinear
+    from boom_ray.train.step_statistics import flops_per_token
 
     size, seconds = 1024, []
     layer, rows = PackedLinear(torch.nn.Linear(size, size)), torch.randn(size, size)

@@ -1,4 +1,4 @@
-"""What the record of a version keeps to know the model again."""
+"""The self-test: the recorded vector, and the models it accepts and rejects."""
 
 import shutil
 
@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from boom_ray import artifacts
-from boom_ray.errors import BoomError
+from boom_ray.errors import InputError
 from boom_ray.model import directory, self_test
 
 
 @pytest.mark.parametrize("model", ["published_minilm", "published_qwen3"])
-def test_the_record_keeps_the_vector_of_a_sentence(model, request):
+def test_the_record_has_the_vector_of_the_sentence(model, request):
     uri = request.getfixturevalue(model)
     record = artifacts.read_record(uri)
     vector = directory.load_encoder(uri).encode([self_test.SENTENCE])[0]
@@ -23,20 +23,20 @@ def test_the_record_keeps_the_vector_of_a_sentence(model, request):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_same_model_passes_in_every_precision_and_another_does_not(published_minilm, dtype):
-    recorded = self_test.of(published_minilm)
+def test_a_model_passes_in_every_precision_and_a_changed_one_fails(published_minilm, dtype):
+    recorded = self_test.compute(published_minilm)
     encoder = directory.load_encoder(published_minilm, dtype=dtype).for_inference()
     self_test.check(encoder, recorded, published_minilm)
     self_test.check(encoder, [], published_minilm)
     encoder.spec = encoder.spec.__class__("cls", encoder.spec.max_length, encoder.spec.prompts)
-    with pytest.raises(BoomError, match="self-test sentence at cosine"):
+    with pytest.raises(InputError, match=rf"{published_minilm}: .*cosine 0\.\d+"):
         self_test.check(encoder, recorded, published_minilm)
 
 
-def test_a_model_that_embeds_nothing_is_no_version(published_qwen3, tmp_path):
+def test_a_model_with_nan_weights_is_rejected(published_qwen3, tmp_path):
     broken = str(tmp_path / "broken")
     shutil.copytree(published_qwen3, broken)
     weights = load_file(f"{broken}/model.safetensors")
     save_file({name: tensor * torch.nan for name, tensor in weights.items()}, f"{broken}/model.safetensors")
-    with pytest.raises(BoomError, match="norm nan"):
-        self_test.of(broken)
+    with pytest.raises(InputError, match=rf"{broken}: .*norm nan"):
+        self_test.compute(broken)

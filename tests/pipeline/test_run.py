@@ -39,7 +39,7 @@ def test_from_corpus_to_a_measured_model(base, make_recipe, request):
     assert [parent.digest for parent in merged.parents] == [records["bag-1"].digest, records["bag-2"].digest]
     assert records["bag-1"].config.rows < records["bag-2"].config.rows
     assert records["bag-1"].digest != records["bag-2"].digest != merged.digest
-    assert np.allclose(merged.self_test, self_test.of(target), atol=1e-5)
+    assert np.allclose(merged.self_test, self_test.compute(target), atol=1e-5)
     assert merged.config.merge.method == "multislerp" and merged.config.merge.space == "deltas"
 
     results = json.loads(storage.read_bytes(f"{recipe.root}/evaluation.json"))

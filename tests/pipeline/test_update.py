@@ -94,7 +94,7 @@ def test_an_update_makes_a_child_that_names_its_parent_and_can_be_made_again(run
     assert core == {name: round(0.4 * counts.rows) for name, counts in sizes.items()}
     assert small.config.rows == sum(core.values()) + 24
     assert set(child.metrics.update.change) == {"old_mean", "new_mean"}
-    assert child.self_test == pytest.approx(self_test.of(child_uri), abs=1e-5) != parent.self_test
+    assert child.self_test == pytest.approx(self_test.compute(child_uri), abs=1e-5) != parent.self_test
 
     request = wanted("v0001", read_tasks(rows), new_evaluation=evaluation)
     assert update(recipe, request).model == child_uri, "the same request is the same child"

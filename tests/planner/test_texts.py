@@ -9,9 +9,9 @@ from boom_ray.model import directory
 from boom_ray.planner.assumptions import Assumptions, duration, quantity
 from boom_ray.planner.texts import BatchLoads
 from boom_ray.train.bagging import make_job
-from boom_ray.train.feed import Feed
-from boom_ray.train.journal import padding_fraction
+from boom_ray.train.batch_loader import BatchLoader
 from boom_ray.train.step import share_chunks
+from boom_ray.train.step_statistics import padding_fraction
 
 
 @pytest.mark.parametrize("name", ["minilm", "qwen3"])
@@ -21,10 +21,10 @@ def test_a_measured_load_is_that_of_training(name, make_recipe, request):
     loads = BatchLoads(recipe, encoder.spec.max_length, encoder.tokenizer, Assumptions())
     prepared = corpus.prepare(recipe.data, f"{recipe.root}/corpus", "c")
     drawn = bags.publish(prepared, recipe.bags, f"{recipe.root}/bags")
-    feed = Feed(make_job(recipe, 0, prepared, drawn, prepared.as_parent(), None), encoder)
-    fed = [feed.batch(step) for step in range(feed.num_steps)]
+    loader = BatchLoader(make_job(recipe, 0, prepared, drawn, prepared.as_parent(), None), encoder)
+    batches = [loader.batch(step) for step in range(loader.num_steps)]
     for task in recipe.data.tasks:
-        load, own = loads.of(task), [one for one in fed if one.batch.task == task.name]
+        load, own = loads.of(task), [one for one in batches if one.batch.task == task.name]
         assert load.measured
         assert load.texts == pytest.approx(np.mean([len(one.token_ids) for one in own]), rel=0.1)
         assert load.tokens == pytest.approx(np.mean([one.lengths.sum() for one in own]), rel=0.1)

@@ -39,7 +39,7 @@ from boom_ray.report.schedule import timeline
 from boom_ray.runs import ancestry
 from boom_ray.runs.identity import claim
 from boom_ray.runs.scores import mean_scores
-from boom_ray.train.journal import StepMetrics
+from boom_ray.train.metrics_log import StepMetrics
 from tests import texts
 from tests.pages import Reader
 

@@ -291,7 +291,7 @@ def test_a_corrupt_version_never_takes_over(url, versions, tmp_path):
             reasons.append(str(refusal.value))
 
     seen = under_load(url, deploy)
-    assert weights in reasons[0] and "self-test sentence at cosine" in reasons[1]
+    assert weights in reasons[0] and "cosine" in reasons[1]
     assert set(seen) == {(200, "v0001")}
     assert len(serve.status().applications) == 2
 

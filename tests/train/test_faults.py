@@ -1,8 +1,9 @@
-"""What goes wrong while bags are trained, with real kills: nothing is lost, nothing wrong is published."""
+"""Failures while bags train, with real kills: no step is lost, and no wrong model is published."""
 
 import glob
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -15,57 +16,78 @@ import psutil
 import pytest
 import ray
 import torch
+import yaml
 from safetensors.torch import load_file
 
-from boom_ray import artifacts
+from boom_ray import artifacts, recipe_file
 from boom_ray.artifacts import checkpoints
 from boom_ray.data import bags, corpus
-from boom_ray.errors import BoomError
+from boom_ray.errors import ClusterError, ConflictError, InputError, StorageError
 from boom_ray.model import directory
 from boom_ray.pipeline.training import train as train_recipe
 from boom_ray.recipe import Recipe
+from tests.conftest import recipe_values
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
+MakeRecipe = Callable[..., Recipe]
 EXECUTION = {"resources_per_worker": {"CPU": 0.5}, "save_every_steps": 2, "zero_stage": 1, "max_failures": 3}
 
 
-@pytest.fixture
-def one_bag(make_recipe: Any, minilm: str, tmp_path: Any) -> Callable[..., Recipe]:
-    """A recipe with one bag, whose training is changed by keyword arguments."""
+def one_bag_recipes(directory: Any, base: str, corpus_files: dict[str, str], beir: str) -> MakeRecipe:
+    """Makes recipes with one bag, whose training is changed by keyword arguments."""
 
     def make(name: str, execution: dict[str, Any] | None = None, **train: Any) -> Recipe:
-        values = {
-            "batch_size": 8,
-            "group_size": 3,
-            "epochs": 2,
-            "query_max_length": 32,
-            "passage_max_length": 32,
-        }
-        values |= {"precision": "fp32", "execution": EXECUTION | (execution or {}), **train}
-        return make_recipe(minilm, name=name, train=values, bags={"ratios": [100]}, evaluate={})
+        values = recipe_values(base, corpus_files, beir, str(directory / "runs"))
+        lengths = {"query_max_length": 32, "passage_max_length": 32}
+        options = {"batch_size": 8, "group_size": 3, "epochs": 2, "precision": "fp32", **lengths}
+        options |= {"execution": EXECUTION | (execution or {}), **train}
+        values |= {"name": name, "train": options, "bags": {"ratios": [100]}, "evaluate": {}}
+        path = directory / "recipe.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return recipe_file.load(str(path))
 
     return make
+
+
+@pytest.fixture
+def one_bag(minilm: str, corpus_files: dict[str, str], beir: str, tmp_path: Any) -> MakeRecipe:
+    return one_bag_recipes(tmp_path, minilm, corpus_files, beir)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    minilm: str, corpus_files: dict[str, str], beir: str, tmp_path_factory: pytest.TempPathFactory
+) -> Recipe:
+    """The recipe of a run without failures, which is finished."""
+    make = one_bag_recipes(tmp_path_factory.mktemp("undisturbed"), minilm, corpus_files, beir)
+    recipe = make("undisturbed")
+    train_recipe(recipe)
+    return recipe
 
 
 def weights_of(recipe: Recipe) -> dict[str, torch.Tensor]:
     return load_file(f"{recipe.root}/models/bag-1/model.safetensors")
 
 
-def steps_of(recipe: Recipe) -> list[int]:
-    """The steps in the bag's journal."""
+def metrics_of(recipe: Recipe) -> list[dict[str, Any]]:
+    """The lines of the bag's metrics log."""
     with open(f"{recipe.root}/models/bag-1/metrics.jsonl", encoding="utf-8") as file:
-        return [json.loads(line)["step"] for line in file]
+        return [json.loads(line) for line in file]
 
 
-def workers() -> list[psutil.Process]:
-    """The processes that run ranks, of this session's Ray."""
-    below = psutil.Process().children(recursive=True)
-    return [process for process in below if "RayTrainWorker" in " ".join(process.cmdline())]
+def steps_of(recipe: Recipe) -> list[int]:
+    return [step["step"] for step in metrics_of(recipe)]
 
 
-def train_and(harm: Callable[[Recipe], None], recipe: Recipe) -> None:
-    """Train in a thread of its own, and do harm once there is a checkpoint."""
+def processes(name: str) -> list[psutil.Process]:
+    """The processes of this session's Ray that run an actor of this name."""
+    children = psutil.Process().children(recursive=True)
+    return [process for process in children if name in " ".join(process.cmdline())]
+
+
+def train_and(disturb: Callable[[Recipe], None], recipe: Recipe) -> None:
+    """Train in a thread, and call `disturb` as soon as there is a checkpoint."""
     errors: list[BaseException] = []
 
     def train() -> None:
@@ -78,148 +100,160 @@ def train_and(harm: Callable[[Recipe], None], recipe: Recipe) -> None:
     thread.start()
     while thread.is_alive() and checkpoints.newest(f"{recipe.root}/checkpoints/bag-1") is None:
         time.sleep(0.05)
-    assert thread.is_alive(), "training ended before it could be harmed"
-    harm(recipe)
+    assert thread.is_alive(), "training ended before it was disturbed"
+    disturb(recipe)
     thread.join()
     if errors:
         raise errors[0]
 
 
 def kill_a_rank(recipe: Recipe) -> None:
-    workers()[0].send_signal(signal.SIGKILL)
+    processes("RayTrainWorker")[0].send_signal(signal.SIGKILL)
 
 
 def stop_a_rank(recipe: Recipe) -> None:
-    workers()[0].send_signal(signal.SIGSTOP)
+    processes("RayTrainWorker")[0].send_signal(signal.SIGSTOP)
 
 
-def relative_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    square = sum((one[name].double() - other[name].double()).square().sum() for name in other)
-    return (square / sum(tensor.double().square().sum() for tensor in other.values())).sqrt().item()
+def relative_difference(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    assert weights.keys() == expected.keys()
+    square = sum((weights[name].double() - expected[name].double()).square().sum() for name in expected)
+    return (square / sum(tensor.double().square().sum() for tensor in expected.values())).sqrt().item()
+
+
+def assert_same_training(recipe: Recipe, expected: Recipe) -> None:
+    """Every step was run exactly once in effect, and the weights are those of a run without failures."""
+    assert relative_difference(weights_of(recipe), weights_of(expected)) < 1e-6
+    assert steps_of(recipe) == steps_of(expected) == list(range(1, len(steps_of(expected)) + 1))
 
 
 @pytest.mark.slow
-def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint_and_no_weight(one_bag, capsys):
-    clean, harmed = one_bag("clean"), one_bag("harmed")
-    train_recipe(clean)
-    train_and(kill_a_rank, harmed)
-    difference = relative_difference(weights_of(harmed), weights_of(clean))
+def test_a_killed_rank_costs_no_step_and_changes_no_weight(one_bag, undisturbed, capsys):
+    recipe = one_bag("killed")
+    train_and(kill_a_rank, recipe)
     with capsys.disabled():
+        difference = relative_difference(weights_of(recipe), weights_of(undisturbed))
         print(f"\na rank killed: relative weight difference {difference:.1e}")
-    assert difference < 1e-6
-    assert steps_of(harmed) == steps_of(clean) == list(range(1, len(steps_of(clean)) + 1))
+    assert_same_training(recipe, undisturbed)
 
 
-def test_a_loss_that_is_not_finite_stops_the_bag_and_names_the_rows(one_bag):
-    recipe = one_bag("broken", learning_rate=1e30, warmup_ratio=0)
-    with pytest.raises(
-        BoomError, match=r"bag-1: the loss became nan at step \d+, on task docstring-to-\w+, rows \["
-    ):
+def test_a_loss_that_is_not_finite_fails_the_bag_with_the_step_and_its_rows(one_bag):
+    recipe = one_bag("diverged", learning_rate=1e30, warmup_ratio=0)
+    batch = r"nan at step \d+, task docstring-to-\w+, rows \[\d+(, \d+){7}\]"
+    with pytest.raises(InputError, match=rf"bag-1: .* {batch}\. .*train\.learning_rate"):
         train_recipe(recipe)
     assert not glob.glob(f"{recipe.root}/models/bag-1*")
 
 
-def test_more_workers_than_the_cluster_can_give(one_bag):
-    recipe = one_bag("greedy", {"num_workers": 64, "start_timeout_s": 1})
-    with pytest.raises(BoomError, match=r"asked 64 workers of \{'CPU': 0.5\}, there is \{'CPU': 4.0\}"):
+def test_more_workers_than_the_capacity_of_the_cluster(one_bag):
+    recipe = one_bag("too-large", {"num_workers": 64, "start_timeout_s": 1})
+    required, total = r"64 workers of \{'CPU': 0.5\}", r"\{'CPU': 4.0\} on 1 nodes"
+    with pytest.raises(
+        ClusterError, match=rf"{required}, .* {total}, .* 8\. .*train\.execution\.num_workers"
+    ):
         train_recipe(recipe)
 
 
 @pytest.mark.slow
-def test_a_rank_that_hangs_is_ended_by_the_timeout_and_the_bag_goes_on(one_bag):
-    recipe = one_bag("hanging", {"num_workers": 2, "collective_timeout_s": 20})
-    clean = one_bag("calm", {"num_workers": 2})
-    train_recipe(clean)
+def test_the_timeout_ends_a_silent_rank_and_the_bag_resumes(one_bag):
+    recipe = one_bag("silent", {"num_workers": 2, "collective_timeout_s": 20})
+    expected = one_bag("two-ranks", {"num_workers": 2})
+    train_recipe(expected)
     started = time.monotonic()
     train_and(stop_a_rank, recipe)
     assert time.monotonic() - started < 300
-    assert relative_difference(weights_of(recipe), weights_of(clean)) < 1e-6
+    assert_same_training(recipe, expected)
 
 
 @pytest.mark.slow
-def test_another_number_of_ranks_is_refused_before_training_goes_on(one_bag):
-    recipe = one_bag("grown", {"max_failures": 0})
-    with pytest.raises(BoomError, match="bag-1: "):
+def test_a_checkpoint_of_another_number_of_ranks_is_rejected(one_bag, undisturbed):
+    recipe = one_bag("resized", {"max_failures": 0})
+    with pytest.raises(ClusterError, match="bag-1: "):
         train_and(kill_a_rank, recipe)
-    assert checkpoints.newest(f"{recipe.root}/checkpoints/bag-1") is not None
-    with pytest.raises(BoomError, match=r"saved by 1 ranks at ZeRO stage 1, now 2 ranks"):
-        train_recipe(one_bag("grown", {"num_workers": 2}))
-    train_recipe(one_bag("grown"))
-    assert weights_of(recipe)
+    saved = checkpoints.newest(f"{recipe.root}/checkpoints/bag-1")
+    assert saved is not None
+    message = rf"bag-1: {re.escape(saved[0])}: .*num_workers 1 .*zero_stage 1, .*num_workers is 2 "
+    with pytest.raises(ConflictError, match=message):
+        train_recipe(one_bag("resized", {"num_workers": 2}))
+    assert checkpoints.newest(f"{recipe.root}/checkpoints/bag-1") == saved
+    train_recipe(one_bag("resized"))
+    assert_same_training(recipe, undisturbed)
 
 
 @pytest.mark.slow
-def test_an_incomplete_checkpoint_is_never_resumed_from(one_bag):
-    clean, harmed = one_bag("whole"), one_bag("holed", {"max_failures": 0})
-    train_recipe(clean)
-    with pytest.raises(BoomError, match="bag-1: "):
-        train_and(kill_a_rank, harmed)
-    uri, state = checkpoints.newest(f"{harmed.root}/checkpoints/bag-1")
+def test_an_incomplete_checkpoint_is_not_resumed(one_bag, undisturbed):
+    recipe = one_bag("incomplete", {"max_failures": 0})
+    root = f"{recipe.root}/checkpoints/bag-1"
+    with pytest.raises(ClusterError, match="bag-1: "):
+        train_and(kill_a_rank, recipe)
+    uri, state = checkpoints.newest(root)
+    assert state["step"] in range(2, len(steps_of(undisturbed)), 2)
     (shard, *_) = glob.glob(f"{uri}/**/*optim_states.pt", recursive=True)
     os.remove(shard)
-    train_recipe(harmed)
-    assert state["step"] >= 2 and relative_difference(weights_of(harmed), weights_of(clean)) < 1e-6
+    assert uri not in (checkpoints.newest(root) or ())
+    train_recipe(recipe)
+    assert_same_training(recipe, undisturbed)
 
 
 @pytest.mark.slow
-def test_loss_and_pace_are_in_prometheus_form_while_a_bag_is_trained(one_bag):
-    recipe = one_bag("watched", epochs=15)
+def test_the_metrics_of_a_step_are_scraped_by_prometheus_while_a_bag_trains(one_bag):
+    recipe = one_bag("scraped", epochs=15)
     port = ray.nodes()[0]["MetricsExportPort"]
-    found: list[str] = []
+    gauges: dict[str, float] = {}
 
     def scrape(recipe: Recipe) -> None:
         deadline = time.monotonic() + 60
-        while not found and time.monotonic() < deadline:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-                lines = answer.read().decode().splitlines()
-            found.extend(line for line in lines if "boom_ray_train_" in line and 'bag="bag-1"' in line)
+        while not gauges and time.monotonic() < deadline:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
+                lines = response.read().decode().splitlines()
+            for line in lines:
+                if "boom_ray_train_" in line and 'bag="bag-1"' in line and 'run="scraped"' in line:
+                    name = line.split("{")[0].rpartition("boom_ray_train_")[2]
+                    gauges[name] = float(line.rpartition(" ")[2])
             time.sleep(1)
 
     train_and(scrape, recipe)
-    names = {line.split("{")[0].rpartition("boom_ray_train_")[2] for line in found}
-    expected = {"loss", "grad_norm", "learning_rate", "tokens_per_second"}
-    assert expected | {"padding_fraction", "distinct_fraction", "similarity"} <= names
+    steps = metrics_of(recipe)
+    expected = {"loss", "grad_norm", "learning_rate", "tokens_per_second", "padding_fraction"}
+    assert gauges.keys() == expected | {"truncated_fraction", "distinct_fraction", "similarity"}
+    for name, value in gauges.items():
+        assert any(value == pytest.approx(step[name], rel=1e-6) for step in steps), name
 
 
-def test_a_node_that_does_not_see_the_storage_is_named(one_bag, monkeypatch):
+def test_a_node_that_cannot_read_the_storage_is_named(one_bag):
     from boom_ray.train.bagging import make_job
-    from boom_ray.train.worker import prepare
+    from boom_ray.train.preparation import prepare
 
-    recipe = one_bag("apart")
+    recipe = one_bag("moved")
     base = directory.identify(recipe.base_model.path)
     prepared = corpus.prepare(recipe.data, f"{recipe.root}/corpus", recipe.name)
     drawn = bags.publish(prepared, recipe.bags, f"{recipe.root}/bags")
     job = make_job(recipe, 0, prepared, drawn, base, None)
     os.rename(recipe.root, f"{recipe.root}-elsewhere")
-    with pytest.raises(
-        BoomError, match=rf"{recipe.storage}: node {ray.util.get_node_ip_address()} does not see"
-    ):
+    with pytest.raises(StorageError, match=rf"{recipe.storage}: node {ray.util.get_node_ip_address()} "):
         prepare(job)
 
 
 @pytest.mark.slow
-def test_a_bag_that_a_rank_taken_for_dead_has_published_is_done(one_bag):
-    first, second = one_bag("first"), one_bag("second")
-    train_recipe(first)
+def test_a_model_that_a_disconnected_rank_has_published_is_kept(one_bag, undisturbed):
+    recipe = one_bag("published-twice")
 
     def publish(recipe: Recipe) -> None:
         models = f"{recipe.root}/models"
-        shutil.copytree(f"{first.root}/models/bag-1", f"{models}/.bag-1")
+        shutil.copytree(f"{undisturbed.root}/models/bag-1", f"{models}/.bag-1")
         os.rename(f"{models}/.bag-1", f"{models}/bag-1")
 
-    train_and(publish, second)
-    one, other = (artifacts.verify(f"{recipe.root}/models/bag-1") for recipe in (first, second))
-    assert one.digest == other.digest
-    assert not glob.glob(f"{second.root}/checkpoints/*")
+    train_and(publish, recipe)
+    model, published = (artifacts.verify(f"{one.root}/models/bag-1") for one in (recipe, undisturbed))
+    assert model == published, "the second model has not replaced it: its times would differ"
+    assert not glob.glob(f"{recipe.root}/checkpoints/*")
 
 
 @pytest.mark.slow
-def test_who_shows_the_progress_may_die(one_bag):
-    def kill_the_board(recipe: Recipe) -> None:
-        below = psutil.Process().children(recursive=True)
-        boards = [process for process in below if "ray::ProgressBoard" in " ".join(process.cmdline())]
-        max(boards, key=psutil.Process.create_time).kill()
+def test_training_continues_if_the_progress_actor_dies(one_bag, undisturbed):
+    def kill_the_progress_actor(recipe: Recipe) -> None:
+        max(processes("ray::ProgressActor"), key=psutil.Process.create_time).kill()
 
-    recipe = one_bag("unseen", {"max_failures": 0})
-    train_and(kill_the_board, recipe)
-    assert weights_of(recipe)
+    recipe = one_bag("unobserved", {"max_failures": 0})
+    train_and(kill_the_progress_actor, recipe)
+    assert_same_training(recipe, undisturbed)

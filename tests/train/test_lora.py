@@ -1,16 +1,16 @@
-"""Adapters: the folded weights are those of base and adapter together, in plain transformers."""
+"""Adapters: the folded weights compute in plain transformers what base and adapter compute together."""
 
 import pytest
 import torch
 from transformers import AutoModel
 
-from boom_ray.errors import BoomError
+from boom_ray.errors import InputError
 from boom_ray.recipe import Lora
 from boom_ray.train.lora import attach, fold
 
 
 @pytest.mark.parametrize("targets", [Lora().targets, ["q_proj", "down_proj"]])
-def test_folded_weights_equal_base_and_adapter(qwen3, tmp_path, targets):
+def test_folded_weights_compute_the_states_of_base_and_adapter(qwen3, tmp_path, targets):
     model = AutoModel.from_pretrained(qwen3)
     plain = set(model.state_dict())
     attach(model, Lora(rank=4, alpha=12, targets=targets))
@@ -33,6 +33,6 @@ def test_folded_weights_equal_base_and_adapter(qwen3, tmp_path, targets):
     assert (expected - base).abs().max() > 1e-3
 
 
-def test_layers_that_the_model_has_not_are_named_with_those_it_has(minilm):
-    with pytest.raises(BoomError, match=r"none of q_proj.* it has dense, key, query, value"):
+def test_targets_that_the_model_lacks_are_an_error_with_the_allowed_ones(minilm):
+    with pytest.raises(InputError, match=r"train\.lora\.targets: .*q_proj.*dense, key, query, value"):
         attach(AutoModel.from_pretrained(minilm), Lora())

@@ -1,4 +1,4 @@
-"""The loss against plain definitions, and the step's gradient against autograd over the whole batch."""
+"""The loss against its definition, and the gradient of a step against autograd over the full batch."""
 
 import numpy as np
 import pytest
@@ -10,11 +10,11 @@ from torch.nn.functional import normalize
 
 from boom_ray.data.collate import NO_TEXT, Batch
 from boom_ray.train.loss import batch_loss, contrastive_loss
-from boom_ray.train.step import Step, share_chunks
+from boom_ray.train.step import TrainingStep, share_chunks
 
 
 def make_batch(type, num_rows=5, group=4, num_passages=9, seed=0):
-    """A batch with repeated passages, a repeated query, and an empty place."""
+    """A batch with repeated passages, a repeated query, and an empty slot."""
     rng = np.random.default_rng(seed)
     queries = np.arange(num_rows)
     queries[-1] = 0
@@ -27,45 +27,44 @@ def make_batch(type, num_rows=5, group=4, num_passages=9, seed=0):
     count = num_rows + num_passages
     scores = rng.normal(size=candidates.shape).astype(np.float32)
     scores[candidates == NO_TEXT] = np.nan
-    scores[3] = np.nan  # a row without a teacher
-    scores[4, 1] = np.nan  # a negative without one
+    scores[3] = np.nan  # a row without teacher scores
+    scores[4, 1] = np.nan  # a negative without a score
     texts, is_query = [str(i) for i in range(count)], np.arange(count) < num_rows
     return Batch("t", type, texts, is_query, queries, candidates, positives, scores)
 
 
 def reference(vectors, batch, temperature, distillation=None):
-    """The definition in loops: minus the log of a target's share among what counts for the row."""
+    """The definition in loops: minus the log of a target's softmax among the candidates of its row."""
 
-    def share(anchor, target, others):
+    def cross_entropy(anchor, target, others):
         scores = torch.stack([vectors[anchor] @ vectors[other] for other in [target, *others]]) / temperature
         return -torch.log_softmax(scores, 0)[0]
 
-    def forward(i, place):
-        """Toward the candidate at a place of the row's group, without those before it."""
+    def forward(i, slot):
+        """Loss of a row with one of its candidates as the positive, without the candidates before it."""
         group = batch.candidates[i]
-        counts = [(i, k) for k in range(place + 1, len(group))]
+        others = [(i, k) for k in range(slot + 1, len(group))]
         if batch.type in ("retrieval", "sts"):
-            counts += [(j, k) for j in range(len(batch.queries)) if j != i for k in range(len(group))]
-        texts = [batch.candidates[where] for where in counts]
-        return share(
-            batch.queries[i], group[place], [t for t in texts if t != NO_TEXT and t not in batch.positives[i]]
+            others += [(j, k) for j in range(len(batch.queries)) if j != i for k in range(len(group))]
+        texts = [batch.candidates[index] for index in others]
+        return cross_entropy(
+            batch.queries[i], group[slot], [t for t in texts if t != NO_TEXT and t not in batch.positives[i]]
         )
 
     losses, backward = [], []
     for i, query in enumerate(batch.queries):
         loss, scores, group = forward(i, 0), batch.scores[i], batch.candidates[i]
-        known = [k for k in range(len(group)) if k == 0 or not np.isnan(scores[[0, k]]).any()]
-        given = torch.tensor(np.nan_to_num(scores[known]), dtype=vectors.dtype)
-        teacher = torch.softmax(given, 0)
+        scored = [k for k in range(len(group)) if k == 0 or not np.isnan(scores[[0, k]]).any()]
+        teacher = torch.softmax(torch.tensor(np.nan_to_num(scores[scored]), dtype=vectors.dtype), 0)
         if distillation == "kl_div":
-            student = torch.stack([vectors[query] @ vectors[group[k]] for k in known]) / temperature
+            student = torch.stack([vectors[query] @ vectors[group[k]] for k in scored]) / temperature
             loss = loss - (teacher * torch.log_softmax(student, 0)).sum()
         if distillation == "m3_kd":
-            loss = sum(weight * forward(i, k) for weight, k in zip(teacher, known, strict=True))
+            loss = sum(weight * forward(i, k) for weight, k in zip(teacher, scored, strict=True))
         losses.append(loss)
         anchors = [other for j, other in enumerate(batch.queries)
                    if j != i and other != query and group[0] not in batch.positives[j]]  # fmt: skip
-        backward.append(share(group[0], query, anchors))
+        backward.append(cross_entropy(group[0], query, anchors))
     forward_loss = torch.stack(losses).mean()
     return (forward_loss + torch.stack(backward).mean()) / 2 if batch.type == "sts" else forward_loss
 
@@ -78,7 +77,7 @@ def unit_vectors(count, seed, dimension=6):
 @pytest.mark.parametrize("type", ["retrieval", "sts", "classification", "clustering"])
 @pytest.mark.parametrize("distillation", [None, "kl_div", "m3_kd"])
 @pytest.mark.parametrize("seed", range(3))
-def test_loss_and_gradient_are_those_of_the_definition(type, distillation, seed):
+def test_loss_and_gradient_match_the_definition(type, distillation, seed):
     batch = make_batch(type, seed=seed)
     vectors = unit_vectors(len(batch.texts), seed)
     ours, theirs = vectors.clone().requires_grad_(), vectors.clone().requires_grad_()
@@ -90,18 +89,18 @@ def test_loss_and_gradient_are_those_of_the_definition(type, distillation, seed)
     assert torch.allclose(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6)
 
 
-def test_matryoshka_is_the_mean_over_lengths():
+def test_the_matryoshka_loss_is_the_mean_over_lengths():
     batch = make_batch("retrieval")
     vectors = unit_vectors(len(batch.texts), 0)
-    cut = [normalize(vectors[:, :length], dim=-1) for length in (2, 4, 6)]
-    expected = torch.stack([reference(part, batch, 0.05) for part in cut]).mean()
+    truncated = [normalize(vectors[:, :length], dim=-1) for length in (2, 4, 6)]
+    expected = torch.stack([reference(part, batch, 0.05) for part in truncated]).mean()
     assert batch_loss(vectors, batch, 0.05, matryoshka=[4, 2]).item() == pytest.approx(
         expected.item(), rel=1e-9
     )
 
 
 @pytest.mark.parametrize("negatives", [0, 2])
-def test_the_loss_is_that_of_sentence_transformers(negatives):
+def test_the_loss_matches_sentence_transformers(negatives):
     rows, group = 6, 1 + negatives
     vectors = unit_vectors(rows * (1 + group), 1)
     candidates = rows + np.arange(rows * group).reshape(rows, group)
@@ -111,36 +110,36 @@ def test_the_loss_is_that_of_sentence_transformers(negatives):
         np.full(candidates.shape, np.nan, np.float32),
     )  # fmt: skip
     peer = MultipleNegativesRankingLoss(torch.nn.Identity(), scale=20)  # type: ignore[arg-type]
-    columns = [vectors[:rows], *(vectors[candidates[:, place]] for place in range(group))]
+    columns = [vectors[:rows], *(vectors[candidates[:, slot]] for slot in range(group))]
     expected = peer.compute_loss_from_embeddings(columns, None)
     assert contrastive_loss(vectors, batch, 0.05).item() == pytest.approx(expected.item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("grad_cache", [False, True])
 @pytest.mark.parametrize("chunk_tokens", [8, 40, 10**6])
-def test_the_step_gives_the_gradient_of_the_whole_batch_however_it_is_cut(grad_cache, chunk_tokens):
+def test_the_gradient_of_a_step_is_that_of_the_full_batch_for_any_chunks(grad_cache, chunk_tokens):
     batch = make_batch("retrieval")
     inputs = torch.randn(len(batch.texts), 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    model, whole = (torch.nn.Linear(5, 6, dtype=torch.float64) for _ in range(2))
-    whole.load_state_dict(model.state_dict())
+    model, reference_model = (torch.nn.Linear(5, 6, dtype=torch.float64) for _ in range(2))
+    reference_model.load_state_dict(model.state_dict())
 
     def embed(net, chunk):
         return torch.nn.functional.normalize(net(inputs[torch.from_numpy(chunk)]), dim=-1)
 
-    expected = contrastive_loss(embed(whole, np.arange(len(inputs))), batch, 0.05)
+    expected = contrastive_loss(embed(reference_model, np.arange(len(inputs))), batch, 0.05)
     expected.backward()
     chunks = share_chunks(np.full(len(inputs), 8), 1, chunk_tokens)[0]
-    step = Step(lambda tensor: tensor, lambda scalar, last: scalar.backward(), grad_cache)
+    step = TrainingStep(lambda tensor: tensor, lambda scalar, last: scalar.backward(), grad_cache)
     loss, _ = step(
         lambda chunk: embed(model, chunk), chunks, len(inputs), lambda e: contrastive_loss(e, batch, 0.05)
     )
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
-    assert torch.allclose(model.weight.grad, whole.weight.grad, rtol=1e-9, atol=1e-12)
+    assert torch.allclose(model.weight.grad, reference_model.weight.grad, rtol=1e-9, atol=1e-12)
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 300))
-def test_every_text_is_dealt_once_and_all_ranks_run_as_many_chunks(lengths, num_ranks, chunk_tokens):
-    shares = share_chunks(np.array(lengths), num_ranks, chunk_tokens)
-    assert len(shares) == num_ranks and len({len(chunks) for chunks in shares}) == 1
-    dealt = [index for chunks in shares for chunk in chunks for index in chunk.tolist()]
-    assert sorted(dealt) == list(range(len(lengths)))
+def test_every_text_has_one_chunk_and_all_ranks_have_equally_many(lengths, num_ranks, chunk_tokens):
+    parts = share_chunks(np.array(lengths), num_ranks, chunk_tokens)
+    assert len(parts) == num_ranks and len({len(chunks) for chunks in parts}) == 1
+    indices = [index for chunks in parts for chunk in chunks for index in chunk.tolist()]
+    assert sorted(indices) == list(range(len(lengths)))

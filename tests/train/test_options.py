@@ -1,4 +1,4 @@
-"""A run with all a recipe can ask of training: adapters, a teacher, Matryoshka lengths, sharded weights."""
+"""One run with many options of a recipe: LoRA, distillation, Matryoshka lengths, ZeRO-3, GradCache."""
 
 import json
 import os
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def scored_rows(path: Any) -> str:
-    """Rows with a teacher's scores; every third row has none."""
+    """Rows with teacher scores, except every third row."""
     pairs = list(texts.functions("email"))[:24]
     rows: list[dict[str, Any]] = []
     for index, (text, code) in enumerate(pairs):
@@ -29,7 +29,7 @@ def scored_rows(path: Any) -> str:
 
 
 @pytest.mark.slow
-def test_adapters_are_folded_into_weights_that_plain_transformers_loads(make_recipe, qwen3, tmp_path):
+def test_adapters_are_folded_into_weights_for_plain_transformers(make_recipe, qwen3, tmp_path):
     train = {
         "batch_size": 8, "group_size": 3, "learning_rate": 1e-3, "precision": "fp32", "epochs": 2,
         "query_max_length": 32, "passage_max_length": 32, "distillation": "m3_kd", "matryoshka": [8, 16],
@@ -57,7 +57,7 @@ def test_adapters_are_folded_into_weights_that_plain_transformers_loads(make_rec
         change = weight - base[name.removeprefix("model.")]
         if "q_proj" in name or "down_proj" in name:
             values = torch.linalg.svdvals(change.double())
-            assert values[0] > 1e-5 and values[3:].max() < 1e-4 * values[0], "a change of the adapter's rank"
+            assert values[0] > 1e-5 and values[3:].max() < 1e-4 * values[0], "the change has low rank"
         else:
             assert not change.any(), name
     assert AutoModel.from_pretrained(uri).state_dict().keys() == base.keys()

@@ -1,4 +1,4 @@
-"""Under Ray Train and DeepSpeed: one batch has one loss and one gradient, whatever the number of ranks."""
+"""Under Ray Train and DeepSpeed, the loss and gradient of a batch are independent of the number of ranks."""
 
 from dataclasses import replace
 from typing import Any
@@ -23,7 +23,7 @@ def first_gradients(config: dict[str, Any]) -> tuple[float, dict[str, np.ndarray
     from boom_ray.train.worker import BagTraining
 
     training = BagTraining(config["job"])
-    loss, _ = training.accumulate(training.feed.batch(0))
+    loss, _ = training.steps.accumulate(training.loader.batch(0))
     trained = [item for item in training.encoder.named_parameters() if item[1].requires_grad]
     return loss, {name: safe_get_full_grad(parameter).numpy() for name, parameter in trained}
 

@@ -1,30 +1,29 @@
-"""What DeepSpeed is told, and how its state becomes files and files its state.
+"""The DeepSpeed engine: configuration, optimizer step, saved state, and full weights.
 
-DeepSpeed is imported inside the functions that run on workers: a CPU-only driver must not import it.
+The only file that uses DeepSpeed. It is imported inside the functions that run on workers, because its
+import takes seconds and probes for accelerators, which a driver may not have.
 """
 
-import datetime
 import os
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import distributed_c10d
 
 from boom_ray.recipe import Train, TrainExecution
+from boom_ray.train.process_groups import set_collective_timeout
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-TAG = "state"
+TAG = "state"  # name of the directory of DeepSpeed's files within a checkpoint
 
 
 def engine_config(train: Train, num_ranks: int) -> dict[str, Any]:
     """DeepSpeed's configuration for a recipe.
 
-    The micro-batch is only nominal: `boom_ray.train.step` cuts a global batch into chunks by tokens and tells
-    DeepSpeed which backward pass is the step's last.
+    The micro-batch size is nominal: `boom_ray.train.step` cuts a global batch into chunks by tokens, and sets
+    DeepSpeed's accumulation boundary at the last backward pass of the step.
     """
     execution = train.execution
     config: dict[str, Any] = {
@@ -34,7 +33,8 @@ def engine_config(train: Train, num_ranks: int) -> dict[str, Any]:
         "gradient_clipping": train.max_grad_norm,
         "zero_optimization": {"stage": execution.zero_stage, **_offload(execution)},
         "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # its own AdamW needs a compiler on every node
+        # With offload, DeepSpeed would replace AdamW by its own, which needs a compiler on every node.
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
@@ -50,25 +50,28 @@ def _offload(execution: TrainExecution) -> dict[str, Any]:
 
 
 def decay(step: int, num_steps: int, warmup_ratio: float) -> float:
-    """Share of the learning rate at a step: linear warm-up, then linear decay to zero at `num_steps`."""
+    """Factor of the learning rate at a step: linear warm-up, then linear decay to zero at `num_steps`."""
     warmup = round(num_steps * warmup_ratio)
     if step < warmup:
         return (step + 1) / warmup
     return max(0.0, (num_steps - step) / max(1, num_steps - warmup))
 
 
-def initialize(model: nn.Module, train: Train, num_steps: int, num_ranks: int) -> "DeepSpeedEngine":
-    """Wrap a model in a DeepSpeed engine with AdamW and the recipe's schedule. Runs on every rank."""
+def create_engine(model: nn.Module, train: Train, num_steps: int, num_ranks: int) -> "DeepSpeedEngine":
+    """Wrap a model in a DeepSpeed engine with AdamW and the recipe's schedule. Runs on every rank.
+
+    Weight decay applies to matrices only, not to biases and norms.
+    """
     import deepspeed
 
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices, vectors = ([p for p in parameters if (p.ndim > 1) == several] for several in (True, False))
     groups = [
-        {"params": matrices, "weight_decay": train.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": train.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]],  # DeepSpeed drops an empty one, the schedule does not
+        # DeepSpeed drops an empty group but the schedule keeps it, and their numbers of groups must agree.
+        [group for group in groups if group["params"]],
         lr=train.learning_rate,
         fused=train.execution.use_gpu and train.execution.offload == "none",
     )
@@ -78,26 +81,30 @@ def initialize(model: nn.Module, train: Train, num_steps: int, num_ranks: int) -
     engine, _, _, _ = deepspeed.initialize(
         model=model, optimizer=optimizer, lr_scheduler=schedule, config=engine_config(train, num_ranks)
     )
-    _limit_collectives(train.execution.collective_timeout_s)
+    set_collective_timeout(train.execution.collective_timeout_s)
     return engine
 
 
-def _limit_collectives(seconds: int) -> None:
-    """Let a silent rank end every collective of this process after so long.
+def backward(engine: "DeepSpeedEngine", scalar: Tensor, is_last: bool) -> None:
+    """Add the gradient of a scalar to that of the step; ranks exchange gradients in the last pass only."""
+    engine.set_gradient_accumulation_boundary(is_last)
+    engine.backward(scalar)
 
-    DeepSpeed's own process groups are made with torch's default of half an hour, whatever that of the
-    process is, and take no other.
-    """
-    for group in distributed_c10d._world.pg_map:
-        if group is not None and dist.get_rank(group) >= 0:
-            distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=seconds), group)
+
+def learning_rate(engine: "DeepSpeedEngine") -> float:
+    """The learning rate of the next step."""
+    return engine.get_lr()[0]
 
 
 def optimizer_step(engine: "DeepSpeedEngine") -> float:
-    """Clip, step and advance the schedule; returns the norm before clipping. Runs on every rank."""
+    """Clip the gradient, step, and advance the schedule. Runs on every rank.
+
+    Returns:
+        Norm of the gradient before clipping.
+    """
     norm = None
     if not engine.zero_optimization() and not (engine.fp16_enabled() or engine.bfloat16_enabled()):
-        # Only here DeepSpeed clips without telling the norm.
+        # In fp32 without ZeRO, DeepSpeed clips but does not record the norm.
         gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
     engine.step()
@@ -105,31 +112,32 @@ def optimizer_step(engine: "DeepSpeedEngine") -> float:
 
 
 def save_state(engine: "DeepSpeedEngine", directory: str) -> None:
-    """Write this rank's part of the training state below a local directory. Runs on every rank."""
+    """Write this rank's part of the training state to a local directory. Runs on every rank."""
     os.makedirs(os.path.join(directory, TAG), exist_ok=True)
     engine.save_checkpoint(directory, tag=TAG, save_latest=False)
 
 
 def load_state(engine: "DeepSpeedEngine", directory: str) -> None:
-    """Restore weights, optimizer and schedule from the files of all ranks. Runs on every rank."""
+    """Restore weights, optimizer and schedule from a directory with the files of all ranks. Runs on every
+    rank."""
     path, _ = engine.load_checkpoint(directory, tag=TAG)
+    # DeepSpeed only warns, and would train from the start.
     assert path is not None, f"DeepSpeed found no state in {directory}"
 
 
 def full_weights(engine: "DeepSpeedEngine", model: nn.Module) -> dict[str, Tensor]:
-    """The whole weights of a sub-module on the CPU, on rank 0; empty elsewhere. Runs on every rank.
+    """The full weights of a submodule, on the CPU of rank 0; empty on other ranks. Runs on every rank.
 
-    ZeRO-3 holds each parameter in parts; they are gathered one at a time.
+    ZeRO-3 partitions every parameter over the ranks; they are gathered one at a time to limit memory.
     """
     import deepspeed
 
-    gather = engine.zero_optimization_partition_weights()
-    keep = engine.global_rank == 0
-    weights = (
-        {name: buffer.cpu() for name, buffer in model.state_dict().items()} if keep and not gather else {}
-    )
-    for name, parameter in model.named_parameters() if gather else ():
+    is_first = engine.global_rank == 0
+    if not engine.zero_optimization_partition_weights():
+        return {name: tensor.cpu() for name, tensor in model.state_dict().items()} if is_first else {}
+    weights = {}
+    for name, parameter in model.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter]):
-            if keep:
+            if is_first:
                 weights[name] = parameter.detach().cpu().clone()
     return weights

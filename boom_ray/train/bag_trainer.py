@@ -1,0 +1,64 @@
+"""One bag as a trainer of Ray Train."""
+
+import uuid
+from collections.abc import Iterator
+from typing import Any, cast
+
+import ray.exceptions
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from boom_ray.errors import BoomError, ClusterError
+from boom_ray.runs.layout import Layout
+from boom_ray.train.bag_job import BagJob
+from boom_ray.train.capacity import rank_resources
+
+
+def fit(job: BagJob) -> BoomError | None:
+    """Train and publish one bag.
+
+    Returns:
+        The reason if it failed.
+    """
+    execution = job.recipe.train.execution
+    trainer = TorchTrainer(
+        cast(Any, _train_bag),
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(
+            num_workers=job.num_ranks,
+            use_gpu=execution.use_gpu,
+            resources_per_worker=rank_resources(execution),
+        ),
+        torch_config=TorchConfig(timeout_s=execution.collective_timeout_s),
+        # A unique name: under an existing one Ray Train silently resumes from a snapshot that it overwrites
+        # in place. Our checkpoints are either complete or invisible.
+        run_config=RunConfig(
+            name=f"{job.name}-{uuid.uuid4().hex[:8]}",
+            storage_path=Layout(job.recipe.root).ray_train,
+            failure_config=FailureConfig(max_failures=execution.max_failures),
+        ),
+    )
+    try:
+        result: Any = trainer.fit()
+        return result.return_value
+    except (TrainingFailedError, ray.exceptions.RayError, ValueError, OSError) as error:
+        return ClusterError("; ".join(reasons(error)))
+
+
+def _train_bag(config: dict[str, Any]) -> BoomError | None:
+    """The training function of a rank; imports transformers and DeepSpeed on the workers only."""
+    from boom_ray.train.worker import train_bag
+
+    return train_bag(config)
+
+
+def reasons(error: Exception) -> Iterator[str]:
+    """The distinct errors of all failed ranks, one line each."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    yield from dict.fromkeys(map(_reason, failures.values()))
+
+
+def _reason(failure: Exception) -> str:
+    """The last line of a traceback, or the first line of Ray's explanation of an out-of-memory kill."""
+    lines = str(failure).strip().splitlines()
+    return lines[0 if isinstance(failure, ray.exceptions.OutOfMemoryError) else -1]

@@ -1,0 +1,95 @@
+"""Tokenized global batches, prepared one step ahead of the model."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from boom_ray.data import bags, corpus
+from boom_ray.data.batches import Batches, epoch_batches, num_batches, num_steps
+from boom_ray.data.collate import Batch, Collator
+from boom_ray.model.encoder import Encoder
+from boom_ray.train.bag_job import BagJob
+
+
+@dataclass(frozen=True)
+class TokenizedBatch:
+    """A global batch with its tokens.
+
+    Attributes:
+        batch: The batch, with n distinct texts.
+        rows: [batch_size] int64, indices of its rows within the task.
+        token_ids: Token ids of the n texts.
+        lengths: [n] int64, number of tokens of each text.
+    """
+
+    batch: Batch
+    rows: np.ndarray
+    token_ids: list[list[int]]
+    lengths: np.ndarray
+
+
+class BatchLoader:
+    """All global batches of a bag, by step number."""
+
+    def __init__(self, job: BagJob, encoder: Encoder) -> None:
+        self.train, self.encoder = job.recipe.train, encoder
+        self.bag = bags.read(job.bags, job.index)
+        tasks = {task.name: task for task in job.recipe.data.tasks}
+        self.collators = {
+            name: Collator(
+                task=name,
+                type=tasks[name].type,
+                dataset=corpus.load_task(job.corpus, name),
+                rows=rows,
+                prompt=job.recipe.data.prompt(tasks[name]),
+                template=job.recipe.data.query_template,
+                group_size=self.train.group_size,
+            )
+            for name, rows in self.bag.items()
+        }
+        sizes = [len(rows) for rows in self.bag.values()]
+        self.steps_per_epoch = num_batches(sizes, self.train.batch_size)
+        self.num_steps = num_steps(sizes, self.train)
+        self._epoch: tuple[int, Batches] | None = None
+
+    def _batches(self, epoch: int) -> Batches:
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = epoch, epoch_batches(self.bag, self.train.batch_size, self.train.seed, epoch)
+        return self._epoch[1]
+
+    def batch(self, step: int) -> TokenizedBatch:
+        """The global batch of a step: a pure function of the bag, the recipe and the step."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        batches = self._batches(epoch)
+        rows = batches.rows[index]
+        return self.tokenize(self.collators[batches.tasks[index]](rows, self.train.seed, step), rows)
+
+    def tokenize(self, batch: Batch, rows: np.ndarray) -> TokenizedBatch:
+        """Tokenize the texts of a batch, each truncated at the limit of its side."""
+        token_ids: list[list[int]] = [[] for _ in batch.texts]
+        limits = self.limits(batch)
+        for limit in np.unique(limits).tolist():
+            indices = np.flatnonzero(limits == limit)
+            encoded = self.encoder.tokenize([batch.texts[index] for index in indices], limit)
+            for index, ids in zip(indices, encoded, strict=True):
+                token_ids[index] = ids
+        return TokenizedBatch(batch, rows, token_ids, np.array([len(ids) for ids in token_ids]))
+
+    def limits(self, batch: Batch) -> np.ndarray:
+        """[n] int64, number of tokens at which each text of a batch is truncated."""
+        model_limit = self.encoder.spec.max_length
+        passage_limit = min(model_limit, self.train.passage_max_length)
+        query_limit = min(model_limit, self.train.query_max_length)
+        return np.where(batch.is_query, query_limit, passage_limit)
+
+    def from_step(self, first: int) -> Iterator[tuple[int, TokenizedBatch]]:
+        """Steps and their batches from `first` on; a thread prepares the next batch in the meantime."""
+        with ThreadPoolExecutor(1) as executor:
+            upcoming = executor.submit(self.batch, first) if first < self.num_steps else None
+            for step in range(first, self.num_steps):
+                assert upcoming is not None
+                batch = upcoming.result()
+                upcoming = executor.submit(self.batch, step + 1) if step + 1 < self.num_steps else None
+                yield step, batch

@@ -1,0 +1,65 @@
+"""The encoder and the batches of one rank, ready to be trained."""
+
+import ray.train.torch
+import ray.util
+import torch
+from torch import nn
+
+from boom_ray import artifacts, storage
+from boom_ray.errors import StorageError
+from boom_ray.model import directory
+from boom_ray.model.encoder import DTYPES, Encoder
+from boom_ray.train import lora
+from boom_ray.train.bag_job import BagJob
+from boom_ray.train.batch_loader import BatchLoader
+
+
+def prepare(job: BagJob) -> tuple[Encoder, BatchLoader]:
+    """Load the encoder and the batches of a bag.
+
+    Raises:
+        StorageError: if this node cannot read the run's storage.
+        InputError: if the base model cannot be loaded or trained as the recipe requires.
+    """
+    if artifacts.read_record(job.corpus) is None:
+        raise StorageError(
+            f"{job.recipe.storage}: node {ray.util.get_node_ip_address()} cannot read the files that the "
+            "driver stored there. Use a storage that all nodes share, such as NFS or an object store"
+        )
+    encoder = load_trainable(job, storage.local_directory(job.recipe.base_model.path))
+    return encoder, BatchLoader(job, encoder)
+
+
+def load_trainable(job: BagJob, base: str) -> Encoder:
+    """Load the base model for training.
+
+    Args:
+        base: Local directory of the base model.
+    """
+    train = job.recipe.train
+    encoder = directory.load_encoder(
+        base,
+        job.recipe.base_model,
+        dtype=DTYPES[train.precision],
+        device=str(ray.train.torch.get_device()),
+        attention=train.execution.attention,
+    ).train()
+    _disable_dropout(encoder)
+    for name, parameter in encoder.transformer.named_parameters():
+        # The loss does not depend on BERT's pooler, so that it would never get a gradient.
+        parameter.requires_grad_(not name.startswith("pooler."))
+    if train.lora:
+        torch.manual_seed(train.seed)  # equal adapters on all ranks and in every attempt
+        lora.attach(encoder.transformer, train.lora)
+    if train.execution.gradient_checkpointing:
+        encoder.transformer.gradient_checkpointing_enable({"use_reentrant": False})
+    return encoder
+
+
+def _disable_dropout(encoder: Encoder) -> None:
+    """Disable dropout, with which the gradient of a batch would depend on its partition into chunks."""
+    for module in encoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010 - an attribute, not a submodule

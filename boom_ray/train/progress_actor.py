@@ -1,0 +1,58 @@
+"""The progress actor: rank 0 of every bag reports its state here, and the driver polls it."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import ray
+
+
+@dataclass(frozen=True)
+class BagState:
+    """The progress of one bag.
+
+    Attributes:
+        step: Completed optimizer steps.
+        num_steps: Total optimizer steps.
+        loss: Loss of the last step.
+        tokens_per_second: Mean since the start of the bag, over all ranks.
+        seconds_left: Estimate from the mean pace so far.
+        attempt: Attempt of the bag, from 1; set by the actor.
+        time: When the actor received the state, in seconds since 1970; set by the actor.
+    """
+
+    step: int
+    num_steps: int
+    loss: float
+    tokens_per_second: float
+    seconds_left: float
+    attempt: int = 1
+    time: float = 0.0
+
+
+# Ray restarts the actor without its state: the ranks report again at their next step, so that only warnings
+# and attempt counts are lost. A run never fails because of it.
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class ProgressActor:
+    """Holds the last state of each bag and all warnings."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, BagState] = {}
+        self.attempts: Counter[str] = Counter()
+        self.warnings: list[str] = []
+
+    def begin_attempt(self, name: str) -> None:
+        """Count a start or restart of a bag."""
+        self.attempts[name] += 1
+
+    def report(self, name: str, state: BagState) -> None:
+        """Store the state of one bag."""
+        self.states[name] = replace(state, attempt=self.attempts[name], time=time.time())
+
+    def warn(self, name: str, text: str) -> None:
+        """Store a warning about one bag."""
+        self.warnings.append(f"{name}: {text}")
+
+    def read(self) -> tuple[dict[str, BagState], list[str]]:
+        """States of all bags that have started, and all warnings so far."""
+        return self.states, self.warnings

@@ -1,0 +1,61 @@
+"""DeepSpeed's configuration and the learning rate; that the methods we use of its engine exist."""
+
+import inspect
+
+import pytest
+import torch
+from transformers import get_linear_schedule_with_warmup
+
+from boom_ray.recipe import Train, TrainExecution
+from boom_ray.train.engine import decay, engine_config
+
+METHODS = {
+    "backward": set(),
+    "step": set(),
+    "get_lr": set(),
+    "get_global_grad_norm": set(),
+    "set_gradient_accumulation_boundary": {"is_boundary"},
+    "zero_optimization": set(),
+    "zero_optimization_partition_weights": set(),
+    "fp16_enabled": set(),
+    "bfloat16_enabled": set(),
+    "save_checkpoint": {"save_dir", "tag", "save_latest"},
+    "load_checkpoint": {"load_dir", "tag"},
+}
+
+
+def test_the_engine_has_the_methods_that_training_calls():
+    import deepspeed
+
+    for name, parameters in METHODS.items():
+        assert parameters <= set(inspect.signature(getattr(deepspeed.DeepSpeedEngine, name)).parameters), name
+    assert next(iter(inspect.signature(deepspeed.zero.GatheredParameters).parameters)) == "params"
+
+
+def test_the_configuration_of_deepspeed_accepts_our_keys():
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    execution = TrainExecution(zero_stage=3, offload="all")
+    config = engine_config(Train(precision="bf16", max_grad_norm=0.5, execution=execution), num_ranks=4)
+    assert (config["train_batch_size"], config["gradient_clipping"], config["bf16"]) == (
+        4,
+        0.5,
+        {"enabled": True},
+    )
+    zero = DeepSpeedZeroConfig(**config["zero_optimization"])
+    assert zero.stage == 3
+    assert zero.offload_optimizer.device == zero.offload_param.device == "cpu"
+
+
+@pytest.mark.parametrize(("num_steps", "warmup_ratio"), [(100, 0.1), (10, 0.0), (20, 0.5), (1, 0.1)])
+def test_the_learning_rate_follows_the_linear_schedule_of_transformers(num_steps, warmup_ratio):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    warmup = round(num_steps * warmup_ratio)
+    factor = get_linear_schedule_with_warmup(optimizer, warmup, num_steps).lr_lambdas[0]
+    # transformers starts the warm-up at 0, without any effect of the first step; ours starts at 1 / warmup.
+    expected = [factor(step + 1 if step < warmup else step) for step in range(num_steps + 1)]
+    assert [decay(step, num_steps, warmup_ratio) for step in range(num_steps + 1)] == pytest.approx(expected)
+
+
+def test_warmup_can_last_for_all_steps():
+    assert [decay(step, 3, 1.0) for step in range(4)] == pytest.approx([1 / 3, 2 / 3, 1, 0])
