@@ -21,8 +21,8 @@ from boom_ray.data.bags import BASELINE
 from boom_ray.data.batches import num_steps
 from boom_ray.errors import BoomError
 from boom_ray.evaluation import compare, tables
-from boom_ray.evaluation import measure as evaluate
-from boom_ray.evaluation.measure import Measurement, Protocol, Subject
+from boom_ray.evaluation.measure import find_tasks, measure, scores_of
+from boom_ray.evaluation.protocol import EvaluationProtocol, Measurements, Subject
 from boom_ray.merge.actors import MergeSpec
 from boom_ray.merge.methods import Options
 from boom_ray.merge.run import merge_into
@@ -144,7 +144,7 @@ def run(recipe: Recipe, baseline: bool = False) -> str:
         raise BoomError("--baseline compares two models: give the recipe evaluate.data to measure them on")
     target = model_uri(recipe, FIRST_VERSION)
     if recipe.evaluate.data and artifacts.read_record(target) is None:
-        evaluate.find_tasks(recipe.evaluate.data)
+        find_tasks(recipe.evaluate.data)
     base = claim(recipe)
     with driving(recipe.root, "run", FIRST_VERSION) as driver:
         models = prepare_and_train(recipe, base, driver, baseline=baseline)[: len(recipe.bags.ratios)]
@@ -185,7 +185,7 @@ def _merge_and_publish(recipe: Recipe, models: list[str], stage: Stage, driver: 
     driver.begin("evaluate")
     measured = _evaluate(recipe, models, stage) if recipe.evaluate.data else {}
     moments.append(time.time())
-    results = evaluate.scores_of(measured)
+    results = scores_of(measured)
     metrics: dict[str, Any] = {
         "evaluation": results,
         "means": {k: mean_scores(v) for k, v in results.items()},
@@ -223,20 +223,20 @@ def rows_behind(uri: str) -> int:
     return record.config["rows"]
 
 
-def _evaluate(recipe: Recipe, models: list[str], stage: Stage) -> dict[str, dict[str, Measurement]]:
+def _evaluate(recipe: Recipe, models: list[str], stage: Stage) -> Measurements:
     subjects = [Subject("base", recipe.base_model.path, recipe.base_model)]
     subjects += [Subject(storage.name_of(uri), uri) for uri in models]
     subjects += [Subject("merged", stage.uri, digest=stage.settle())]
-    return evaluate.measure(subjects, _protocol(recipe), storage.join(recipe.root, "evaluation"))
+    return _measure(recipe, subjects)
 
 
-def _protocol(recipe: Recipe) -> Protocol:
+def _measure(recipe: Recipe, subjects: list[Subject]) -> Measurements:
+    """Measure models on the recipe's tasks, with the results of earlier attempts."""
     assert recipe.evaluate.data is not None
-    return Protocol(
-        data=recipe.evaluate.data,
-        query_prompt=directory.prompts_of(recipe.data)["query"],
-        max_length=recipe.evaluate.max_length,
-    )
+    prompt = directory.prompts_of(recipe.data)["query"]
+    protocol = EvaluationProtocol(query_prompt=prompt, max_length=recipe.evaluate.max_length)
+    cache = storage.join(recipe.root, "evaluation")
+    return measure(subjects, find_tasks(recipe.evaluate.data), protocol, cache)
 
 
 def _compare(recipe: Recipe, merged: str) -> None:
@@ -244,8 +244,7 @@ def _compare(recipe: Recipe, merged: str) -> None:
     whole = bags.whole(recipe.bags)
     full = BASELINE if whole is None else bags.name_of(whole)
     subjects = [Subject("merged", merged), Subject(full, model_uri(recipe, full))]
-    results = evaluate.measure(subjects, _protocol(recipe), storage.join(recipe.root, "evaluation"))
-    comparison = compare.compare(results)
+    comparison = compare.compare(_measure(recipe, subjects))
     console.print(compare.table(comparison))
     place = storage.join(recipe.root, compare.FILE)
     storage.write_bytes(place, json.dumps(asdict(comparison), indent=1).encode())

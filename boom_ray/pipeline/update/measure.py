@@ -3,14 +3,15 @@
 Old are the tasks of the recipe, and those that came with each update before this one, under its version.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from boom_ray import storage
 from boom_ray.errors import BoomError
 from boom_ray.evaluation import compare, tables
-from boom_ray.evaluation import measure as evaluate
-from boom_ray.evaluation.measure import Measurement, Protocol, Subject
+from boom_ray.evaluation.measure import find_tasks, scores_of
+from boom_ray.evaluation.measure import measure as measure_models
+from boom_ray.evaluation.protocol import EvaluationProtocol, Measurements, Subject
 from boom_ray.model import directory
 from boom_ray.pipeline.update.request import Request, ancestors
 from boom_ray.recipe import Recipe
@@ -38,7 +39,7 @@ def tasks_of(recipe: Recipe, request: Request) -> Tasks:
     found = {kind: places for kind, places in (("old", old), ("new", new)) if places}
     for places in found.values():
         for data in places:
-            evaluate.find_tasks(data)
+            find_tasks(data)
     for name, _ in request.requirements:
         if name.removesuffix("_mean") not in found:
             what = "evaluate.data in the recipe" if name == "old_mean" else "--new-evaluation DIR"
@@ -59,7 +60,7 @@ def measure(recipe: Recipe, tasks: Tasks, models: list[str], child: Subject) -> 
     metrics: dict[str, Any] = {"change": {}, "comparison": {}}
     for kind, places in tasks.items():
         measured = _measured(recipe, subjects, places)
-        results = metrics[kind] = evaluate.scores_of(measured)
+        results = metrics[kind] = scores_of(measured)
         console.print(tables.terminal_table(results))
         changed = compare.compare({one: measured[one] for one in ("child", "parent")})
         metrics["comparison"][kind] = asdict(changed)
@@ -70,17 +71,14 @@ def measure(recipe: Recipe, tasks: Tasks, models: list[str], child: Subject) -> 
     return metrics
 
 
-def _measured(
-    recipe: Recipe, subjects: list[Subject], places: dict[str, str]
-) -> dict[str, dict[str, Measurement]]:
-    """Label -> task -> measurement, of the tasks at all places."""
+def _measured(recipe: Recipe, subjects: list[Subject], places: dict[str, str]) -> Measurements:
+    """Measure the models on the tasks of all directories, named with the prefix of their directory."""
     prompt, cache = directory.prompts_of(recipe.data)["query"], storage.join(recipe.root, "evaluation")
-    found: dict[str, dict[str, Measurement]] = {subject.label: {} for subject in subjects}
-    for data, prefix in places.items():
-        protocol = Protocol(data, prompt, recipe.evaluate.max_length)
-        for label, tasks in evaluate.measure(subjects, protocol, cache).items():
-            found[label] |= {prefix + task: measurement for task, measurement in tasks.items()}
-    return found
+    protocol = EvaluationProtocol(query_prompt=prompt, max_length=recipe.evaluate.max_length)
+    tasks = [
+        replace(task, name=prefix + task.name) for data, prefix in places.items() for task in find_tasks(data)
+    ]
+    return measure_models(subjects, tasks, protocol, cache)
 
 
 def require(request: Request, change: dict[str, float]) -> None:

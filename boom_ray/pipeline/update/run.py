@@ -9,7 +9,7 @@ from boom_ray.artifacts import staging
 from boom_ray.artifacts.record import Record
 from boom_ray.errors import BoomError
 from boom_ray.evaluation import tables
-from boom_ray.evaluation.measure import Subject
+from boom_ray.evaluation.protocol import Subject
 from boom_ray.merge.run import check_spec, merge_into
 from boom_ray.model import card, directory
 from boom_ray.pipeline import run as pipeline
