@@ -79,7 +79,7 @@ def _headline(found: RunContents, comparisons: list[ModelComparison]) -> str:
         where = f"on the {comparison.title.lower()} " if found.request else ""
         outcome = f"{_verdict(comparison.overall)} {OTHERS.get(comparison.title, comparison.theirs)}"
         outcomes.setdefault(outcome, []).append(f"{where}({_relative(comparison.overall)})")
-    clauses = [f"{outcome} {' and '.join(places)}" for outcome, places in outcomes.items()]
+    clauses = [f"{outcome} {' and '.join(parts)}" for outcome, parts in outcomes.items()]
     return f"{found.name} is {', and '.join(clauses)}"
 
 
