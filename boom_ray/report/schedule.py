@@ -56,7 +56,7 @@ class _Clock:
 
     def __init__(self, spans: list[Span]) -> None:
         self.active: list[Span] = []
-        for start, end in sorted(spans):
+        for start, end in sorted(spans):  # bags train at the same time: join overlapping spans
             if self.active and start <= self.active[-1][1]:
                 self.active[-1] = (self.active[-1][0], max(end, self.active[-1][1]))
             else:
