@@ -68,10 +68,10 @@ def evaluate(
     local = local_tasks.find(storage.absolute(data)) if data else []
     if not local and not names:
         raise InputError("evaluate: nothing to measure on. Give --data DIR, --mteb NAME, or both")
-    uris = [model_at(model) for model in models]
-    cluster.connect()
     by_mteb = bool(names) or any(task.type != "Retrieval" for task in local)
     _check_options(by_mteb, name, len(models), settings["query_template"])
+    uris = [model_at(model) for model in models]
+    cluster.connect()
     tasks = _mteb_tasks(local, names) if by_mteb else _local_tasks(local)
     cache = storage.absolute(results) if by_mteb else None
     subjects = [Subject(label, uri, hub_name=name) for label, uri in _labelled(models, uris).items()]

@@ -2,13 +2,16 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 from statistics import fmean
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from boom_ray.cli import main
 from boom_ray.errors import InputError, NotFoundError
 from boom_ray.evaluation import compare, tables
 from boom_ray.evaluation.beir import read_beir
@@ -150,6 +153,20 @@ def test_a_task_that_is_not_in_beir_format_is_named(tmp_path, name, content, mes
 def test_a_directory_without_tasks_is_an_error(tmp_path):
     with pytest.raises(NotFoundError, match=f"{tmp_path}.*BEIR"):
         find_tasks(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "{beir}", "--name", "organization/m"], "--name .*--mteb NAME"),
+        (["--mteb", "STS12", "--name", "m"], "--name m .*ORG/NAME"),
+        ([], "--data DIR, --mteb NAME"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_a_model_is_read(beir, options, message):
+    arguments = [option.format(beir=beir) for option in options]
+    refused = CliRunner().invoke(main, ["evaluate", "no-model", *arguments])
+    assert refused.exit_code == 1 and re.search(message, refused.output)
 
 
 @needs_ray
