@@ -277,11 +277,15 @@ class Merge(Section):
 
 
 class Evaluate(Section):
-    """What the models are measured on: a directory of tasks, grouped by the folders they lie in."""
+    """The tasks that models are measured on.
+
+    Attributes:
+        data: A directory of local tasks, grouped by the folders they are in; None to measure nothing.
+        max_length: Tokens after which texts are truncated; each model's own limit by default.
+    """
 
     data: str | None = None
     max_length: int | None = Field(None, ge=8)
-    batch_size: int = Field(32, ge=1)
 
 
 class Recipe(Section):

@@ -14,8 +14,8 @@ from rich.table import Table
 from boom_ray import artifacts, storage
 from boom_ray.artifacts import ModelRecord
 from boom_ray.data import bags
-from boom_ray.evaluation import measure as evaluate
-from boom_ray.evaluation.measure import Protocol, Subject
+from boom_ray.evaluation.measure import find_tasks, measure, scores_of
+from boom_ray.evaluation.protocol import EvaluationProtocol, Subject
 from boom_ray.model import directory
 from boom_ray.pipeline.run import run
 from boom_ray.pipeline.update.make import update
@@ -84,10 +84,9 @@ def table(recipe: Recipe, lines: list[Line]) -> Table:
     result = Table("model", "rows", "steps", "tokens", "old mean", "new mean", title="nDCG@10", box=None)
     subjects = [Subject(line.label, line.model) for line in lines]
     prompt, cache = directory.prompts_of(recipe.data)["query"], Layout(recipe.root).measurements
+    protocol = EvaluationProtocol(query_prompt=prompt, max_length=recipe.evaluate.max_length)
     old, new = (
-        evaluate.evaluate(
-            subjects, Protocol(f"{HOME}/eval/{group}", prompt, recipe.evaluate.max_length), cache
-        )
+        scores_of(measure(subjects, find_tasks(f"{HOME}/eval/{group}"), protocol, cache))
         for group in ("in_domain", "later")
     )
     for line in lines:

@@ -1,1 +1,1 @@
-"""Evaluation: models measured on local tasks and on those of mteb, over the cluster."""
+"""Evaluation: scores of models on local tasks and on mteb's, measured over the cluster and cached."""

@@ -1,4 +1,4 @@
-"""A local task measured by mteb with an encoder of ours, as the stages of a run measure their models."""
+"""mteb's score of a local task with the encoder of boom-ray, as the pipeline measures its models."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ from boom_ray.evaluation.mteb_tasks import local
 from boom_ray.model.encoder import Encoder
 
 
-class _Adapter(AbsEncoder):
-    """Our encoder as mteb calls one; queries, where a task tells them from documents, have a prompt."""
+class _MtebEncoder(AbsEncoder):
+    """mteb's interface of an encoder; the prompt goes before texts that a task marks as queries."""
 
     def __init__(
         self, encoder: Encoder, query_prompt: str, max_length: int | None, chunk_tokens: int
@@ -33,11 +33,11 @@ class _Adapter(AbsEncoder):
 def score(
     task: LocalTask, encoder: Encoder, query_prompt: str, max_length: int | None, chunk_tokens: int
 ) -> float:
-    """The main score of a task.
+    """The main score of one task.
 
     Raises:
-        BoomError: if its files cannot be read.
+        InputError: if its files cannot be read.
     """
-    adapter: Any = _Adapter(encoder, query_prompt, max_length, chunk_tokens)
+    adapter: Any = _MtebEncoder(encoder, query_prompt, max_length, chunk_tokens)
     measured = mteb.evaluate(adapter, local(task), cache=None, show_progress_bar=False)
     return float(measured.task_results[0].get_score())

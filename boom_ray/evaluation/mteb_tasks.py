@@ -1,4 +1,4 @@
-"""mteb's tasks: its own, by the names of benchmarks and tasks, and local ones made of files."""
+"""Tasks of mteb: its own, by the names of benchmarks and tasks, and local ones that read files."""
 
 from typing import Any, ClassVar
 
@@ -7,11 +7,11 @@ from datasets import Dataset, DatasetDict
 from mteb.abstasks import AbsTaskClassification, AbsTaskClustering, AbsTaskRetrieval, AbsTaskSTS
 from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
 
-from boom_ray.errors import BoomError
+from boom_ray.errors import InputError
 from boom_ray.evaluation.beir import read_beir, read_judgements
-from boom_ray.evaluation.local_tasks import Labelled, LocalTask, Pair, Ranking, read
+from boom_ray.evaluation.local_tasks import LabelledText, LocalTask, RankedQuery, ScoredPair, read
 
-MAIN_SCORES = {
+MTEB_METRICS = {  # mteb's names of `local_tasks.MAIN_METRICS`
     "Retrieval": "ndcg_at_10",
     "Reranking": "map_at_1000",
     "STS": "cosine_spearman",
@@ -21,19 +21,19 @@ MAIN_SCORES = {
 
 
 def named(names: tuple[str, ...]) -> list[mteb.AbsTask]:
-    """The tasks of benchmarks such as `MTEB(eng, v2)`, and single tasks, each once.
+    """The tasks of benchmarks such as `MTEB(eng, v2)`, and single tasks, without repetition.
 
     Raises:
-        BoomError: if mteb has neither a benchmark nor a task of a name, or two benchmarks want different
-            languages of one task.
+        InputError: if mteb has neither a benchmark nor a task of a name, or two benchmarks contain one task
+            with different languages.
     """
     found: dict[str, mteb.AbsTask] = {}
     for task in (task for name in names for task in _tasks_of(name)):
-        known = found.setdefault(task.metadata.name, task)
-        if set(known.hf_subsets) != set(task.hf_subsets):
-            raise BoomError(
-                f"--mteb: {task.metadata.name} is asked for twice, with {len(known.hf_subsets)} and with "
-                f"{len(task.hf_subsets)} languages or parts. Measure on one benchmark after the other"
+        first = found.setdefault(task.metadata.name, task)
+        if set(first.hf_subsets) != set(task.hf_subsets):
+            raise InputError(
+                f"{', '.join(names)}: contain {task.metadata.name} twice, with {len(first.hf_subsets)} and "
+                f"with {len(task.hf_subsets)} languages or subsets. Measure on one benchmark after the other"
             )
     return list(found.values())
 
@@ -46,13 +46,13 @@ def _tasks_of(name: str) -> list[mteb.AbsTask]:
             return [mteb.get_task(name)]
         except KeyError as no_task:
             reasons = f"{no_benchmark.args[0]} {no_task.args[0].removeprefix('KeyError: ')}"
-            raise BoomError(
-                f"--mteb {name!r}: no benchmark and no task of mteb {mteb.__version__}. {reasons}"
+            raise InputError(
+                f"{name!r}: not a benchmark and not a task of mteb {mteb.__version__}. {reasons}"
             ) from None
 
 
 def local(task: LocalTask) -> mteb.AbsTask:
-    """A directory as a task of mteb, which is read when it is measured."""
+    """A directory as a task of mteb; its files are read when mteb loads the data."""
     metadata = mteb.TaskMetadata(
         name=task.name.replace("/", "__"),
         description=f"The task at {task.uri}",
@@ -60,14 +60,14 @@ def local(task: LocalTask) -> mteb.AbsTask:
         type=task.type,
         category="t2c" if task.type in ("Classification", "Clustering") else "t2t",
         eval_langs=["und-Latn"],
-        main_score=MAIN_SCORES[task.type],
+        main_score=MTEB_METRICS[task.type],
     )
-    # mteb keeps metadata in classes: an instance's own is dropped with its data.
-    return type(metadata.name, (LOCAL[task.type],), {"metadata": metadata})()
+    # A class of its own: mteb reads metadata from classes, and drops an instance's when it unloads the data.
+    return type(metadata.name, (LOCAL_TASK_CLASSES[task.type],), {"metadata": metadata})()
 
 
-class _Local:
-    """Loads the files of a directory in place of a data set of the hub."""
+class _LocalData:
+    """Reads the files of a directory instead of a dataset of the hub."""
 
     metadata: ClassVar[mteb.TaskMetadata]
     dataset: Any
@@ -80,15 +80,15 @@ class _Local:
             self.data_loaded = True
 
     def read(self, uri: str) -> Any:
-        """The data, as the type of task keeps it."""
+        """The data in the form that the type of task needs."""
         raise NotImplementedError
 
 
-class LocalRetrieval(_Local, AbsTaskRetrieval):
+class LocalRetrieval(_LocalData, AbsTaskRetrieval):
     """A BEIR directory."""
 
     def read(self, uri: str) -> Any:
-        """See `_Local.read`."""
+        """See `_LocalData.read`."""
         beir = read_beir(uri)
         data = RetrievalSplitData(
             corpus=_texts(beir["corpus"]),
@@ -99,17 +99,17 @@ class LocalRetrieval(_Local, AbsTaskRetrieval):
         return {"default": {"test": data}}
 
 
-class LocalReranking(_Local, AbsTaskRetrieval):
-    """Queries, each with positive and negative documents of its own."""
+class LocalReranking(_LocalData, AbsTaskRetrieval):
+    """Queries, each with its own positive and negative documents."""
 
     def read(self, uri: str) -> Any:
-        """See `_Local.read`."""
+        """See `_LocalData.read`."""
         queries: dict[str, str] = {}
         documents: dict[str, str] = {}
         relevant, ranked = {}, {}
-        for number, row in enumerate(read(uri, "test", Ranking)):
+        for number, row in enumerate(read(uri, "test", RankedQuery)):
             texts = [*row.positive, *row.negative]
-            ids = [f"d{number}-{place}" for place in range(len(texts))]
+            ids = [f"d{number}-{rank}" for rank in range(len(texts))]
             queries[f"q{number}"] = row.query
             documents.update(zip(ids, texts, strict=True))
             relevant[f"q{number}"] = dict.fromkeys(ids[: len(row.positive)], 1)
@@ -120,21 +120,21 @@ class LocalReranking(_Local, AbsTaskRetrieval):
         return {"default": {"test": data}}
 
 
-class LocalSTS(_Local, AbsTaskSTS):
-    """Pairs of texts with a score of their likeness, on any scale."""
+class LocalSTS(_LocalData, AbsTaskSTS):
+    """Pairs of sentences with similarity scores, on any scale."""
 
     def read(self, uri: str) -> Any:
-        """See `_Local.read`."""
-        rows = [row.model_dump() for row in read(uri, "test", Pair)]
+        """See `_LocalData.read`."""
+        rows = [row.model_dump() for row in read(uri, "test", ScoredPair)]
         return DatasetDict(test=Dataset.from_list(rows))
 
 
-class LocalClassification(_Local, AbsTaskClassification):
-    """Texts with labels, some to train a classifier with and some to measure it with."""
+class LocalClassification(_LocalData, AbsTaskClassification):
+    """Texts with labels, to train a classifier and to test it."""
 
     def read(self, uri: str) -> Any:
-        """See `_Local.read`."""
-        splits = {split: read(uri, split, Labelled) for split in ("train", "test")}
+        """See `_LocalData.read`."""
+        splits = {split: read(uri, split, LabelledText) for split in ("train", "test")}
         numbers = _numbered([row for rows in splits.values() for row in rows])
         return DatasetDict(
             {
@@ -144,20 +144,20 @@ class LocalClassification(_Local, AbsTaskClassification):
         )
 
 
-class LocalClustering(_Local, AbsTaskClustering):
+class LocalClustering(_LocalData, AbsTaskClustering):
     """Texts with the labels of their clusters."""
 
-    max_fraction_of_documents_to_embed = None
+    max_fraction_of_documents_to_embed = None  # cluster all texts, not mteb's sample of them
 
     def read(self, uri: str) -> Any:
-        """See `_Local.read`."""
-        rows = read(uri, "test", Labelled)
+        """See `_LocalData.read`."""
+        rows = read(uri, "test", LabelledText)
         numbers = _numbered(rows)
         texts = [{"sentences": row.text, "labels": numbers[row.label]} for row in rows]
         return DatasetDict(test=Dataset.from_list(texts))
 
 
-LOCAL: dict[str, type[_Local]] = {
+LOCAL_TASK_CLASSES: dict[str, type[_LocalData]] = {
     "Retrieval": LocalRetrieval,
     "Reranking": LocalReranking,
     "STS": LocalSTS,
@@ -170,5 +170,5 @@ def _texts(by_id: dict[str, str]) -> Dataset:
     return Dataset.from_dict({"id": list(by_id), "text": list(by_id.values())})
 
 
-def _numbered(rows: list[Labelled]) -> dict[str | int, int]:
+def _numbered(rows: list[LabelledText]) -> dict[str | int, int]:
     return {label: number for number, label in enumerate(sorted({row.label for row in rows}, key=str))}

@@ -1,4 +1,4 @@
-"""Retrieval on a BEIR directory: the evaluator of sentence-transformers over our encoder."""
+"""Retrieval on a BEIR directory: the evaluator of sentence-transformers with the encoder of boom-ray."""
 
 from typing import Any
 
@@ -10,11 +10,19 @@ from boom_ray.evaluation.beir import read_beir
 
 
 class RetrievalEvaluator(InformationRetrievalEvaluator):
-    """The evaluator of sentence-transformers over our encoder."""
+    """nDCG@10, MRR@10 and recall@100 by cosine similarity, with the nDCG@10 of each query.
+
+    Args:
+        task: URI of the BEIR directory.
+        max_length: Tokens after which texts are truncated; None for the model's own limit.
+        chunk_tokens: Padded tokens in one forward pass.
+        options: Of the base class.
+    """
 
     def __init__(self, task: str, max_length: int | None, chunk_tokens: int, **options: Any) -> None:
+        data: Any = read_beir(task)
         super().__init__(
-            **read_beir(task),
+            **data,
             score_functions={"cosine": util.cos_sim},
             mrr_at_k=[10],
             ndcg_at_k=[10],
@@ -25,16 +33,20 @@ class RetrievalEvaluator(InformationRetrievalEvaluator):
         self.ndcg_of_queries: dict[str, float] = {}
 
     def embed_inputs(self, model: Any, sentences: Any, prompt: str | None = None, **_: Any) -> Any:  # type: ignore[override]
-        """Embed texts; see the base class."""
+        """[n, d] float32 embeddings; see the base class."""
         token_ids = model.tokenize([(prompt or "") + text for text in sentences], self.max_length)
         return torch.from_numpy(model.encode_tokens(token_ids, self.chunk_tokens))
 
     def compute_metrics(self, queries_result_list: Any) -> Any:
-        """The means over all queries, see the base class; nDCG@10 of each query is kept beside them."""
+        """The means over all queries, see the base class; also stores nDCG@10 of each query.
+
+        The base class computes the scores of single queries, but returns their means only. Hits are sorted
+        as it sorts them, with equal scores in the order of the ids, so that the means agree.
+        """
         for query, hits in zip(self.queries_ids, queries_result_list, strict=True):
             first = sorted(hits, key=lambda hit: (-hit["score"], hit["corpus_id"]))[:10]
             gains = [float(hit["corpus_id"] in self.relevant_docs[query]) for hit in first]
-            most = [1.0] * len(self.relevant_docs[query])
-            ideal = self.compute_dcg_at_k(most, 10)
+            ideal_gains = [1.0] * len(self.relevant_docs[query])
+            ideal = self.compute_dcg_at_k(ideal_gains, 10)
             self.ndcg_of_queries[query] = float(self.compute_dcg_at_k(gains, 10) / ideal)
         return super().compute_metrics(queries_result_list)

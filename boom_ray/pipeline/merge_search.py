@@ -7,9 +7,9 @@ import numpy as np
 from boom_ray import storage
 from boom_ray.artifacts import ModelRecord, staging
 from boom_ray.artifacts.contents import ModelMetrics, SearchMetrics
-from boom_ray.evaluation import measure as evaluate
 from boom_ray.evaluation import tables
-from boom_ray.evaluation.measure import Protocol, Subject
+from boom_ray.evaluation.measure import find_tasks, measure, scores_of
+from boom_ray.evaluation.protocol import EvaluationProtocol, Subject
 from boom_ray.merge.actors import MergeSpec
 from boom_ray.merge.job import Products
 from boom_ray.merge.methods import METHODS
@@ -49,7 +49,7 @@ def search(
         BoomError: as the merge and the evaluation do.
     """
     staging.refuse_existing(target)
-    evaluate.find_tasks(data)
+    tasks = find_tasks(data)
     tried = candidates(spec, len(models), trials)
     scratch = storage.join(storage.parent_of(target), f".{storage.name_of(target)}.search")
     known: dict[str, Products] = {}
@@ -60,7 +60,7 @@ def search(
             _, merged = merge_models(models, place, base, candidate.spec, known)
             known = known or merged.reusable
         subjects = [Subject(c.label, storage.join(scratch, c.label)) for c in tried]
-        results = evaluate.evaluate(subjects, Protocol(data))
+        results = scores_of(measure(subjects, tasks, EvaluationProtocol()))
         scores = {label: main_score(mean_scores(found)["all"]) for label, found in results.items()}
         best = max(tried, key=lambda candidate: scores[candidate.label])
         metrics = ModelMetrics(search=SearchMetrics(scores=scores, chosen=best.label), evaluation=results)

@@ -14,8 +14,9 @@ from boom_ray.artifacts import ModelRecord, staging
 from boom_ray.artifacts.contents import Comparison, ModelMetrics
 from boom_ray.artifacts.staging import Stage
 from boom_ray.errors import InputError
-from boom_ray.evaluation import compare, measure, tables
-from boom_ray.evaluation.measure import Measurement, Protocol, Subject
+from boom_ray.evaluation import compare, tables
+from boom_ray.evaluation.measure import find_tasks, measure, scores_of
+from boom_ray.evaluation.protocol import EvaluationProtocol, Measurements, Subject
 from boom_ray.merge.run import merge_into
 from boom_ray.model import directory
 from boom_ray.pipeline.publish import Publication, publish, self_test_of
@@ -61,7 +62,7 @@ def run(recipe: Recipe, baseline: bool = False) -> RunResult:
     layout = Layout(recipe.root)
     target = layout.model(FIRST_VERSION)
     if recipe.evaluate.data and artifacts.read_record(target) is None:
-        measure.find_tasks(recipe.evaluate.data)
+        find_tasks(recipe.evaluate.data)
     base = claim(recipe)
     with driving(recipe.root, "run", FIRST_VERSION) as driver:
         models = prepare_and_train(recipe, base, driver, baseline=baseline)[: len(recipe.bags.ratios)]
@@ -101,7 +102,7 @@ def _merge_and_publish(recipe: Recipe, models: list[str], stage: Stage, driver: 
     driver.begin("evaluate")
     measured = _evaluate(recipe, models, stage) if recipe.evaluate.data else {}
     moments.append(time.time())
-    scores = ScoreTable(measure.scores_of(measured))
+    scores = ScoreTable(scores_of(measured))
     publication = Publication(
         name=recipe.name,
         version=FIRST_VERSION,
@@ -118,34 +119,32 @@ def _merge_and_publish(recipe: Recipe, models: list[str], stage: Stage, driver: 
     return publish(stage, publication, licensed_as=base)
 
 
-def _metrics(measured: dict[str, dict[str, Measurement]], scores: ScoreTable) -> ModelMetrics:
+def _metrics(measured: Measurements, scores: ScoreTable) -> ModelMetrics:
     if not measured:
         return ModelMetrics()
     comparison = compare.compare({label: measured[label] for label in ("merged", "base")})
     return ModelMetrics(evaluation=scores.results, means=scores.means, comparison=comparison)
 
 
-def _evaluate(recipe: Recipe, models: list[str], stage: Stage) -> dict[str, dict[str, Measurement]]:
+def _evaluate(recipe: Recipe, models: list[str], stage: Stage) -> Measurements:
     subjects = [Subject("base", recipe.base_model.path, recipe.base_model)]
     subjects += [Subject(storage.name_of(uri), uri) for uri in models]
     subjects += [Subject("merged", stage.uri, digest=stage.flush())]
-    return measure.measure(subjects, protocol_of(recipe), Layout(recipe.root).measurements)
+    return measure_on_tasks(recipe, subjects)
 
 
-def protocol_of(recipe: Recipe) -> Protocol:
-    """How the models of a run are measured."""
+def measure_on_tasks(recipe: Recipe, subjects: list[Subject]) -> Measurements:
+    """Measure models on the evaluation tasks of a recipe; results are cached in the run."""
     assert recipe.evaluate.data is not None
-    return Protocol(
-        data=recipe.evaluate.data,
-        query_prompt=directory.prompts_of(recipe.data)["query"],
-        max_length=recipe.evaluate.max_length,
-    )
+    prompt = directory.prompts_of(recipe.data)["query"]
+    protocol = EvaluationProtocol(query_prompt=prompt, max_length=recipe.evaluate.max_length)
+    return measure(subjects, find_tasks(recipe.evaluate.data), protocol, Layout(recipe.root).measurements)
 
 
 def _compare_with_baseline(recipe: Recipe, merged: str) -> Comparison:
     """Measure the merged model and the one trained on the full corpus, and store the comparison."""
     layout, full = Layout(recipe.root), baseline_name(recipe)
     subjects = [Subject("merged", merged), Subject(full, layout.model(full))]
-    comparison = compare.compare(measure.measure(subjects, protocol_of(recipe), layout.measurements))
+    comparison = compare.compare(measure_on_tasks(recipe, subjects))
     storage.write_bytes(layout.comparison, comparison.model_dump_json(indent=1).encode())
     return comparison

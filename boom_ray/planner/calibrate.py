@@ -25,7 +25,7 @@ from boom_ray.artifacts import staging
 from boom_ray.artifacts.record import METRICS_LOG
 from boom_ray.data import bags, corpus
 from boom_ray.data.batches import num_batches, num_steps
-from boom_ray.evaluation.measure import find_tasks
+from boom_ray.evaluation import local_tasks
 from boom_ray.merge.run import merge_into
 from boom_ray.model import directory
 from boom_ray.pipeline import run as pipeline
@@ -205,8 +205,8 @@ def _encoding(workload: Workload, cluster: ClusterSpec, model: str) -> dict[str,
     evaluate, shape = workload.recipe.evaluate, workload.shape
     num_slots = max(1, min(64, int(cluster.num_cpus)))
     tasks = workload.evaluation if evaluate.data else []
-    found = find_tasks(evaluate.data).values() if evaluate.data and tasks else []
-    task = next((one.uri for one in found if one.type == "Retrieval"), None)
+    local = local_tasks.find(evaluate.data) if evaluate.data and tasks else []
+    task = next((one.uri for one in local if one.type == "Retrieval"), None)
     load = tasks[0] if task else BatchLoad(NUM_TEXTS, NUM_TEXTS * LENGTH, NUM_TEXTS * LENGTH, LENGTH, 0, True)
     since = time.time()
     results = result_of([_measure.remote(model, task, evaluate.max_length) for _ in range(num_slots)])

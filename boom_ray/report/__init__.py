@@ -1,1 +1,1 @@
-"""A run as one HTML page: a view of what its stages stored, for those who decide and those who build."""
+"""A run as one HTML page: a view of the files that its stages stored."""

@@ -1,8 +1,10 @@
-"""What lies in storage of a run and one of its versions; whatever a stage has not written yet is missing."""
+"""The stored files of a run and of one of its versions; files that do not exist yet are None or empty."""
 
 import json
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic import BaseModel
 
 from boom_ray import storage
 from boom_ray.artifacts import AnyRecord, BagsRecord, CorpusRecord, ModelRecord
@@ -13,85 +15,110 @@ from boom_ray.errors import NotFoundError
 from boom_ray.recipe import Recipe
 from boom_ray.runs import ancestry
 from boom_ray.runs import identity as identities
-from boom_ray.runs.identity import RunIdentity, recipe_of
+from boom_ray.runs.identity import recipe_of
 from boom_ray.runs.layout import Layout
 from boom_ray.runs.updates import UpdateRequest, read_request
 from boom_ray.runs.versions import VERSION
 from boom_ray.runs.versions import current as current_version
 
 
+class AngleTable(BaseModel):
+    """Norms [M] and angles [M, M] in degrees between M models; None where a norm is zero."""
+
+    norms: list[float]
+    angles: list[list[float | None]]
+
+
+class ModelDistances(BaseModel):
+    """The `distances.json` of a merged model: `all` of the whole models, `layers` by layer."""
+
+    all: AngleTable
+    layers: dict[str, AngleTable]
+
+
 @dataclass(frozen=True)
-class Trained:
-    """A model that was trained, or is to be.
+class LoggedStep:
+    """The values of one training step that the page shows; `time` is in seconds since 1970."""
+
+    time: float
+    loss: float
+    padding_fraction: float
+    truncated_fraction: float
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model of the run, trained or still to be trained.
 
     Attributes:
         name: `bag-1`, …, `baseline`, or `update`.
-        ratio: Percentage of every task's rows it was given.
-        tasks: Rows of each task.
+        ratio: Percentage of every task's rows in its bag.
+        tasks: Rows of each task in its bag.
         record: None until it is published.
-        steps: The lines of its `metrics.jsonl`.
+        steps: Its metrics log.
     """
 
     name: str
     ratio: float
     tasks: dict[str, int]
     record: ModelRecord | None
-    steps: list[dict[str, Any]]
+    steps: list[LoggedStep]
 
 
 @dataclass(frozen=True)
-class Found:
-    """All that is known of a version and of the run it belongs to.
+class RunContents:
+    """The files of a run, as far as they concern one version.
 
     Attributes:
         root: `<storage>/<name>`.
         version: None while the run has no merged model.
-        record: That version's.
-        recipe: As it was when the run began.
-        identity: Everything that the run's name stands for, with the digest of the base model.
-        request: The request of the update that made the version; None if no update did.
-        corpus: Of the update, if one made the version.
-        trained: The models of all bags, and the baseline; of an update, its one model.
-        comparison: With the model of the full corpus.
-        distances: Between the models that were merged.
-        versions: All that are published, and the `current` one.
-        artifacts: Every artifact of the run, by its path below `root`.
+        record: That of the version.
+        recipe: The recipe with which the run began.
+        base_digest: Identity of the base model's content.
+        request: The settings of the update that made the version; None if no update did.
+        corpus: That of the update, if one made the version.
+        trained: The models of all bags and the baseline; of an update, its one model.
+        comparison: Comparison with the baseline.
+        distances: Norms and angles of the models that were merged.
+        versions: All published versions.
+        current: The version to serve.
+        artifacts: Every artifact of the run, by its path relative to `root`.
     """
 
     root: str
     version: str | None
     record: ModelRecord | None
     recipe: Recipe
-    identity: RunIdentity
+    base_digest: str
     request: UpdateRequest | None
     corpus: CorpusRecord | None
-    trained: list[Trained]
+    trained: list[TrainedModel]
     comparison: Comparison | None
-    distances: dict[str, Any] | None
+    distances: ModelDistances | None
     versions: list[str]
     current: str | None
     artifacts: dict[str, AnyRecord]
 
     @property
     def name(self) -> str:
-        """What people call the version, or the run if it has none."""
+        """The name of the run and of the version, if there is one."""
         return " ".join(filter(None, (self.recipe.name, self.version)))
 
     @property
-    def bags(self) -> list[Trained]:
+    def bags(self) -> list[TrainedModel]:
         """The models that are merged: all but the baseline."""
         return [model for model in self.trained if model.name != BASELINE]
 
 
-def collect(root: str, version: str | None = None) -> Found:
+def collect(root: str, version: str | None = None) -> RunContents:
     """Read a run.
 
     Args:
         root: `<storage>/<name>`.
-        version: By default the current one; if there is none yet, the run as far as it is.
+        version: By default the current one, or none while the run is not finished.
 
     Raises:
-        BoomError: if there is no run at `root`, or no such version.
+        NotFoundError: if there is no run at `root`, or no such version.
     """
     identity, layout = identities.find(root), Layout(root)
     if identity is None:
@@ -100,33 +127,38 @@ def collect(root: str, version: str | None = None) -> Found:
     paths = [path for path in artifacts if VERSION.fullmatch(path.removeprefix("models/"))]
     published = [storage.name_of(path) for path in paths if path.startswith("models/")]
     if version is not None and version not in published:
-        there = f"there are {', '.join(published)}" if published else "none is published yet; leave it out"
-        raise NotFoundError(f"{root}: no version {version}; {there}")
+        existing = f"published: {', '.join(published)}" if published else "none is published yet; omit it"
+        raise NotFoundError(f"{root}: no version {version}; {existing}")
     current = current_version(root) if published else None
     version = version or current
     request = read_request(root, version) if version else None
     inside = layout.update(version) if request and version else layout
     corpus = artifacts.get(layout.relative(inside.corpus))
     record = artifacts[layout.relative(layout.model(version))] if version else None
-    return Found(
+    distances = _read_json(storage.join(layout.model(version), DISTANCES)) if version else None
+    return RunContents(
         root=root,
         version=version,
         record=record if isinstance(record, ModelRecord) else None,
         recipe=recipe_of(root),
-        identity=identity,
+        base_digest=identity.base_model["digest"],
         request=request,
         corpus=corpus if isinstance(corpus, CorpusRecord) else None,
         trained=_trained(layout, inside, artifacts),
         comparison=None if request or not version else _comparison(layout.comparison),
-        distances=_read_json(storage.join(layout.model(version), DISTANCES)) if version else None,
+        distances=ModelDistances.model_validate(distances) if distances else None,
         versions=published,
         current=current,
         artifacts=artifacts,
     )
 
 
-def _trained(layout: Layout, inside: Layout, artifacts: dict[str, AnyRecord]) -> list[Trained]:
-    """Every model of a run's bags, published or not; `inside` is the layout that trained them."""
+def _trained(layout: Layout, inside: Layout, artifacts: dict[str, AnyRecord]) -> list[TrainedModel]:
+    """Every model of a run's bags, published or not.
+
+    Args:
+        inside: The layout of the run, or of the update, that trained the models.
+    """
     found = []
     is_update = inside != layout
     for uri, names in ((inside.bags, None), (inside.baseline, [BASELINE])):
@@ -138,8 +170,8 @@ def _trained(layout: Layout, inside: Layout, artifacts: dict[str, AnyRecord]) ->
             model = inside.model(name)
             record = artifacts.get(layout.relative(model))
             record = record if isinstance(record, ModelRecord) else None
-            steps = _read_lines(storage.join(model, METRICS_LOG)) if record else []
-            found.append(Trained("update" if is_update else name, ratio, tasks, record, steps))
+            steps = _read_steps(storage.join(model, METRICS_LOG)) if record else []
+            found.append(TrainedModel("update" if is_update else name, ratio, tasks, record, steps))
     return found
 
 
@@ -151,5 +183,9 @@ def _read_json(uri: str) -> dict[str, Any] | None:
     return json.loads(storage.read_bytes(uri)) if storage.is_file(uri) else None
 
 
-def _read_lines(uri: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in storage.read_bytes(uri).splitlines()] if storage.is_file(uri) else []
+def _read_steps(uri: str) -> list[LoggedStep]:
+    if not storage.is_file(uri):
+        return []
+    names = LoggedStep.__dataclass_fields__
+    lines = map(json.loads, storage.read_bytes(uri).splitlines())
+    return [LoggedStep(**{name: line[name] for name in names}) for line in lines]

@@ -1,16 +1,19 @@
-"""How good the version is: on every task, against what it came from and beside all models measured."""
+"""The quality of the version: its scores on every task, compared with those of the other models."""
 
 from dataclasses import dataclass, replace
 
 from boom_ray.artifacts.contents import Comparison, Difference, ModelMetrics, UpdateMetrics
-from boom_ray.report.collect import Found
+from boom_ray.report.collect import RunContents
 from boom_ray.report.scale import Axis, axis
 from boom_ray.runs.scores import Scores, main_metric, main_score, mean_scores, task_groups
 
+AGAINST_BASE = "Compared with the base model"
+AGAINST_BASELINE = "Compared with one model of the full corpus"
+
 
 @dataclass(frozen=True)
-class Change:
-    """Two scores on a task or in a mean of tasks; the interval of their difference is None if unknown."""
+class ScoreChange:
+    """Two scores on a task or in a mean of tasks; without an interval of the difference, that is None."""
 
     ours: float
     theirs: float
@@ -20,81 +23,87 @@ class Change:
 
     @property
     def difference(self) -> float:
-        """Ours less theirs."""
+        """Ours minus theirs."""
         return self.ours - self.theirs
 
 
 @dataclass(frozen=True)
-class Contest:
-    """One model against another.
+class ModelComparison:
+    """One model compared with another.
 
     Attributes:
-        title: What is compared: `Against the base`, `Old tasks`.
-        metric: Of all tasks, or `MAIN_SCORE`.
-        ours: What the page calls our model.
-        theirs: What it calls the other.
-        tasks: Of every task.
-        means: Of every group of tasks, last that of `all`.
-        others: Scores of more models, by name: on every task, and in every mean.
+        title: `AGAINST_BASE`, `AGAINST_BASELINE`; of updates `New tasks` and `Old tasks`.
+        metric: That of all tasks, or `MAIN_SCORE`.
+        ours: Name of our model on the page.
+        theirs: Name of the other.
+        tasks: The scores on every task.
+        means: The means of every group of tasks, last that of `all`.
+        others: Scores of further models by name: on every task, and the means.
     """
 
     title: str
     metric: str
     ours: str
     theirs: str
-    tasks: dict[str, Change]
-    means: dict[str, Change]
+    tasks: dict[str, ScoreChange]
+    means: dict[str, ScoreChange]
     others: dict[str, tuple[dict[str, float], dict[str, float]]]
 
     @property
-    def overall(self) -> Change:
-        """In the mean of all tasks."""
+    def overall(self) -> ScoreChange:
+        """The means over all tasks."""
         return self.means["all"]
 
-    def judged(self, verdict: str) -> list[str]:
-        """The tasks of one verdict, those with the largest difference first."""
-        found = [task for task, change in self.tasks.items() if change.verdict == verdict]
-        return sorted(found, key=lambda task: -abs(self.tasks[task].difference))
+    def tasks_with(self, verdict: str) -> list[str]:
+        """The tasks with a verdict, sorted by the size of the difference, the largest first."""
+        names = [task for task, change in self.tasks.items() if change.verdict == verdict]
+        return sorted(names, key=lambda task: -abs(self.tasks[task].difference))
 
 
-def contests(found: Found) -> list[Contest]:
-    """The comparisons that were measured, the most important first; empty if nothing was."""
+def model_comparisons(found: RunContents) -> list[ModelComparison]:
+    """The measured comparisons, the most important first."""
     metrics, names = found.record.metrics if found.record else ModelMetrics(), names_of(found)
     if found.request:
         update = metrics.update or UpdateMetrics()
         return [
-            _contest(title, update.scores[kind], update.comparisons.get(kind), ("child", "parent"), names)
+            _measured_comparison(
+                title, update.scores[kind], update.comparisons.get(kind), ("child", "parent"), names
+            )
             for kind, title in (("new", "New tasks"), ("old", "Old tasks"))
             if kind in update.scores
         ]
     if not metrics.evaluation:
         return []
-    first = _contest("Against the base", metrics.evaluation, metrics.comparison, ("merged", "base"), names)
-    return [first, *([_against_full(found.comparison)] if found.comparison else [])]
+    first = _measured_comparison(
+        AGAINST_BASE, metrics.evaluation, metrics.comparison, ("merged", "base"), names
+    )
+    return [first, *([_baseline_comparison(found.comparison)] if found.comparison else [])]
 
 
-def names_of(found: Found) -> dict[str, str]:
-    """What the page calls the models of an update; all others have their own names."""
+def names_of(found: RunContents) -> dict[str, str]:
+    """The names on the page of an update's models; all others keep their labels."""
     return {"child": str(found.version), "parent": str(found.request.parent)} if found.request else {}
 
 
-def _contest(
+def _measured_comparison(
     title: str,
     results: dict[str, Scores],
     comparison: Comparison | None,
     pair: tuple[str, str],
     names: dict[str, str],
-) -> Contest:
+) -> ModelComparison:
     tasks = {label: _main(scores) for label, scores in results.items()}
     means = {label: _main(mean_scores(scores)) for label, scores in results.items()}
     ours, theirs = pair
 
-    def changes(differences: dict[str, Difference] | None, scores: Scores) -> dict[str, Change]:
+    def changes(
+        differences: dict[str, Difference] | None, scores: dict[str, dict[str, float]]
+    ) -> dict[str, ScoreChange]:
         if differences is not None:
             return _compared(differences)
-        return {place: Change(scores[ours][place], scores[theirs][place]) for place in scores[ours]}
+        return {name: ScoreChange(scores[ours][name], scores[theirs][name]) for name in scores[ours]}
 
-    return Contest(
+    return ModelComparison(
         title=title,
         metric=main_metric(results[ours]),
         ours=names.get(ours, ours),
@@ -106,27 +115,29 @@ def _contest(
 
 
 def _main(scores: Scores) -> dict[str, float]:
-    return {place: main_score(found) for place, found in scores.items()}
+    return {name: main_score(of_task) for name, of_task in scores.items()}
 
 
-def _compared(entries: dict[str, Difference]) -> dict[str, Change]:
-    """Tasks or means as `boom_ray.evaluation.compare` has them."""
+def _compared(differences: dict[str, Difference]) -> dict[str, ScoreChange]:
+    """The differences of a stored comparison (`boom_ray.evaluation.compare`)."""
     return {
-        place: Change(
-            ours=entry.ours,
-            theirs=entry.theirs,
-            interval=None if entry.low is None or entry.high is None else (entry.low, entry.high),
-            verdict=entry.verdict,
-            queries=entry.queries or None,
+        name: ScoreChange(
+            ours=difference.ours,
+            theirs=difference.theirs,
+            interval=None
+            if difference.low is None or difference.high is None
+            else (difference.low, difference.high),
+            verdict=difference.verdict,
+            queries=difference.queries or None,
         )
-        for place, entry in entries.items()
+        for name, difference in differences.items()
     }
 
 
-def _against_full(comparison: Comparison) -> Contest:
-    """What `boom-ray run --baseline` wrote."""
-    return Contest(
-        title="Against one model of the full corpus",
+def _baseline_comparison(comparison: Comparison) -> ModelComparison:
+    """The comparison with the model that was trained on the full corpus."""
+    return ModelComparison(
+        title=AGAINST_BASELINE,
         metric=comparison.metric,
         ours=comparison.ours,
         theirs=comparison.theirs,
@@ -137,13 +148,20 @@ def _against_full(comparison: Comparison) -> Contest:
 
 
 @dataclass(frozen=True)
-class Line:
-    """A task or a mean as the page draws it: positions in percent of two axes."""
+class ChartRow:
+    """A task or a mean in a chart.
+
+    Attributes:
+        marks: Class, position and title of each model's mark on the axis of scores, in percent.
+        span: Start and width of the line between the two models, in percent.
+        point: Position of the difference on its axis, in percent.
+        reach: The ends of its interval on that axis.
+    """
 
     label: str
     title: str
     is_mean: bool
-    change: Change
+    change: ScoreChange
     marks: list[tuple[str, float, str]]
     span: tuple[float, float]
     point: float
@@ -151,48 +169,48 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Board:
-    """A contest as the page draws it: groups of lines under two axes."""
+class ComparisonChart:
+    """A comparison as a chart: groups of rows with two axes."""
 
-    contest: Contest
+    comparison: ModelComparison
     scores: Axis
     differences: Axis
-    groups: list[tuple[str, list[Line]]]
+    groups: list[tuple[str, list[ChartRow]]]
 
 
-def board(contest: Contest) -> Board:
-    """Lay a contest out."""
-    changes = [*contest.tasks.values(), *contest.means.values()]
+def chart(comparison: ModelComparison) -> ComparisonChart:
+    """Lay out a comparison."""
+    changes = [*comparison.tasks.values(), *comparison.means.values()]
     values = [value for change in changes for value in (change.ours, change.theirs)]
     values += [
-        value for tasks, means in contest.others.values() for value in (*tasks.values(), *means.values())
+        value for tasks, means in comparison.others.values() for value in (*tasks.values(), *means.values())
     ]
     ends = [end for change in changes for end in change.interval or (change.difference,)]
-    empty = Board(contest, axis(values), axis([0.0, *ends], with_sign=True), [])
+    empty = ComparisonChart(comparison, axis(values), axis([0.0, *ends], with_sign=True), [])
     groups = []
-    for group, tasks in grouped(list(contest.tasks)).items():
-        lines = [_line(empty, task, task.rpartition("/")[2]) for task in tasks]
+    for group, tasks in grouped(list(comparison.tasks)).items():
+        rows = [_row(empty, task, task.rpartition("/")[2]) for task in tasks]
         if group:
-            lines.append(_line(empty, group, f"mean {spoken(group)}", is_mean=True))
-        groups.append((spoken(group), lines))
-    groups.append(("", [_line(empty, "all", "mean of all tasks", is_mean=True)]))
+            rows.append(_row(empty, group, f"mean {readable(group)}", is_mean=True))
+        groups.append((readable(group), rows))
+    groups.append(("", [_row(empty, "all", "mean of all tasks", is_mean=True)]))
     return replace(empty, groups=groups)
 
 
-def _line(board: Board, place: str, label: str, is_mean: bool = False) -> Line:
-    """A task or a mean on the axes of a board."""
-    contest, scores, differences = board.contest, board.scores, board.differences
-    change = (contest.means if is_mean else contest.tasks)[place]
-    shown = [("other", name, both[is_mean][place]) for name, both in contest.others.items()]
-    shown += [("theirs", contest.theirs, change.theirs), ("ours", contest.ours, change.ours)]
+def _row(chart: ComparisonChart, name: str, label: str, is_mean: bool = False) -> ChartRow:
+    """A task or a mean, positioned on the axes of a chart."""
+    comparison, scores, differences = chart.comparison, chart.scores, chart.differences
+    change = (comparison.means if is_mean else comparison.tasks)[name]
+    shown = [("other", label, both[is_mean][name]) for label, both in comparison.others.items()]
+    shown += [("theirs", comparison.theirs, change.theirs), ("ours", comparison.ours, change.ours)]
     left, right = sorted((scores.at(change.ours), scores.at(change.theirs)))
     low, high = change.interval or (None, None)
-    return Line(
+    return ChartRow(
         label=label,
-        title=place,
+        title=name,
         is_mean=is_mean,
         change=change,
-        marks=[(kind, scores.at(value), f"{name} {value:.3f}") for kind, name, value in shown],
+        marks=[(kind, scores.at(value), f"{label} {value:.3f}") for kind, label, value in shown],
         span=(left, round(right - left, 2)),
         point=differences.at(change.difference),
         reach=None if low is None or high is None else (differences.at(low), differences.at(high)),
@@ -200,20 +218,20 @@ def _line(board: Board, place: str, label: str, is_mean: bool = False) -> Line:
 
 
 def grouped(tasks: list[str]) -> dict[str, list[str]]:
-    """Tasks by group; those without one under an empty name, first."""
-    found = task_groups(tasks)
+    """The tasks of each group; those without a group come first, under an empty name."""
+    groups = task_groups(tasks)
     alone = [task for task in tasks if "/" not in task]
-    return ({"": alone} if alone else {}) | {name: found[name] for name in found if name != "all"}
+    return ({"": alone} if alone else {}) | {name: groups[name] for name in groups if name != "all"}
 
 
-def spoken(group: str) -> str:
-    """`out_of_domain` as people write it."""
+def readable(group: str) -> str:
+    """`out_of_domain` as `out of domain`."""
     return group.replace("_", " ")
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A score, its difference to the reference in percent of the largest, and whether none is better."""
+class ScoreCell:
+    """A score; `strength` is its difference from the reference in percent of the table's largest one."""
 
     text: str
     tone: str
@@ -222,15 +240,15 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
-    """Every model on every task, in one metric."""
+class PageTable:
+    """One metric of every model on every task."""
 
     title: str
     labels: list[str]
-    rows: list[tuple[str, bool, list[Cell]]]
+    rows: list[tuple[str, bool, list[ScoreCell]]]
 
 
-def tables(found: Found) -> list[Table]:
+def tables(found: RunContents) -> list[PageTable]:
     """A table for each metric of each evaluation, the main scores first."""
     metrics = found.record.metrics if found.record else ModelMetrics()
     parts = {"evaluation": metrics.evaluation} if metrics.evaluation else {}
@@ -243,8 +261,8 @@ def tables(found: Found) -> list[Table]:
     ]
 
 
-def _by_metric(found: Found, results: dict[str, Scores]) -> dict[str, dict[str, Scores]]:
-    """Metric -> model, by the page's name -> task -> that metric alone, of the tasks that have it."""
+def _by_metric(found: RunContents, results: dict[str, Scores]) -> dict[str, dict[str, Scores]]:
+    """Metric -> model, by its name on the page -> task -> that metric alone, for tasks that report it."""
     names, first = names_of(found), next(iter(results.values()))
     named = {names.get(label, label): scores for label, scores in results.items()}
     metric = main_metric(first)
@@ -265,23 +283,23 @@ def _by_metric(found: Found, results: dict[str, Scores]) -> dict[str, dict[str, 
     }
 
 
-def _table(title: str, results: dict[str, Scores]) -> Table:
-    """One metric; the first model is the reference that the others are coloured by."""
+def _table(title: str, results: dict[str, Scores]) -> PageTable:
+    """One metric; colors show differences from the first model."""
     first = next(iter(results.values()))
     means = [mean_scores(scores) for scores in results.values()]
     rows = [(task, False, [main_score(scores[task]) for scores in results.values()]) for task in first]
     rows += [
-        (f"mean {spoken(group)}", True, [main_score(mean[group]) for mean in means]) for group in means[0]
+        (f"mean {readable(group)}", True, [main_score(mean[group]) for mean in means]) for group in means[0]
     ]
     largest = max(abs(value - values[0]) for _, _, values in rows for value in values) or 1.0
-    return Table(
+    return PageTable(
         title, list(results), [(name, is_mean, _cells(values, largest)) for name, is_mean, values in rows]
     )
 
 
-def _cells(row: list[float], largest: float) -> list[Cell]:
+def _cells(row: list[float], largest: float) -> list[ScoreCell]:
     return [
-        Cell(
+        ScoreCell(
             text=f"{value:.3f}",
             tone="better" if value > row[0] else "worse",
             strength=round(100 * abs(value - row[0]) / largest),

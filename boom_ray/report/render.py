@@ -1,4 +1,4 @@
-"""The page itself: one HTML file without scripts, with all it shows inside; nothing is fetched to show it."""
+"""The page: one self-contained HTML file without scripts; a browser fetches nothing to show it."""
 
 import math
 import time
@@ -10,7 +10,7 @@ import yaml
 from boom_ray import __version__, storage
 from boom_ray.artifacts.record import Record
 from boom_ray.report import merging, quality, scale, schedule, summary, training
-from boom_ray.report.collect import Found, collect
+from boom_ray.report.collect import RunContents, collect
 from boom_ray.runs import ancestry
 from boom_ray.runs.ancestry import Ancestor
 
@@ -20,14 +20,14 @@ def write(root: str, version: str | None = None, out: str | None = None) -> str:
 
     Args:
         root: `<storage>/<name>`.
-        version: By default the current one; if there is none yet, the run as far as it is.
+        version: By default the current one, or none while the run is not finished.
         out: URI of the file; by default `report-VERSION.html` in the run's directory.
 
     Returns:
         URI of the file.
 
     Raises:
-        BoomError: if there is no such run or version.
+        NotFoundError: if there is no such run or version.
     """
     found = collect(root, version)
     out = out or storage.join(root, f"report-{found.version or 'unfinished'}.html")
@@ -35,8 +35,8 @@ def write(root: str, version: str | None = None, out: str | None = None) -> str:
     return out
 
 
-def page(found: Found) -> str:
-    """The page as text; whatever comes from outside, as names of tasks do, is escaped."""
+def page(found: RunContents) -> str:
+    """The HTML of the page; all values, such as names of tasks, are escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("boom_ray.report"),
         autoescape=True,
@@ -50,13 +50,13 @@ def page(found: Found) -> str:
         "moment": scale.moment,
         "size": _size,
     }
-    contests, timeline = quality.contests(found), schedule.timeline(found)
+    comparisons, timeline = quality.model_comparisons(found), schedule.timeline(found)
     tree = ancestry.ancestry(found.record.as_parent(), found.artifacts) if found.record else None
     return environment.get_template("page.html.j2").render(
         found=found,
-        summary=summary.summary(found, contests, timeline),
+        summary=summary.summary(found, comparisons, timeline),
         base=summary.base_of(found),
-        boards=[quality.board(contest) for contest in contests],
+        comparison_charts=[quality.chart(comparison) for comparison in comparisons],
         tables=quality.tables(found),
         mix=training.mix(found),
         curves=training.curves(found),
@@ -72,27 +72,27 @@ def page(found: Found) -> str:
     )
 
 
-def _costs(found: Found) -> list[tuple[str, schedule.Cost]]:
-    """Of the models that are merged, and of the baseline beside them."""
+def _costs(found: RunContents) -> list[tuple[str, schedule.TrainingCost]]:
+    """The cost of the models that are merged, and that of the baseline."""
     parts = {"update" if found.request else "all bags": found.bags}
     parts |= {model.name: [model] for model in found.trained if model not in found.bags}
     return [(name, cost) for name, models in parts.items() if (cost := schedule.cost(found, models))]
 
 
-def _artifacts(found: Found, root: Ancestor | None) -> list[Ancestor]:
-    """The version and its ancestors, each once; before there is a version, what the run has made so far."""
+def _artifacts(found: RunContents, root: Ancestor | None) -> list[Ancestor]:
+    """The version and its ancestors without repetition; without a version, all artifacts of the run."""
     if root is None:
         return [Ancestor(path, record.as_parent(), record, []) for path, record in found.artifacts.items()]
-    distinct, waiting = dict[str, Ancestor](), [root]
-    while waiting:
-        one = waiting.pop(0)
+    distinct, queue = dict[str, Ancestor](), [root]
+    while queue:  # breadth first: the nearest ancestors come first
+        one = queue.pop(0)
         distinct.setdefault(str(one.identity), one)
-        waiting += one.parents
+        queue += one.parents
     return list(distinct.values())
 
 
-def _configuration(found: Found) -> list[tuple[str, str]]:
-    """What was asked for, as YAML: the recipe, an update's request, and what the merge recorded."""
+def _configuration(found: RunContents) -> list[tuple[str, str]]:
+    """The settings as YAML: the recipe, those of an update, and those that the merge recorded."""
     merge = found.record.config if found.record else None
     parts = {"Recipe": found.recipe, "Update": found.request, "Merge, as recorded": merge}
     return [
@@ -103,7 +103,7 @@ def _configuration(found: Found) -> list[tuple[str, str]]:
 
 
 def _tensors(record: Record) -> dict[str, Any]:
-    """How many tensors and parameters a model has, of which types."""
+    """Number of tensors and parameters of a model, and their data types."""
     sizes = [math.prod(entry.shape) for entry in record.tensors.values()]
     return {
         "tensors": len(sizes),

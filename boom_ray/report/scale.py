@@ -1,4 +1,4 @@
-"""Where values lie on an axis, and how numbers and durations are written."""
+"""Positions of values on an axis, and the formats of numbers, durations and lists."""
 
 import datetime
 import itertools
@@ -14,14 +14,14 @@ UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 @dataclass(frozen=True)
 class Axis:
-    """A line from `low` to `high`; `ticks` are positions in percent of it, each with its label."""
+    """An axis from `low` to `high`; `ticks` are positions in percent of its length, with their labels."""
 
     low: float
     high: float
     ticks: list[tuple[float, str]]
 
     def at(self, value: float) -> float:
-        """Position of a value, in percent."""
+        """Position of a value in percent; values outside the axis are moved to its end."""
         return round(100 * (min(max(value, self.low), self.high) - self.low) / (self.high - self.low), 2)
 
 
@@ -29,17 +29,17 @@ def axis(values: Iterable[float], unit: float = 1.0, with_sign: bool = False, ti
     """An axis with round numbers at its ticks, wide enough for all values.
 
     Args:
-        unit: What its labels count in: 60 to show seconds as minutes.
-        with_sign: Put a plus before what is above zero.
-        tight: End at the least and greatest value, not at the ticks around them.
+        unit: Unit of the labels: 60 to show seconds as minutes.
+        with_sign: Write positive labels with a plus.
+        tight: End at the smallest and largest value, not at the ticks around them.
     """
-    given = [value / unit for value in values]
-    ticks = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(min(given), max(given))
+    scaled = [value / unit for value in values]
+    ticks = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(min(scaled), max(scaled))
     step = ticks[1] - ticks[0]
     if tight:
-        ticks = [tick for tick in ticks if min(given) <= tick <= max(given)]
-    low, high = (min(given), max(given)) if tight else (ticks[0], ticks[-1])
-    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+        ticks = [tick for tick in ticks if min(scaled) <= tick <= max(scaled)]
+    low, high = (min(scaled), max(scaled)) if tight else (ticks[0], ticks[-1])
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))  # 1e-9: a step of 0.1 can be 0.0999…
     labels = [signed(tick, decimals) for tick in ticks]
     if not with_sign:
         labels = [label.removeprefix("+") for label in labels]
@@ -48,7 +48,7 @@ def axis(values: Iterable[float], unit: float = 1.0, with_sign: bool = False, ti
 
 
 def unit_of(seconds: float) -> tuple[int, str]:
-    """The largest unit of which a duration has two or more."""
+    """Seconds and symbol of the largest unit that fits twice into a duration."""
     return next((unit for unit in UNITS if seconds >= 2 * unit[0]), UNITS[-1])
 
 
@@ -63,7 +63,7 @@ def duration(seconds: float) -> str:
 
 
 def names(values: list[str], most: int = 6) -> str:
-    """A list in a sentence: the first few, and how many more."""
+    """A list in a sentence: the first names, and the number of the others."""
     shown = values if len(values) <= most else [*values[: most - 1], f"{len(values) - most + 1} more"]
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
@@ -80,5 +80,5 @@ def signed(value: float, decimals: int = 3) -> str:
 
 
 def moment(seconds: float) -> str:
-    """Seconds since 1970 as date and time."""
+    """Seconds since 1970 as date and time in UTC."""
     return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")

@@ -1,23 +1,27 @@
-"""When what ran, and what it cost."""
+"""The timeline of a run, and the cost of its training."""
 
 import itertools
 from dataclasses import dataclass
 from statistics import median
 
-from boom_ray.report.collect import Found, Trained
+from boom_ray.report.collect import RunContents, TrainedModel
 from boom_ray.report.scale import axis, duration, unit_of
 
-PAUSE_STEPS = 10
-PAUSE_SECONDS = 600
+PAUSE_STEPS = 10  # median steps: a longer gap between two steps is a pause of the training
+PAUSE_SECONDS = 600  # shorter pauses of the whole run are always shown
 
 Span = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Bar:
-    """A line of the chart: start and width of it and of its busy parts, in percent of the whole time.
+class TimelineBar:
+    """A stage or a model in the chart.
 
-    `color` is that of the model's curve; None for a stage.
+    Attributes:
+        color: Index of the color of the model's loss curve; None for a stage.
+        start: In percent of the whole time, like `width`.
+        busy: Starts and widths of the parts in which steps followed each other, in percent.
+        text: Its duration.
     """
 
     label: str
@@ -30,9 +34,16 @@ class Bar:
 
 @dataclass(frozen=True)
 class Timeline:
-    """All stages under one clock; `cuts` are the places of long pauses, which it leaves out."""
+    """All stages on one axis of time.
 
-    bars: list[Bar]
+    Attributes:
+        cuts: Positions of the long pauses that the axis omits, with their durations.
+        unit: That of the ticks.
+        began: Seconds since 1970.
+        seconds: Duration without the omitted pauses.
+    """
+
+    bars: list[TimelineBar]
     ticks: list[tuple[float, str]]
     cuts: list[tuple[float, str]]
     unit: str
@@ -41,11 +52,11 @@ class Timeline:
 
 
 class _Clock:
-    """Positions of moments, without pauses longer than all work together and than `PAUSE_SECONDS`."""
+    """An axis of time that omits pauses longer than both `PAUSE_SECONDS` and all work together."""
 
     def __init__(self, spans: list[Span]) -> None:
         self.active: list[Span] = []
-        for start, end in sorted(spans):
+        for start, end in sorted(spans):  # bags train at the same time: join overlapping spans
             if self.active and start <= self.active[-1][1]:
                 self.active[-1] = (self.active[-1][0], max(end, self.active[-1][1]))
             else:
@@ -56,7 +67,7 @@ class _Clock:
         self.whole = self.shown(self.active[-1][1])
 
     def shown(self, moment: float) -> float:
-        """Seconds since the start, without what was cut out."""
+        """Seconds since the start, without the omitted pauses."""
         passed = moment - self.active[0][0]
         for start, end in self.cuts:
             if moment > start:
@@ -68,8 +79,8 @@ class _Clock:
         return round(100 * self.shown(moment) / self.whole, 2)
 
 
-def timeline(found: Found) -> Timeline | None:
-    """The stages' and bags' times; None if no record tells them."""
+def timeline(found: RunContents) -> Timeline | None:
+    """The times of stages and bags; None if no record contains any."""
     spans: list[tuple[str, int | None, Span, list[Span], str]] = []
     if found.corpus and "corpus" in found.corpus.times:
         span = found.corpus.times["corpus"]
@@ -85,7 +96,7 @@ def timeline(found: Found) -> Timeline | None:
         return None
     clock = _Clock([span for _, _, span, _, _ in spans])
     bars = [
-        Bar(
+        TimelineBar(
             label=label,
             color=color,
             start=clock.at(start),
@@ -101,9 +112,9 @@ def timeline(found: Found) -> Timeline | None:
     return Timeline(bars, ticks, cuts, unit, clock.active[0][0], clock.whole)
 
 
-def _running(model: Trained) -> list[Span]:
-    """When steps followed each other; a pause of many steps' length parts two spans, as after a failure."""
-    times = [step["time"] for step in model.steps]
+def _running(model: TrainedModel) -> list[Span]:
+    """The spans in which steps followed each other; a long pause, as after a failure, separates two."""
+    times = [step.time for step in model.steps]
     if len(times) < 2:
         return []
     pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
@@ -117,15 +128,15 @@ def _running(model: Trained) -> list[Span]:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What training took: of the bags alone, and of the baseline beside them.
+class TrainingCost:
+    """The cost of training some models.
 
     Attributes:
         steps: Optimizer steps.
-        queries: Rows that were read, each as often as it was.
-        passes: The same in passes over the corpus.
+        queries: Rows read, with repetition.
+        passes: Rows read in proportion to the rows of the corpus.
         rank_seconds: Seconds of training times ranks.
-        device: What a rank is: `GPU` or `CPU worker`.
+        device: The device of a rank: `GPU` or `CPU worker`.
     """
 
     steps: int
@@ -135,15 +146,15 @@ class Cost:
     device: str
 
 
-def cost(found: Found, models: list[Trained]) -> Cost | None:
-    """The sum over models that are published; None if none is."""
-    runs = [model.record.metrics.training for model in models if model.record]
-    trainings = [training for training in runs if training]
+def cost(found: RunContents, models: list[TrainedModel]) -> TrainingCost | None:
+    """The sum over the published models; None if there is none."""
+    metrics = [model.record.metrics.training for model in models if model.record]
+    trainings = [training for training in metrics if training]
     if not trainings or found.corpus is None:
         return None
     rows = sum(task.rows for task in found.corpus.config.tasks.values())
     queries = sum(training.step for training in trainings) * found.recipe.train.batch_size
-    return Cost(
+    return TrainingCost(
         steps=sum(training.step for training in trainings),
         queries=queries,
         passes=queries / rows,

@@ -1,10 +1,10 @@
-"""What the models were trained on, and how it went: rows per task and bag, and the curves of every loss."""
+"""The training of the models: rows per task and bag, and loss curves."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from boom_ray.report.collect import Found, Trained
+from boom_ray.report.collect import RunContents, TrainedModel
 from boom_ray.report.scale import Axis, axis, duration
 
 MAX_POINTS = 240
@@ -12,8 +12,12 @@ SPARK_POINTS = 80
 
 
 @dataclass(frozen=True)
-class Mixed:
-    """One task's part in the bags: rows of each, and their share of it in percent of the largest share."""
+class TaskMixture:
+    """The rows of one task in each bag, and their share of the bag in percent of the largest share.
+
+    Attributes:
+        origin: `new` or `core` in an update, otherwise empty.
+    """
 
     task: str
     kind: str
@@ -25,17 +29,22 @@ class Mixed:
 
 
 @dataclass(frozen=True)
-class Mix:
-    """Rows per task and bag; `columns` are the models' names with their ratios, `totals` their rows."""
+class DataMixture:
+    """Rows per task and bag.
+
+    Attributes:
+        columns: Names of the models, with their ratios in percent.
+        totals: Rows of each model.
+    """
 
     columns: list[tuple[str, float]]
-    tasks: list[Mixed]
+    tasks: list[TaskMixture]
     rows: int
     totals: list[int]
 
 
-def mix(found: Found) -> Mix | None:
-    """The mixture of data, or None before there is a corpus."""
+def mix(found: RunContents) -> DataMixture | None:
+    """The mixture of data; None before there is a corpus."""
     if found.corpus is None:
         return None
     totals = [sum(model.tasks.values()) for model in found.trained]
@@ -43,7 +52,7 @@ def mix(found: Found) -> Mix | None:
         (max(model.tasks.values()) / sum(model.tasks.values()) for model in found.trained), default=1
     )
     tasks = [
-        Mixed(
+        TaskMixture(
             task=name,
             kind=counts.type,
             origin=_origin(found, name),
@@ -58,30 +67,29 @@ def mix(found: Found) -> Mix | None:
         for name, counts in found.corpus.config.tasks.items()
     ]
     columns = [(model.name, model.ratio) for model in found.trained]
-    return Mix(columns, tasks, sum(task.rows for task in tasks), totals)
+    return DataMixture(columns, tasks, sum(task.rows for task in tasks), totals)
 
 
-def _origin(found: Found, task: str) -> str:
-    """Of an update's tasks, which are new, and which a sample of earlier rows."""
+def _origin(found: RunContents, task: str) -> str:
+    """Whether an update brought a task, or sampled its rows from earlier ones."""
     if found.request is None:
         return ""
-    new = [new_task.name for new_task in found.request.tasks]
+    new = [one.name for one in found.request.tasks]
     return "new" if task in new else f"core {found.request.core_percent:g} %"
 
 
 @dataclass(frozen=True)
-class Curve:
+class LossCurve:
     """One model's training.
 
     Attributes:
-        model: Which.
         color: Index of its color.
         points: Its smoothed loss, as an SVG list of points in a box of 100 by 100.
-        spark: The loss of every step (thinned out) in a box of its own.
-        facts: Columns of the table by name.
+        spark: Its loss without smoothing, downsampled, in a box of its own.
+        facts: Cells of the table by the name of their column.
     """
 
-    model: Trained
+    model: TrainedModel
     color: int
     points: str
     spark: str
@@ -89,31 +97,31 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Curves:
-    """The loss of all models over their steps, on common axes."""
+class LossCurves:
+    """The loss curves of all models on common axes."""
 
     steps: Axis
     losses: Axis
-    curves: list[Curve]
+    curves: list[LossCurve]
 
 
-def curves(found: Found) -> Curves | None:
-    """The curves of all models that are published; None if none is."""
+def curves(found: RunContents) -> LossCurves | None:
+    """The loss curves of all published models; None if there is none."""
     trained = [model for model in found.trained if model.steps]
     if not trained:
         return None
-    smooth = [smoothed([step["loss"] for step in model.steps]) for model in trained]
+    smooth = [smoothed([step.loss for step in model.steps]) for model in trained]
     steps = axis([0, *(len(losses) for losses in smooth)], tight=True)
     losses = axis([0.0, *(value for values in smooth for value in (values.min(), values.max()))])
-    return Curves(
+    return LossCurves(
         steps,
         losses,
         [
-            Curve(
+            LossCurve(
                 model=model,
                 color=found.trained.index(model),
                 points=_line(values, steps, losses),
-                spark=_spark(np.array([step["loss"] for step in model.steps])),
+                spark=_spark(np.array([step.loss for step in model.steps])),
                 facts=_facts(model, values),
             )
             for model, values in zip(trained, smooth, strict=True)
@@ -122,7 +130,10 @@ def curves(found: Found) -> Curves | None:
 
 
 def smoothed(losses: list[float]) -> np.ndarray:
-    """Mean over a twelfth of all steps, at least five, around each: a step's loss is of one task's batch."""
+    """[steps] running mean over a twelfth of the steps, at least five.
+
+    Losses of single steps differ by task, as every batch contains rows of one task only.
+    """
     values = np.array(losses)
     half = max(2, len(values) // 24)
     sums = np.concatenate([[0.0], np.cumsum(values)])
@@ -132,8 +143,8 @@ def smoothed(losses: list[float]) -> np.ndarray:
 
 
 def _line(values: np.ndarray, steps: Axis, losses: Axis) -> str:
-    kept = np.unique(np.linspace(0, len(values) - 1, MAX_POINTS).astype(int))
-    return " ".join(f"{steps.at(at + 1):g},{100 - losses.at(values[at]):g}" for at in kept)
+    shown = np.unique(np.linspace(0, len(values) - 1, MAX_POINTS).astype(int))
+    return " ".join(f"{steps.at(at + 1):g},{100 - losses.at(values[at]):g}" for at in shown)
 
 
 def _spark(values: np.ndarray) -> str:
@@ -146,7 +157,7 @@ def _spark(values: np.ndarray) -> str:
     )
 
 
-def _facts(model: Trained, smooth: np.ndarray) -> dict[str, str]:
+def _facts(model: TrainedModel, smooth: np.ndarray) -> dict[str, str]:
     assert model.record is not None and model.record.metrics.training is not None
     metrics = model.record.metrics.training
     before, after = metrics.check.before, metrics.check.after
@@ -157,7 +168,7 @@ def _facts(model: Trained, smooth: np.ndarray) -> dict[str, str]:
         "tokens/s": f"{metrics.tokens / max(metrics.seconds, 1e-9):,.0f}",
         "time": duration(metrics.seconds),
         "ranks": f"{metrics.num_ranks}",
-        "padding": f"{np.mean([step['padding_fraction'] for step in model.steps]):.0%}",
-        "truncated": f"{np.mean([step['truncated_fraction'] for step in model.steps]):.0%}",
+        "padding": f"{np.mean([step.padding_fraction for step in model.steps]):.0%}",
+        "truncated": f"{np.mean([step.truncated_fraction for step in model.steps]):.0%}",
         "check": "" if before is None or after is None else f"{before:.3f} → {after:.3f}",
     }

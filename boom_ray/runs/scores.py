@@ -9,15 +9,18 @@ from boom_ray.artifacts.contents import Scores, TaskScores
 if TYPE_CHECKING:
     import pandas
 
-MAIN_SCORE = "main score"  # of tasks with different main metrics
+MAIN_SCORE = "main score"  # the metric of a mean over tasks with different main metrics
 
 
 def task_groups(tasks: list[str]) -> dict[str, list[str]]:
-    """Tasks by group, which is a task's path without the last part; and all of them as `all`."""
-    found: dict[str, list[str]] = {}
+    """The tasks of each group, sorted by group, and all tasks as `all`.
+
+    The group of `in_domain/numpy` is `in_domain`; a task without a `/` is in `all` only.
+    """
+    groups: dict[str, list[str]] = {}
     for task in tasks:
-        found.setdefault(task.rpartition("/")[0], []).append(task)
-    return {group: found[group] for group in sorted(found) if group} | ({"all": tasks} if tasks else {})
+        groups.setdefault(task.rpartition("/")[0], []).append(task)
+    return {group: groups[group] for group in sorted(groups) if group} | ({"all": tasks} if tasks else {})
 
 
 def main_score(scores: TaskScores) -> float:
@@ -26,8 +29,8 @@ def main_score(scores: TaskScores) -> float:
 
 
 def main_metric(scores: Scores) -> str:
-    """What the main scores of tasks are: of all the same metric, or of each its own."""
-    metrics = {next(iter(found)) for found in scores.values()}
+    """The metric of the main scores: the common one, or `MAIN_SCORE` if tasks differ."""
+    metrics = {next(iter(of_task)) for of_task in scores.values()}
     return metrics.pop() if len(metrics) == 1 else MAIN_SCORE
 
 
@@ -44,11 +47,11 @@ def mean_scores(scores: Scores) -> Scores:
 
 
 def _mean(scores: Scores) -> dict[str, float]:
-    """Of the main scores, and of the other metrics that all tasks have."""
-    metric, found = main_metric(scores), list(scores.values())
-    shared = [name for name in found[0] if name != metric and all(name in one for one in found)]
-    return {metric: fmean(map(main_score, found))} | {
-        name: fmean(one[name] for one in found) for name in shared
+    """Mean of the main scores, and of each other metric that all tasks report."""
+    metric, of_tasks = main_metric(scores), list(scores.values())
+    shared = [name for name in of_tasks[0] if name != metric and all(name in one for one in of_tasks)]
+    return {metric: fmean(map(main_score, of_tasks))} | {
+        name: fmean(one[name] for one in of_tasks) for name in shared
     }
 
 

@@ -1,22 +1,27 @@
-"""Evaluation: the numbers of the definitions, a mean per group, and nothing measured twice."""
+"""Scores of local tasks agree with their definitions, are averaged per group, and are cached."""
 
 import math
 import os
+import re
+import subprocess
+import sys
 from statistics import fmean
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from boom_ray.errors import BoomError
+from boom_ray.cli import main
+from boom_ray.errors import InputError, NotFoundError
 from boom_ray.evaluation import compare, tables
-from boom_ray.evaluation import measure as evaluate
 from boom_ray.evaluation.beir import read_beir
-from boom_ray.evaluation.measure import Measurement, Protocol, Subject
+from boom_ray.evaluation.measure import find_tasks, measure, scores_of
+from boom_ray.evaluation.protocol import EvaluationProtocol, Measurement, Subject
 from boom_ray.model import directory
 from boom_ray.runs.scores import mean_scores
 from tests import texts
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+needs_ray = pytest.mark.usefixtures("ray_cluster")
 
 
 def by_definition(path: str, task: str) -> dict[str, float]:
@@ -27,8 +32,8 @@ def by_definition(path: str, task: str) -> dict[str, float]:
     queries = encoder.encode(list(beir["queries"].values()), encoder.spec.prompts.get("query", ""))
     ranks = []
     for query, scores in zip(beir["queries"], queries @ documents.T, strict=True):
-        (right,) = beir["relevant_docs"][query]
-        target = list(beir["corpus"]).index(right)
+        (relevant,) = beir["relevant_docs"][query]
+        target = list(beir["corpus"]).index(relevant)
         ranks.append(1 + int((scores > scores[target] + 1e-7).sum()))
     return {
         "ndcg@10": float(np.mean([1 / math.log2(rank + 1) if rank <= 10 else 0 for rank in ranks])),
@@ -37,19 +42,40 @@ def by_definition(path: str, task: str) -> dict[str, float]:
     }
 
 
-def test_metrics_are_those_of_the_definitions_and_results_are_kept(published_minilm, beir, tmp_path):
-    cache = str(tmp_path / "cache")
-    first = evaluate.evaluate([Subject("m", published_minilm)], Protocol(beir), cache)
-    assert list(first["m"]) == ["in_domain/email", "out_of_domain/asyncio"]
-    for task, scores in first["m"].items():
+def modified(directory: str) -> dict[str, int]:
+    """The modification time of every file, by name."""
+    return {name: os.stat(os.path.join(directory, name)).st_mtime_ns for name in os.listdir(directory)}
+
+
+@needs_ray
+def test_metrics_match_their_definitions_and_results_are_cached(published_minilm, beir, tmp_path):
+    cache, protocol, tasks = str(tmp_path / "cache"), EvaluationProtocol(), find_tasks(beir)
+    measured = measure([Subject("m", published_minilm)], tasks, protocol, cache)["m"]
+    assert list(measured) == ["in_domain/email", "out_of_domain/asyncio"]
+    for task, measurement in measured.items():
         expected = by_definition(published_minilm, os.path.join(beir, task))
-        assert scores == pytest.approx(expected, abs=1e-6) and 0.2 < scores["ndcg@10"] <= 1
-    written = {name: os.stat(tmp_path / "cache" / name).st_mtime_ns for name in os.listdir(cache)}
-    assert (
-        evaluate.evaluate([Subject("other label", published_minilm)], Protocol(beir), cache)["other label"]
-        == first["m"]
-    )
-    assert written == {name: os.stat(tmp_path / "cache" / name).st_mtime_ns for name in os.listdir(cache)}
+        assert measurement.scores == pytest.approx(expected, abs=1e-6)
+        assert 0.2 < measurement.scores["ndcg@10"] <= 1
+        assert fmean(measurement.queries.values()) == pytest.approx(expected["ndcg@10"], abs=1e-6)
+    written = modified(cache)
+    assert len(written) == 2
+    again = measure([Subject("other label", published_minilm)], find_tasks(beir), protocol, cache)
+    assert again == {"other label": measured} and modified(cache) == written
+    other = EvaluationProtocol(max_length=16)
+    measure([Subject("m", published_minilm)], tasks, other, cache)
+    assert len(modified(cache)) == 4, "other settings have results of their own"
+
+
+def test_the_cache_key_is_stable(tmp_path):
+    """Runs of earlier versions keep their results: the name of a result file must not change."""
+    texts.write_jsonl(str(tmp_path / "data" / "test.jsonl"), [{"text": "a", "label": "b"}])
+    (task,) = find_tasks(str(tmp_path / "data"))
+    protocol = EvaluationProtocol(query_prompt="query: ", max_length=64, num_cpus=2, chunk_tokens=8)
+    measurement = Measurement({"v-measure": 0.5}, {})
+    task.write_result(str(tmp_path / "cache"), Subject("m", "unused", digest="0" * 32), protocol, measurement)
+    assert os.listdir(tmp_path / "cache") == ["6a1786614431015564c229f77c515074.json"]
+    read = task.read_result(str(tmp_path / "cache"), Subject("n", "-", digest="0" * 32), protocol)
+    assert read == measurement
 
 
 def test_means_are_per_group_and_over_all():
@@ -71,43 +97,97 @@ def test_tasks_of_different_types_have_means_of_their_main_scores():
     assert mean_scores({}) == {}
 
 
-def test_without_queries_there_is_no_interval_and_no_verdict():
+def of_queries(*scores: float) -> Measurement:
+    """A measurement with these scores of single queries."""
+    return Measurement({"ndcg@10": fmean(scores)}, {f"q{n}": score for n, score in enumerate(scores)})
+
+
+def test_without_scores_of_queries_there_is_no_interval_and_no_verdict():
     def models(*scores: float) -> dict[str, Measurement]:
-        search = Measurement({"ndcg@10": fmean(scores)}, {f"q{n}": score for n, score in enumerate(scores)})
-        return {"in/a": search, "in/b": Measurement({"map": 0.5}, {})}
+        return {"in/a": of_queries(*scores), "in/b": Measurement({"map": 0.5}, {})}
 
     found = compare.compare({"ours": models(0.8, 0.9, 0.7), "theirs": models(0.1, 0.2, 0.1)})
     assert found.metric == "main score" and found.tasks["in/a"].verdict == "better"
     for one, queries in ((found.tasks["in/b"], 0), (found.means["all"], 3)):
         assert (one.low, one.high, one.verdict, one.queries) == (None, None, "unknown", queries)
     assert found.means["in"].ours == pytest.approx(0.65)
-    assert "-" in [cell for column in compare.table(found).columns for cell in column.cells]
+    rows = list(zip(*(column.cells for column in compare.table(found).columns), strict=True))
+    assert ("in/b", "0.500", "0.500", "+0.000", "-", "unknown", "0") in rows
+
+
+def test_an_interval_is_that_of_resampled_queries():
+    random = np.random.default_rng(0)
+    differences = random.normal(0.05, 0.1, 40)
+    ours = {"a": of_queries(*(0.5 + differences)), "b": of_queries(0.5, 0.5)}
+    theirs = {"a": of_queries(*np.full(40, 0.5)), "b": of_queries(0.5, 0.5)}
+    found = compare.compare({"ours": ours, "theirs": theirs})
+    resampled = random.choice(differences, (20_000, 40)).mean(axis=1)
+    task = found.tasks["a"]
+    assert (task.low, task.high) == pytest.approx(np.quantile(resampled, [0.025, 0.975]), abs=2e-3)
+    # The other task never differs, so the mean over both has half the difference and half the interval.
+    both = found.means["all"]
+    assert (both.low, both.high) == pytest.approx((task.low / 2, task.high / 2), abs=2e-3)
+
+
+def test_one_query_decides_nothing():
+    found = compare.compare({"ours": {"a": of_queries(0.9)}, "theirs": {"a": of_queries(0.1)}}).tasks["a"]
+    assert (found.low, found.high, found.verdict) == (-1.0, 1.0, "undecided")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("corpus.jsonl", "{", "not in BEIR format"),
+        ("corpus.jsonl", "{", "not in BEIR format: JSONDecodeError"),
         ("queries.jsonl", '{"text": "no id"}', "not in BEIR format: KeyError: '_id'"),
-        ("qrels/test.tsv", "q0\td0\n", "not in BEIR format"),
+        ("qrels/test.tsv", "q0\td0\n", "not in BEIR format: ValueError"),
     ],
 )
-def test_a_task_that_is_not_beir_is_named(tmp_path, name, content, message):
+def test_a_task_that_is_not_in_beir_format_is_named(tmp_path, name, content, message):
     task = texts.write_beir(str(tmp_path / "t"), list(texts.functions("email"))[:3])
     with open(os.path.join(task, name), "w") as file:
         file.write(content)
-    with pytest.raises(BoomError, match=message):
+    with pytest.raises(InputError, match=f"{task}: {message}"):
         read_beir(task)
 
 
-def test_a_directory_without_tasks_is_refused(tmp_path):
-    with pytest.raises(BoomError, match="no BEIR directory"):
-        evaluate.find_tasks(str(tmp_path))
+def test_a_directory_without_tasks_is_an_error(tmp_path):
+    with pytest.raises(NotFoundError, match=f"{tmp_path}.*BEIR"):
+        find_tasks(str(tmp_path))
 
 
-def test_a_bad_task_reaches_the_caller_as_one_message(published_minilm, tmp_path):
-    task = texts.write_beir(str(tmp_path / "t"), list(texts.functions("email"))[:3])
-    with open(os.path.join(task, "queries.jsonl"), "w") as file:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "{beir}", "--name", "organization/m"], "--name .*--mteb NAME"),
+        (["--mteb", "STS12", "--name", "m"], "--name m .*ORG/NAME"),
+        ([], "--data DIR, --mteb NAME"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_a_model_is_read(beir, options, message):
+    arguments = [option.format(beir=beir) for option in options]
+    refused = CliRunner().invoke(main, ["evaluate", "no-model", *arguments])
+    assert refused.exit_code == 1 and re.search(message, refused.output)
+
+
+@needs_ray
+def test_a_task_that_fails_is_an_error_or_a_problem(published_minilm, tmp_path):
+    for name in ("good", "bad"):
+        texts.write_beir(str(tmp_path / name), list(texts.functions("email"))[:3])
+    with open(tmp_path / "bad" / "queries.jsonl", "w") as file:
         file.write("{")
-    with pytest.raises(BoomError, match="not in BEIR format"):
-        evaluate.evaluate([Subject("m", published_minilm)], Protocol(task))
+    subjects, tasks = [Subject("m", published_minilm)], find_tasks(str(tmp_path))
+    with pytest.raises(InputError, match="bad: not in BEIR format"):
+        measure(subjects, tasks, EvaluationProtocol())
+    problems: list[str] = []
+    measured = measure(subjects, tasks, EvaluationProtocol(), problems=problems)
+    assert list(scores_of(measured)["m"]) == ["good"]
+    (problem,) = problems
+    assert problem.startswith(f"m on bad: {tmp_path}/bad: not in BEIR format")
+
+
+def test_the_library_imports_without_mteb_torch_and_sentence_transformers():
+    modules = ("measure", "compare", "tables", "beir", "local_tasks", "local_run", "protocol")
+    code = f"import sys; from boom_ray.evaluation import {', '.join(modules)}; print([m for m in "
+    code += "('mteb', 'torch', 'sentence_transformers') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

@@ -127,7 +127,7 @@ def test_pages_of_a_run_and_of_its_update(run, child):
             others = [measured.scores[kind][label][task]["ndcg@10"] for label in ("parent", "update")]
             assert [task, *(f"{score:.3f}" for score in (*others, scores["ndcg@10"]))] in second.rows
         difference = measured.comparisons[kind].means["all"]
-        assert f"{difference.ours:.3f} against {difference.theirs:.3f} on average" in second.text
+        assert f"{difference.ours:.3f} compared with {difference.theirs:.3f} on average" in second.text
     again = f"{cost.all_steps:,} steps, {cost.all_rows:,} rows and about {cost.all_tokens:,} tokens"
     assert again in second.text
     assert "24 new rows of 1 task (http)" in second.text

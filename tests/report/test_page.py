@@ -1,4 +1,4 @@
-"""The page of a run: complete, readable at any size, nothing fetched, and honest about what is not there."""
+"""The page of a run shows all results and data, fetches nothing, and works for runs that are not finished."""
 
 import json
 import os
@@ -25,10 +25,10 @@ from boom_ray.artifacts.contents import (
 )
 from boom_ray.cli import main
 from boom_ray.data import bags, corpus
-from boom_ray.errors import BoomError
+from boom_ray.errors import NotFoundError
 from boom_ray.evaluation import compare
-from boom_ray.evaluation import measure as evaluate
-from boom_ray.evaluation.measure import Measurement
+from boom_ray.evaluation.measure import scores_of
+from boom_ray.evaluation.protocol import Measurement
 from boom_ray.merge import distances, gram
 from boom_ray.merge.actors import MergeSpec
 from boom_ray.merge.run import coefficients_of
@@ -48,8 +48,8 @@ SHAPES = {"embed.weight": 40} | {f"layers.{layer}.{part}.weight": 8 for layer in
 SECTIONS = ["quality", "data", "training", "merge", "time", "lineage", "details"]
 
 
-class Storage:
-    """A run of many bags and tasks, laid down by the stages' own writers, without training."""
+class StoredRun:
+    """A run of many bags and tasks, written by the code of the stages, without training."""
 
     def __init__(self, directory: str, num_bags: int, num_tasks: int) -> None:
         self.random = np.random.default_rng(0)
@@ -98,7 +98,7 @@ class Storage:
         )
 
     def train(self, index: int) -> None:
-        """Publish a bag's model: the base, moved at random. The third paused for a while."""
+        """Publish a bag's model: the base with random changes. The training of the third has a pause."""
         steps, start = 30 + 25 * index, self.start + 120 * (index // 4)
         pauses = [400 * (step > 20 and index == 2) for step in range(steps)]
         with staging.staged(f"{self.root}/models/{self.names[index]}") as stage:
@@ -138,7 +138,7 @@ class Storage:
         return load_file(f"{self.root}/models/{name}/model.safetensors")
 
     def merge(self, measured: bool = True, like: str | None = None) -> ModelRecord:
-        """Publish the merged model, with angles of its parts, or with the content of one of them."""
+        """Publish the merged model with the angles of its inputs, or with the content of one of them."""
         pieces, number = [self.weights(name) for name in self.names], len(self.names)
         weights, spec = [1 / number] * number, MergeSpec("multislerp", "deltas", "equal", "float32")
         products = {}
@@ -178,20 +178,20 @@ class Storage:
                 )
             )
 
-    def _metrics(self) -> ModelMetrics:
-        """Scores of 30 queries a task: better the more a model was trained, but on one task worse."""
+    def _metrics(self) -> dict[str, Any]:
+        """Scores of 30 queries per task: later models are better, but worse on one task."""
         labels = ["base", *self.names, "merged"]
         measured: dict[str, dict[str, Measurement]] = {label: {} for label in [*labels, "baseline"]}
         for task in sorted(self.benchmarks):
             queries = self.random.uniform(0.2, 0.8, 30)
-            for place, label in enumerate(labels):
-                shift = (-0.2 if task == HOSTILE else 0.2) * place / len(labels)
+            for number, label in enumerate(labels):
+                shift = (-0.2 if task == HOSTILE else 0.2) * number / len(labels)
                 measured[label][task] = self._measurement(task, queries + shift)
             measured["baseline"][task] = self._measurement(task, queries + 0.15)
         ours, base, full = ({label: measured[label]} for label in ("merged", "base", "baseline"))
-        content = compare.compare(ours | full).model_dump_json()
-        storage.write_bytes(f"{self.root}/comparison.json", content.encode())
-        results = evaluate.scores_of({label: measured[label] for label in labels})
+        content = asdict(compare.compare(ours | full))
+        storage.write_bytes(f"{self.root}/comparison.json", json.dumps(content).encode())
+        results = scores_of({label: measured[label] for label in labels})
         means = {label: mean_scores(scores) for label, scores in results.items()}
         return ModelMetrics(evaluation=results, means=means, comparison=compare.compare(ours | base))
 
@@ -207,9 +207,9 @@ class Storage:
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory) -> tuple[Storage, ModelRecord, Reader]:
-    """Ten bags and thirty tasks, and their page as it was written."""
-    run = Storage(str(tmp_path_factory.mktemp("large")), 10, 30)
+def large(tmp_path_factory) -> tuple[StoredRun, ModelRecord, Reader]:
+    """Ten bags and thirty tasks, and their page."""
+    run = StoredRun(str(tmp_path_factory.mktemp("large")), 10, 30)
     for index in range(10):
         run.train(index)
     merged = run.merge()
@@ -218,9 +218,9 @@ def large(tmp_path_factory) -> tuple[Storage, ModelRecord, Reader]:
 
 
 @pytest.fixture
-def small(tmp_path) -> Storage:
+def small(tmp_path) -> StoredRun:
     """Three bags of three tasks, not trained yet."""
-    return Storage(str(tmp_path), 3, 3)
+    return StoredRun(str(tmp_path), 3, 3)
 
 
 def sections(reader: Reader) -> list[str]:
@@ -245,7 +245,7 @@ def test_the_page_shows_every_model_on_every_task_with_its_intervals(large):
     assert {"better", "worse"} <= set(verdicts)
     assert f"Better on {verdicts.count('better')} of 30 tasks, worse on {HOSTILE} (" in reader.text
     mean = full["means"]["all"]
-    assert f"{mean['ours']:.3f} against {mean['theirs']:.3f} on average" in reader.text
+    assert f"{mean['ours']:.3f} compared with {mean['theirs']:.3f}" in reader.text
 
 
 def test_the_page_shows_data_angles_and_origin(large):
@@ -262,12 +262,12 @@ def test_the_page_shows_data_angles_and_origin(large):
     assert ["bag-1", "", f"{angle:.1f}"] in [row[:3] for row in reader.rows]
     for name in [*run.names, "v0001"]:
         assert artifacts.verify(f"{run.root}/models/{name}").digest in reader.text
-    for told in (run.corpus.digest, run.bags.digest, run.parent.digest, *merged.libraries.values()):
-        assert told in reader.text
+    for text in (run.corpus.digest, run.bags.digest, run.parent.digest, *merged.libraries.values()):
+        assert text in reader.text
     assert merged.libraries["torch"] == torch.__version__
 
 
-def test_curves_end_where_the_steps_do_and_a_pause_parts_a_bar(large):
+def test_curves_end_at_their_last_step_and_a_pause_divides_a_bar(large):
     run, _, reader = large
     lines = [line["points"].split() for line in reader.all("polyline")]
     assert len(lines) == 20, "a common chart and one for each"
@@ -279,7 +279,7 @@ def test_curves_end_where_the_steps_do_and_a_pause_parts_a_bar(large):
     assert bars["evaluate"].start + bars["evaluate"].width == pytest.approx(100, abs=0.02)
 
 
-def test_nothing_is_fetched_and_names_stay_text(large):
+def test_nothing_is_fetched_and_names_are_escaped(large):
     _, _, reader = large
     assert reader.fetched() == []
     assert not {"script", "img", "iframe", "link", "object"} & {tag for tag, _ in reader.tags}
@@ -291,12 +291,12 @@ def test_nothing_is_fetched_and_names_stay_text(large):
     assert HOSTILE in reader.text
 
 
-def test_a_run_is_told_as_far_as_it_is(small):
-    with pytest.raises(BoomError, match="no run there"):
+def test_a_run_that_is_not_finished_has_a_page(small):
+    with pytest.raises(NotFoundError, match=f"{small.root}-other"):
         collect(f"{small.root}-other")
-    begun = Reader(page(collect(small.root)))
-    assert "large is not finished: 0 of 3 models trained, none merged" in begun.text
-    assert sections(begun) == ["data", "time", "details"]
+    started = Reader(page(collect(small.root)))
+    assert "large is not finished: 0 of 3 models trained, none merged" in started.text
+    assert sections(started) == ["data", "time", "details"]
     small.train(1)
     trained = Reader(page(collect(small.root)))
     assert "1 of 3 models trained" in trained.text and sections(trained) == [
@@ -305,15 +305,15 @@ def test_a_run_is_told_as_far_as_it_is(small):
         "time",
         "details",
     ]
-    with pytest.raises(BoomError, match="no version v0001; none is published yet"):
+    with pytest.raises(NotFoundError, match="no version v0001; none"):
         collect(small.root, "v0001")
     small.train(0)
     small.train(2)
     small.merge(measured=False)
     merged = Reader(page(collect(small.root)))
-    assert "large v0001 is made, and has not been measured" in merged.text
+    assert "large v0001 is published" in merged.text and "evaluate.data" in merged.text
     assert sections(merged) == SECTIONS[1:]
-    with pytest.raises(BoomError, match="no version v0002; there are v0001"):
+    with pytest.raises(NotFoundError, match=r"no version v0002; .*v0001"):
         collect(small.root, "v0002")
 
 
@@ -325,12 +325,12 @@ def test_without_intervals_nothing_is_called_better_or_worse(small):
     assert found.record
     metrics = found.record.metrics.model_copy(update={"comparison": None})
     found = replace(found, comparison=None, record=found.record.model_copy(update={"metrics": metrics}))
-    told = Reader(page(found)).text
-    assert "large v0001 is ahead of its base model" in told and f"Behind on {HOSTILE}." in told
-    assert not any(word in told for word in ("Better on", "undecided", "95 %"))
+    text = Reader(page(found)).text
+    assert "large v0001 is ahead of its base model" in text and f"Behind on {HOSTILE}." in text
+    assert not any(word in text for word in ("Better on", "undecided", "95 %"))
 
 
-def test_tasks_of_other_types_stand_in_the_same_table(small):
+def test_tasks_of_all_types_are_in_one_table(small):
     labelled, *_ = small.benchmarks
     small.labelled = {labelled}
     for index in range(3):
@@ -348,7 +348,7 @@ def test_tasks_of_other_types_stand_in_the_same_table(small):
     assert len(with_recall) < len([row for row in reader.rows if row[0] == HOSTILE]), "it has no recall"
 
 
-def test_a_long_pause_is_left_out_of_the_time(small):
+def test_a_long_pause_is_omitted_from_the_timeline(small):
     for index in range(3):
         small.train(index)
     small.merge(measured=False)
@@ -371,11 +371,11 @@ def test_a_version_with_the_content_of_its_parent_is_not_its_own_ancestor(small)
     assert "bag-2" in Reader(page(collect(small.root))).text
 
 
-def test_the_verb_says_where_the_page_is(small, tmp_path):
+def test_the_command_prints_the_path_of_the_page(small, tmp_path):
     out = f"{tmp_path}/pages/page.html"
     result = CliRunner().invoke(main, ["report", small.root, "--out", out])
     assert result.exit_code == 0 and result.output == f"report: {out}\n"
     with open(out, encoding="utf-8") as file:
         assert "large is not finished" in Reader(file.read()).text
     refused = CliRunner().invoke(main, ["report", f"{tmp_path}/nothing"])
-    assert refused.exit_code == 1 and "error: " in refused.output and "no run there" in refused.output
+    assert refused.exit_code == 1 and "error: " in refused.output and "/nothing: " in refused.output

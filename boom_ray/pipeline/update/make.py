@@ -12,7 +12,7 @@ from boom_ray.artifacts.staging import Stage
 from boom_ray.data import bags
 from boom_ray.errors import ConflictError, NotFoundError
 from boom_ray.evaluation import tables
-from boom_ray.evaluation.measure import Subject
+from boom_ray.evaluation.protocol import Subject
 from boom_ray.merge.run import check_spec, merge_into
 from boom_ray.pipeline.publish import Publication, publish, self_test_of
 from boom_ray.pipeline.training import merge_spec, prepare_and_train

@@ -4,11 +4,13 @@ Old tasks are those of the recipe, and those that came with each earlier update,
 """
 
 import logging
+from dataclasses import replace
 
 from boom_ray.artifacts.contents import UpdateMetrics
 from boom_ray.errors import BoomError, InputError
-from boom_ray.evaluation import compare, measure, tables
-from boom_ray.evaluation.measure import Measurement, Protocol, Subject
+from boom_ray.evaluation import compare, tables
+from boom_ray.evaluation.measure import find_tasks, measure, scores_of
+from boom_ray.evaluation.protocol import EvaluationProtocol, Measurements, Subject
 from boom_ray.model import directory
 from boom_ray.recipe import Recipe
 from boom_ray.runs.layout import Layout
@@ -38,7 +40,7 @@ def task_sets(recipe: Recipe, request: UpdateRequest) -> TaskSets:
     found = {kind: directories for kind, directories in (("old", old), ("new", new)) if directories}
     for directories in found.values():
         for data in directories:
-            measure.find_tasks(data)
+            find_tasks(data)
     for name in request.requirements:
         if name.removesuffix("_mean") not in found:
             remedy = "evaluate.data in the recipe" if name == "old_mean" else "new_evaluation"
@@ -56,7 +58,7 @@ def measure_update(recipe: Recipe, sets: TaskSets, models: list[str], child: Sub
     metrics = UpdateMetrics()
     for kind, directories in sets.items():
         measured = _measured(recipe, subjects, directories)
-        scores = measure.scores_of(measured)
+        scores = scores_of(measured)
         logger.info("%s", as_text(tables.terminal_table(scores)))
         comparison = compare.compare({label: measured[label] for label in ("child", "parent")})
         mean = comparison.means["all"]
@@ -70,17 +72,16 @@ def measure_update(recipe: Recipe, sets: TaskSets, models: list[str], child: Sub
     return metrics
 
 
-def _measured(
-    recipe: Recipe, subjects: list[Subject], directories: dict[str, str]
-) -> dict[str, dict[str, Measurement]]:
-    """Label -> task -> measurement, on the tasks of all directories."""
+def _measured(recipe: Recipe, subjects: list[Subject], directories: dict[str, str]) -> Measurements:
+    """Measure the models on the tasks of all directories, named with the prefix of their directory."""
     prompt, cache = directory.prompts_of(recipe.data)["query"], Layout(recipe.root).measurements
-    found: dict[str, dict[str, Measurement]] = {subject.label: {} for subject in subjects}
-    for data, prefix in directories.items():
-        protocol = Protocol(data, prompt, recipe.evaluate.max_length)
-        for label, tasks in measure.measure(subjects, protocol, cache).items():
-            found[label] |= {prefix + task: measurement for task, measurement in tasks.items()}
-    return found
+    protocol = EvaluationProtocol(query_prompt=prompt, max_length=recipe.evaluate.max_length)
+    tasks = [
+        replace(task, name=prefix + task.name)
+        for data, prefix in directories.items()
+        for task in find_tasks(data)
+    ]
+    return measure(subjects, tasks, protocol, cache)
 
 
 def require(request: UpdateRequest, change: dict[str, float]) -> None:

@@ -1,0 +1,84 @@
+"""A local task, measured with the encoder of boom-ray; its results are JSON files, one per measurement."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from boom_ray import artifacts, storage
+from boom_ray.evaluation.local_tasks import MAIN_METRICS, LocalTask
+from boom_ray.evaluation.protocol import EvaluationProtocol, EvaluationTask, Measurement, Subject
+from boom_ray.model import directory
+
+if TYPE_CHECKING:
+    from boom_ray.model.encoder import Encoder
+
+RETRIEVAL_METRICS = ("ndcg@10", "mrr@10", "recall@100")
+RESULT_FORMAT = "of each query"  # part of the cache key: files of other formats have other names
+
+
+@dataclass(frozen=True)
+class LocalEvaluationTask(EvaluationTask[Measurement]):
+    """A directory with a task.
+
+    Retrieval reports `RETRIEVAL_METRICS` by the evaluator of sentence-transformers, other types their main
+    score by mteb.
+    """
+
+    task: LocalTask
+
+    def run(
+        self, subject: Subject, protocol: EvaluationProtocol, partial: Measurement | None = None
+    ) -> Measurement:
+        """See `EvaluationTask.run`; a stored measurement is always complete."""
+        local = storage.local_directory(subject.uri)
+        encoder = directory.load_encoder(local, subject.source, device=protocol.device).for_inference()
+        prompt = protocol.query_prompt
+        prompt = encoder.spec.prompts.get("query", "") if prompt is None else prompt
+        if self.task.type == "Retrieval":
+            return _search(self.task, encoder, prompt, protocol)
+        # Imported here because mteb is an optional dependency and slow to import.
+        from boom_ray.evaluation.mteb_local import score
+
+        value = score(self.task, encoder, prompt, protocol.max_length, protocol.chunk_tokens)
+        return Measurement({MAIN_METRICS[self.task.type]: value}, {})
+
+    def measurement(self, result: Measurement) -> Measurement:
+        """See `EvaluationTask.measurement`."""
+        return result
+
+    def is_complete(self, result: Measurement) -> bool:
+        """See `EvaluationTask.is_complete`."""
+        return True
+
+    def read_result(self, cache: str, subject: Subject, protocol: EvaluationProtocol) -> Measurement | None:
+        """See `EvaluationTask.read_result`."""
+        path = self._path(cache, subject, protocol)
+        return Measurement(**json.loads(storage.read_bytes(path))) if storage.is_file(path) else None
+
+    def write_result(
+        self, cache: str, subject: Subject, protocol: EvaluationProtocol, result: Measurement
+    ) -> None:
+        """See `EvaluationTask.write_result`."""
+        storage.write_bytes(self._path(cache, subject, protocol), json.dumps(asdict(result)).encode())
+
+    def _path(self, cache: str, subject: Subject, protocol: EvaluationProtocol) -> str:
+        """URI of the result file; its name is a fingerprint of everything that the scores depend on.
+
+        Resources and `chunk_tokens` change scores by rounding only and are left out.
+        """
+        settings = [protocol.query_prompt, protocol.max_length, RESULT_FORMAT]
+        key = artifacts.fingerprint([subject.digest, self.task.revision, *settings])
+        return storage.join(cache, f"{key}.json")
+
+
+def _search(task: LocalTask, encoder: "Encoder", prompt: str, protocol: EvaluationProtocol) -> Measurement:
+    from boom_ray.evaluation.retrieval import RetrievalEvaluator
+
+    evaluator = RetrievalEvaluator(task.uri, protocol.max_length, protocol.chunk_tokens, query_prompt=prompt)
+    scores: Any = evaluator.compute_all_metrics(cast(Any, encoder))["cosine"]
+    means = {
+        name: float(scores[f"{metric}@k"][int(k)])
+        for name in RETRIEVAL_METRICS
+        for metric, k in [name.split("@")]
+    }
+    return Measurement(means, evaluator.ndcg_of_queries)
