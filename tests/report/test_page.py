@@ -178,7 +178,7 @@ class StoredRun:
                 )
             )
 
-    def _metrics(self) -> dict[str, Any]:
+    def _metrics(self) -> ModelMetrics:
         """Scores of 30 queries per task: later models are better, but worse on one task."""
         labels = ["base", *self.names, "merged"]
         measured: dict[str, dict[str, Measurement]] = {label: {} for label in [*labels, "baseline"]}
@@ -189,7 +189,7 @@ class StoredRun:
                 measured[label][task] = self._measurement(task, queries + shift)
             measured["baseline"][task] = self._measurement(task, queries + 0.15)
         ours, base, full = ({label: measured[label]} for label in ("merged", "base", "baseline"))
-        content = asdict(compare.compare(ours | full))
+        content = compare.compare(ours | full).model_dump()
         storage.write_bytes(f"{self.root}/comparison.json", json.dumps(content).encode())
         results = scores_of({label: measured[label] for label in labels})
         means = {label: mean_scores(scores) for label, scores in results.items()}
