@@ -23,7 +23,7 @@ WITHOUT_RAY = [
     *("runtime.signals", "runtime.console", "runtime.processes", "runtime.scratch"),
     *("data.rows", "data.corpus", "data.bags", "data.batches", "data.collate"),
     *("model.encoder", "model.tokenizer", "model.directory", "model.card", "model.self_test"),
-    *("merge.gram", "merge.methods", "merge.plan", "merge.elementwise", "merge.stream"),
+    *("merge.gram", "merge.methods", "merge.shards", "merge.elementwise", "merge.stream", "merge.settings"),
     *("merge.check", "merge.cut", "merge.distances", "report.render"),
     *("planner.plan", "planner.outlook", "planner.calibration"),
     *("train.loss", "train.step", "train.deepspeed"),

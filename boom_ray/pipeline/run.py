@@ -23,11 +23,9 @@ from boom_ray.errors import BoomError
 from boom_ray.evaluation import compare, tables
 from boom_ray.evaluation import measure as evaluate
 from boom_ray.evaluation.measure import Measurement, Protocol, Subject
-from boom_ray.merge.actors import MergeSpec
-from boom_ray.merge.methods import Options
-from boom_ray.merge.run import merge_into
+from boom_ray.merge.driver import merge_into
 from boom_ray.model import card, directory, self_test
-from boom_ray.recipe import Bags, Merge, Recipe, identity
+from boom_ray.recipe import Bags, Recipe, identity
 from boom_ray.runs.heartbeat import Driver, driving
 from boom_ray.runs.identity import claim
 from boom_ray.runs.scores import mean_scores
@@ -161,26 +159,12 @@ def run(recipe: Recipe, baseline: bool = False) -> str:
     return target
 
 
-def merge_spec(merge: Merge) -> MergeSpec:
-    """How a recipe's section asks for a merge."""
-    return MergeSpec(
-        method=merge.method,
-        space=merge.space,
-        weights=merge.weights,
-        dtype=merge.dtype,
-        num_workers=merge.execution.num_workers,
-        max_shard_bytes=merge.execution.max_shard_bytes,
-        memory_bytes=merge.execution.memory_bytes,
-        options=Options(merge.scale, merge.iterations, merge.density, merge.seed),
-    )
-
-
 def _merge_and_publish(recipe: Recipe, models: list[str], stage: Stage, driver: Driver) -> Record:
     base = recipe.base_model.path
     parents = [record.as_parent() for uri in models if (record := artifacts.read_record(uri))]
     moments = [time.time()]
     driver.begin("merge")
-    config, _ = merge_into(stage, models, base, merge_spec(recipe.merge))
+    config, _ = merge_into(stage, models, base, recipe.merge)
     moments.append(time.time())
     driver.begin("evaluate")
     measured = _evaluate(recipe, models, stage) if recipe.evaluate.data else {}

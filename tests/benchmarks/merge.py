@@ -49,7 +49,7 @@ from boom_ray import artifacts
 from boom_ray.artifacts import staging
 from boom_ray.artifacts.record import Record
 from boom_ray.artifacts.staging import Stage
-from boom_ray.merge.writer import ShardWriter
+from boom_ray.merge.shard_writer import ShardWriter
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 WEIGHTS = "model.safetensors"

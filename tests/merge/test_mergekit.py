@@ -82,11 +82,11 @@ def theirs(models, published_qwen3, tmp_path_factory) -> dict[str, Any]:
 def test_mergekit_gives_the_same(case, theirs, models, published_qwen3, tmp_path):
     path = tmp_path / "config.yml"
     path.write_text(yaml.safe_dump(configuration(case, models, published_qwen3, "")))
-    inputs, base, spec = mergekit.read(str(path))
-    merged = streamed(inputs, base, spec, str(tmp_path))
+    inputs, base, settings = mergekit.read(str(path))
+    merged = streamed(inputs, base, settings, str(tmp_path))
     assert merged.keys() == theirs[case].keys()
     tolerance = (
-        1e-5 if spec.dtype == "float32" else 2.0**-7
+        1e-5 if settings.dtype == "float32" else 2.0**-7
     )  # it computes in bfloat16 when it writes bfloat16
     for name, tensor in merged.items():
         other = theirs[case][name].double()

@@ -10,7 +10,8 @@ from boom_ray.artifacts.record import Record
 from boom_ray.errors import BoomError
 from boom_ray.evaluation import tables
 from boom_ray.evaluation.measure import Subject
-from boom_ray.merge.run import check_spec, merge_into
+from boom_ray.merge.driver import merge_into
+from boom_ray.merge.settings import check_settings
 from boom_ray.model import card, directory
 from boom_ray.pipeline import run as pipeline
 from boom_ray.pipeline.update import measure
@@ -77,7 +78,7 @@ def check(recipe: Recipe, request: Request) -> Tasks:
             "Give the new one another name, in a YAML list of tasks"
         )
     num_models = len(_leaves(recipe, parent)) + 1 if request.flat else 2
-    check_spec(pipeline.merge_spec(request.merge(recipe)), num_models, recipe.base_model.path)
+    check_settings(request.merge(recipe), num_models, recipe.base_model.path)
     return measure.tasks_of(recipe, request)
 
 
@@ -133,7 +134,7 @@ def _merge(
     merged = [storage.join(recipe.root, leaf) for leaf in leaves] if request.flat else models
     moments = [time.time()]
     driver.begin("merge")
-    config, _ = merge_into(stage, merged, recipe.base_model.path, pipeline.merge_spec(request.merge(recipe)))
+    config, _ = merge_into(stage, merged, recipe.base_model.path, request.merge(recipe))
     moments.append(time.time())
     driver.begin("evaluate")
     child = Subject("child", stage.uri, digest=stage.settle())
