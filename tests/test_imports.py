@@ -24,7 +24,7 @@ WITHOUT_RAY = [
     *("data.rows", "data.corpus", "data.bags", "data.batches", "data.collate"),
     *("model.encoder", "model.tokenizer", "model.directory", "model.card", "model.self_test"),
     *("merge.gram", "merge.methods", "merge.shards", "merge.elementwise", "merge.stream", "merge.settings"),
-    *("merge.check", "merge.cut", "merge.distances", "report.render"),
+    *("merge.check_inputs", "merge.cut", "merge.distances", "report.render"),
     *("planner.plan", "planner.outlook", "planner.calibration"),
     *("train.loss", "train.step", "train.deepspeed"),
 ]

@@ -9,7 +9,7 @@ import ray
 
 from boom_ray import storage
 from boom_ray.artifacts.tensors import create_file
-from boom_ray.merge.check import check_inputs
+from boom_ray.merge.check_inputs import check_inputs
 from boom_ray.merge.merge_job import GramMatrix, MergeJob, WrittenShard
 from boom_ray.merge.merge_metrics import MergeMetrics
 from boom_ray.merge.methods import METHODS

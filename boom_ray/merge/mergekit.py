@@ -36,7 +36,7 @@ class Parameters(_Strict):
     int8_mask: No = False
 
 
-class Weighted(Parameters):
+class WeightedParameters(Parameters):
     """Parameters of a method with weights.
 
     Attributes:
@@ -47,51 +47,51 @@ class Weighted(Parameters):
     normalize: Flag = False
 
 
-class Linear(Weighted):
+class LinearParameters(WeightedParameters):
     """Parameters of `linear`."""
 
     normalize: Flag = True
 
 
-class MultiSlerp(Parameters):
+class MultiSlerpParameters(Parameters):
     """Parameters of `multislerp`."""
 
     weight: float | None = None
     normalize: Flag = Field(True, alias="normalize_weights")
 
 
-class NuSlerp(Parameters):
+class NuSlerpParameters(Parameters):
     """Parameters of `nuslerp`, which always normalizes."""
 
     weight: float | None = None
 
 
-class Karcher(Parameters):
+class KarcherParameters(Parameters):
     """Parameters of `karcher`; `tol` is accepted, but we always make `max_iter` steps."""
 
     max_iter: int = Field(10, ge=1)
     tol: float | None = None
 
 
-class Slerp(Parameters):
+class SlerpParameters(Parameters):
     """Parameters of `slerp`: 0 is the base model, 1 the other one."""
 
     t: float | None = None
 
 
-class TaskArithmetic(Weighted):
+class TaskArithmeticParameters(WeightedParameters):
     """Parameters of `task_arithmetic`."""
 
     scale: float = Field(1.0, alias="lambda")
 
 
-class Sparse(TaskArithmetic):
+class SparseParameters(TaskArithmeticParameters):
     """Parameters of `dare_linear`."""
 
     density: float = Field(1.0, gt=0, le=1)
 
 
-class SparseConsensus(Sparse):
+class SparseConsensusParameters(SparseParameters):
     """Parameters of `ties`."""
 
     normalize: Flag = True
@@ -102,15 +102,15 @@ class _AnyParameters(BaseModel):
 
 
 PARAMETERS: dict[str, type[Parameters]] = {
-    "linear": Linear,
-    "multislerp": MultiSlerp,
-    "karcher": Karcher,
-    "slerp": Slerp,
-    "nuslerp": NuSlerp,
-    "task_arithmetic": TaskArithmetic,
+    "linear": LinearParameters,
+    "multislerp": MultiSlerpParameters,
+    "karcher": KarcherParameters,
+    "slerp": SlerpParameters,
+    "nuslerp": NuSlerpParameters,
+    "task_arithmetic": TaskArithmeticParameters,
     "model_stock": Parameters,
-    "ties": SparseConsensus,
-    "dare_linear": Sparse,
+    "ties": SparseConsensusParameters,
+    "dare_linear": SparseParameters,
 }
 P = TypeVar("P", bound=BaseModel)
 
@@ -226,7 +226,7 @@ def _uri(name: str) -> str:
 
 
 def _weights(path: str, method: str, shared: Any, parameters: list[Any]) -> str | list[float]:
-    if isinstance(shared, Slerp):
+    if isinstance(shared, SlerpParameters):
         if shared.t is None:
             raise InputError(f"{path}: slerp needs parameters: t, from 0 (the base model) to 1")
         return [1 - shared.t, shared.t]
@@ -241,7 +241,7 @@ def _weights(path: str, method: str, shared: Any, parameters: list[Any]) -> str 
 
 def _normalize(shared: Any) -> bool | None:
     """Whether weights are normalized; None for methods without weights."""
-    return True if isinstance(shared, NuSlerp) else getattr(shared, "normalize", None)
+    return True if isinstance(shared, NuSlerpParameters) else getattr(shared, "normalize", None)
 
 
 def _dtype(path: str, content: MergekitFile[Any], first: str) -> SaveDtype:

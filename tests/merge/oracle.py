@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from boom_ray.artifacts.tensors import read_places
-from boom_ray.merge.check import check_inputs
+from boom_ray.merge.check_inputs import check_inputs
 from boom_ray.merge.inputs import MergeInput
 from boom_ray.merge.merge_job import MergeJob
 from boom_ray.merge.methods import METHODS
