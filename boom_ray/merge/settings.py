@@ -33,7 +33,10 @@ def check_settings(settings: Merge, num_models: int, base: str | None) -> None:
     Raises:
         InputError: naming the setting and what is allowed.
     """
-    name, method = settings.method, METHODS[settings.method]
+    name = settings.method
+    if name not in METHODS:  # `model_copy` does not validate
+        raise InputError(f"no merge method {name!r}; allowed: {', '.join(METHODS)}")
+    method = METHODS[name]
     least, most = method.num_models
     if not least <= num_models <= most:
         raise InputError(f"{name} merges {least} models; got {num_models}. Use multislerp for more")

@@ -53,6 +53,11 @@ def test_all_invalid_values_are_listed_at_once():
         merge_settings(density=[0.5, 1.5])
 
 
+def test_a_method_that_was_never_validated_is_refused():
+    with pytest.raises(InputError, match=r"'mean'.*multislerp"):
+        check_settings(Merge().model_copy(update={"method": "mean"}), 2, "base")
+
+
 def test_a_density_per_model_must_fit_their_number():
     check_settings(Merge(method="ties", density=[0.1, 0.2]), 2, "base")
     with pytest.raises(InputError, match="2 densities for 3 models"):
