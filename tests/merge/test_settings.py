@@ -1,19 +1,23 @@
 """Merge settings: one type from the recipe to the workers, and one list of method names."""
 
+import os
 import subprocess
 import sys
 from typing import get_args
 
 import pytest
+from click.testing import CliRunner
 
 from boom_ray import artifacts
+from boom_ray.cli.merge import _settings as settings_of
+from boom_ray.cli.merge import merge as command
 from boom_ray.errors import InputError
 from boom_ray.merge import elementwise
 from boom_ray.merge.inputs import MergeInput
 from boom_ray.merge.mergekit import PARAMETERS
 from boom_ray.merge.methods import METHODS
 from boom_ray.merge.settings import check_settings, merge_settings, resolve_weights
-from boom_ray.recipe import Merge, MergeMethod, identity
+from boom_ray.recipe import Merge, MergeExecution, MergeMethod, identity
 
 
 def test_every_method_of_the_recipe_is_registered():
@@ -83,3 +87,14 @@ def test_driver_and_coordinator_start_without_torch():
     code = "import boom_ray.merge.driver, sys; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
+
+
+def test_the_command_line_lists_its_methods_and_makes_the_same_settings():
+    arguments = ["a", "b", "--out", "c", "--method", "ties", "--weights", "1,2", "--density", "0.2"]
+    context = command.make_context("merge", [*arguments, "--num-workers", "3", "--base-model", "/base"])
+    models, base, settings = settings_of(context.params)
+    assert [os.path.basename(model) for model in models] == ["a", "b"] and base == "/base"
+    execution = MergeExecution(num_workers=3)
+    assert settings == Merge(method="ties", weights=[1.0, 2.0], density=0.2, execution=execution)
+    run = CliRunner().invoke(command, [*arguments, "--method", "mean"])
+    assert run.exit_code == 2 and all(name in run.output for name in get_args(MergeMethod))
