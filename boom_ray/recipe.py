@@ -13,6 +13,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
@@ -24,6 +26,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Attention = Literal["sdpa", "flash_attention_2", "eager"]
 Distillation = Literal["kl_div", "m3_kd"]
 SaveDtype = Literal["float32", "bfloat16", "float16"]
+#: The names of all merge methods; `boom_ray.merge` registers one implementation for each.
 MergeMethod = Literal[
     "linear",
     "multislerp",
@@ -61,7 +64,14 @@ def _query_template(template: str) -> str:
     return template
 
 
+def _density(value: float | list[float]) -> float | list[float]:
+    if not all(0 < density <= 1 for density in (value if isinstance(value, list) else [value])):
+        raise ValueError(f"got {value}; allowed: above 0, at most 1")
+    return value
+
+
 Name = Annotated[str, AfterValidator(_identifier)]
+Density = Annotated[float | list[float], AfterValidator(_density)]
 QueryTemplate = Annotated[str, AfterValidator(_query_template)]
 
 
@@ -245,7 +255,13 @@ class Train(Section):
 
 
 class MergeExecution(Section):
-    """How the merge runs: `MergeWorker` actors, bytes of memory of each, and of the largest output file."""
+    """How the merge runs; none of it changes the weights.
+
+    Attributes:
+        num_workers: Worker actors; each has one CPU.
+        memory_bytes: Anonymous memory of one worker.
+        max_shard_bytes: Size limit of an output file; a single tensor may exceed it.
+    """
 
     num_workers: int = Field(1, ge=1)
     memory_bytes: int = Field(1 << 30, ge=1 << 29)
@@ -253,16 +269,20 @@ class MergeExecution(Section):
 
 
 class Merge(Section):
-    """How M models become one.
+    """How M models become one: the only type of merge settings, from the recipe to the workers.
 
     Attributes:
-        method: A name of `boom_ray.merge.methods.METHODS`.
-        space: Merge differences to the base model, or the weights themselves (the paper's formula).
-        weights: `equal`, `size` (rows behind each model), or one number per bag.
-        scale: Factor on the combined difference (`task_arithmetic`, `ties`, `dare_linear`).
+        method: A registered merge method; `boom_ray/merge/README.md` describes them.
+        space: Merge task vectors (differences to the base model), or the weights themselves (the paper's
+            formula).
+        weights: `equal`, `size` (rows of training data of each model), or one number per model.
+        scale: Factor on the merged task vector (`task_arithmetic`, `ties`, `dare_linear`).
         iterations: Steps of `karcher`; 1 is the paper's formula.
-        density: Fraction of a difference that is kept (`ties`, `dare_linear`).
-        seed: Of the random choice of `dare_linear`.
+        density: Fraction of each task vector that is kept (`ties`, `dare_linear`); one number, or one per
+            model.
+        seed: Seed of the random choice of `dare_linear`.
+        normalize: Whether to divide the merged sum by the sum of the weights; None for the method's default.
+        dtype: Floating-point type of the merged model's tensors.
     """
 
     method: MergeMethod = "multislerp"
@@ -270,10 +290,23 @@ class Merge(Section):
     weights: Literal["equal", "size"] | list[float] = "equal"
     scale: float = 1.0
     iterations: int = Field(10, ge=1)
-    density: float = Field(0.5, gt=0, le=1)
+    density: Density = 0.5
     seed: int = 0
+    normalize: bool | None = None
     dtype: SaveDtype = "bfloat16"
     execution: MergeExecution = MergeExecution()
+
+    @model_serializer(mode="wrap")
+    def _without_default_normalize(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # `normalize` is newer than published recipes: a None in the identity would change their fingerprints.
+        values: dict[str, Any] = serialize(self)
+        if self.normalize is None:
+            values.pop("normalize", None)
+        return values
+
+    def densities(self, num_models: int) -> list[float]:
+        """The density of each of `num_models` models."""
+        return list(self.density) if isinstance(self.density, list) else [self.density] * num_models
 
 
 class Evaluate(Section):
@@ -303,12 +336,14 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
 
     @model_validator(mode="after")
-    def _one_weight_per_bag(self) -> "Recipe":
-        weights, bags = self.merge.weights, self.bags.ratios
-        if isinstance(weights, list) and len(weights) != len(bags):
-            raise ValueError(
-                f"merge.weights: got {len(weights)} weights for {len(bags)} bags; give one per bag"
-            )
+    def _one_number_per_bag(self) -> "Recipe":
+        num_bags = len(self.bags.ratios)
+        for key, values in (("weights", self.merge.weights), ("density", self.merge.density)):
+            if isinstance(values, list) and len(values) != num_bags:
+                noun = "weights" if key == "weights" else "densities"
+                raise ValueError(
+                    f"merge.{key}: got {len(values)} {noun} for {num_bags} bags; give one per bag"
+                )
         return self
 
     @property

@@ -25,7 +25,7 @@ from ray.util.metrics import Histogram, Metric
 
 from boom_ray import cli
 from boom_ray.embed.metrics import EmbedMetrics
-from boom_ray.merge.metrics import MergeMetrics
+from boom_ray.merge.merge_metrics import MergeMetrics
 from boom_ray.serve import build
 from boom_ray.serve.build import Settings
 from boom_ray.serve.metrics import EncoderMetrics, QueueMetrics, RequestMetrics
@@ -318,7 +318,7 @@ def test_the_steps_of_the_image_install_the_project(tmp_path: Path) -> None:
         elif instruction == "RUN" and arguments.startswith("python "):
             run(arguments)
     assert "Usage: boom-ray" in run("boom-ray --help")
-    modules = ("pipeline", "train.worker", "merge.run", "embed.run", "serve.app", "update")
+    modules = ("pipeline", "train.worker", "merge.driver", "embed.run", "serve.app", "update")
     imports = ", ".join(f"boom_ray.{name}" for name in modules)
     assert run(f'cd / && python -c "import {imports}; print(boom_ray.__file__)"').startswith(
         f"{tmp_path}/venv"

@@ -23,8 +23,8 @@ WITHOUT_RAY = [
     *("runtime.signals", "runtime.console", "runtime.processes", "runtime.scratch"),
     *("data.rows", "data.corpus", "data.bags", "data.batches", "data.collate"),
     *("model.encoder", "model.tokenizer", "model.directory", "model.card", "model.self_test"),
-    *("merge.gram", "merge.methods", "merge.plan", "merge.elementwise", "merge.stream"),
-    *("merge.check", "merge.cut", "merge.distances", "report.render"),
+    *("merge.gram", "merge.methods", "merge.shards", "merge.elementwise", "merge.stream", "merge.settings"),
+    *("merge.check_inputs", "merge.cut", "merge.distances", "report.render"),
     *("planner.plan", "planner.forecast", "planner.calibration"),
     *("train.loss", "train.step", "train.engine"),
 ]

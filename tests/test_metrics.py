@@ -36,7 +36,7 @@ def test_merging_and_embedding_are_seen_by_prometheus(ray_cluster, published_qwe
     record = embed(published_qwen3, str(tmp_path / "in.parquet"), str(tmp_path / "vectors"))
     deadline = time.monotonic() + 40
     while True:
-        ray.get(coordinator.tell.remote("a file", 5))
+        ray.get(coordinator.report.remote("a file", 5))
         merging, embedding = scraped('merge="one-merge"'), scraped('output="vectors"')
         if len(merging) == 3 and len(embedding) == 9:
             break

@@ -1,12 +1,13 @@
 """Commands that plan and train: run, plan, train, update."""
 
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from boom_ray import storage
 from boom_ray.cli.group import main
 from boom_ray.errors import InputError, NotFoundError
+from boom_ray.recipe import MergeMethod
 from boom_ray.runtime import signals
 
 storage_option = click.option(
@@ -137,7 +138,11 @@ def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
     metavar="PERCENT",
     help="Percentage of the earlier rows to train on again.",
 )
-@click.option("--method", metavar="METHOD", help="Merge method; by default the recipe's.")
+@click.option(
+    "--method",
+    type=click.Choice(get_args(MergeMethod)),
+    help="How the update is merged; default: as in the recipe.",
+)
 @click.option("--weights", type=click.Choice(["equal", "mass"]), default="equal", show_default=True)
 @click.option(
     "--flat", is_flag=True, help="Merge all contributing models instead of the parent and the update."

@@ -1,4 +1,4 @@
-"""LoRA adapters as models: their base's tensors, with low-rank differences added while they stream."""
+"""LoRA adapters as models: the tensors of their base model, with low-rank updates added as they are read."""
 
 import json
 import math
@@ -6,12 +6,12 @@ from typing import Any
 
 from boom_ray import storage
 from boom_ray.artifacts.tensors import TensorPlace, read_header, read_places
-from boom_ray.errors import BoomError
-from boom_ray.merge.source import LowRank, Source
+from boom_ray.errors import InputError
+from boom_ray.merge.inputs import LowRank, MergeInput
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-PLAIN: dict[str, tuple[Any, ...]] = {  # settings whose differences are a product of two matrices and no more
+PLAIN: dict[str, tuple[Any, ...]] = {  # settings of adapters that are nothing but a product of two matrices
     "peft_type": ("LORA",),
     "use_dora": (False, None),
     "bias": ("none", None),
@@ -22,19 +22,19 @@ PLAIN: dict[str, tuple[Any, ...]] = {  # settings whose differences are a produc
 
 
 def is_adapter(model: str) -> bool:
-    """Whether a directory holds an adapter instead of a model."""
+    """Whether a directory contains an adapter instead of a model."""
     return storage.is_file(storage.join(model, CONFIG))
 
 
-def read_adapter(model: str, base: str | None) -> Source:
-    """An adapter on its base, as a model.
+def read_adapter(model: str, base: str | None) -> MergeInput:
+    """An adapter and its base model, as one model.
 
     Args:
-        model: URI of the adapter's directory, as peft writes it.
-        base: URI of its base; None for the one that the adapter names.
+        model: URI of the adapter's directory, in peft's layout.
+        base: URI of its base model; None for the one that the adapter names.
 
     Raises:
-        BoomError: if it is no plain LoRA adapter, or does not fit its base.
+        InputError: if it is not a plain LoRA adapter, or does not fit its base model.
     """
     config = json.loads(storage.read_bytes(storage.join(model, CONFIG)))
     problems = [
@@ -43,28 +43,28 @@ def read_adapter(model: str, base: str | None) -> Source:
         if key in config and config[key] not in allowed
     ]
     if problems:
-        raise BoomError.of(problems, "cannot be merged into its base:")
+        raise InputError.of(problems, "cannot be merged into its base model:")
     base = _base(config["base_model_name_or_path"]) if base is None else base
     places = read_places(base)
     found = read_header(storage.join(model, WEIGHTS))
     pairs = {name.removesuffix(".lora_A.weight") for name in found if name.endswith(".lora_A.weight")}
     left = found.keys() - {f"{pair}.lora_{side}.weight" for pair in pairs for side in "AB"}
     if left:
-        raise BoomError(
-            f"{model}: adapter tensors that are no lora_A or lora_B: {', '.join(sorted(left)[:5])}"
+        raise InputError(
+            f"{model}: adapter tensors other than lora_A and lora_B: {', '.join(sorted(left)[:5])}"
         )
     adapter = {}
     for pair in sorted(pairs):
         a, b = found[f"{pair}.lora_A.weight"], found[f"{pair}.lora_B.weight"]
         name = _target(model, base, f"{pair.removeprefix(PREFIX)}.weight", places)
         if places[name].shape != (b.shape[0], a.shape[1]) or a.shape[0] != b.shape[1]:
-            raise BoomError(
+            raise InputError(
                 f"{model}: {pair}: {list(b.shape)} times {list(a.shape)} does not fit "
                 f"{list(places[name].shape)} of {base}"
             )
         rank = math.sqrt(a.shape[0]) if config.get("use_rslora") else a.shape[0]
         adapter[name] = LowRank(a, b, config["lora_alpha"] / rank)
-    return Source(model, places, base, adapter=adapter)
+    return MergeInput(model, places, base, adapter=adapter)
 
 
 def _base(name: str) -> str:
@@ -72,8 +72,8 @@ def _base(name: str) -> str:
 
 
 def _target(model: str, base: str, name: str, places: dict[str, TensorPlace]) -> str:
-    """The base's name of a tensor, with `model.` before it or without."""
+    """The base model's name of a tensor, with or without the prefix `model.`."""
     for candidate in (name, name.removeprefix("model."), f"model.{name}"):
         if candidate in places:
             return candidate
-    raise BoomError(f"{model}: adapts {name}, which {base} does not have. Is this its base?")
+    raise InputError(f"{model}: adapts {name}, which {base} does not have. Check that this is its base model")

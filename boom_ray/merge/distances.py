@@ -1,4 +1,4 @@
-"""How far apart the models of a merge lie: angles and norms, from the Gram matrices of the merge itself."""
+"""Distances between the models of a merge: angles and norms, from the Gram matrices of the merge itself."""
 
 import json
 import math
@@ -10,51 +10,51 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boom_ray import storage
-from boom_ray.merge.job import Products
+from boom_ray.merge.merge_job import GramMatrix
 
 FILE = "distances.json"
 LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 
 
-def distances(labels: list[str], space: str, products: dict[str, Products]) -> dict[str, Any]:
+def distances(labels: list[str], space: str, grams: dict[str, GramMatrix]) -> dict[str, Any]:
     """Norms of the models and angles between them, per tensor, per layer, and over the whole model.
 
     Args:
-        labels: Of the models.
-        space: `deltas` or `weights`: what norms and angles are those of.
-        products: Gram matrix of every tensor; that of a layer is their sum.
+        labels: Names of the models.
+        space: `deltas` or `weights`: whether norms and angles are those of task vectors or of weights.
+        grams: Gram matrix of every tensor; that of a layer is their sum.
 
     Returns:
         `models`, `space`, and under `tensors`, `layers` and `all` the `norms`, [M], and `angles` in degrees,
         [M, M], None where an input of norm zero has no direction.
     """
-    grams = {name: np.array(values) for name, values in products.items()}
+    arrays = {name: np.array(values) for name, values in grams.items()}
     layers: dict[str, NDArray[np.float64]] = {}
-    for name, gram in grams.items():
+    for name, gram in arrays.items():
         layers[_layer(name)] = layers.get(_layer(name), np.zeros_like(gram)) + gram
     return {
         "models": labels,
         "space": space,
-        "all": _entry(np.sum(list(grams.values()), axis=0)),
+        "all": _entry(np.sum(list(arrays.values()), axis=0)),
         "layers": {name: _entry(layers[name]) for name in sorted(layers, key=_in_order)},
-        "tensors": {name: _entry(grams[name]) for name in sorted(grams, key=_in_order)},
+        "tensors": {name: _entry(arrays[name]) for name in sorted(arrays, key=_in_order)},
     }
 
 
-def write_summary(labels: list[str], space: str, products: dict[str, Products], directory: str) -> None:
-    """Write what `distances` tells of layers and the whole model into a local directory."""
-    report = distances(labels, space, products)
+def write_summary(labels: list[str], space: str, grams: dict[str, GramMatrix], directory: str) -> None:
+    """Write the distances of layers and of the whole model into a local directory."""
+    report = distances(labels, space, grams)
     del report["tensors"]
     with open(os.path.join(directory, FILE), "w", encoding="utf-8") as file:
         json.dump(report, file)
 
 
 def write(report: dict[str, Any], uri: str) -> str:
-    """Write a report as JSON, and as a heat map beside it.
+    """Write a report as JSON, and as a heat map with the same name.
 
     Args:
-        report: From `distances`.
-        uri: Of the JSON file.
+        report: Result of `distances`.
+        uri: URI of the JSON file.
 
     Returns:
         URI of the picture.
@@ -71,7 +71,7 @@ def _layer(name: str) -> str:
 
 
 def _in_order(name: str) -> list[tuple[int, str]]:
-    """Numbers sort as numbers."""
+    """A sort key by which layer 2 comes before layer 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
@@ -106,9 +106,7 @@ def _heat_map(report: dict[str, Any]) -> bytes:
     axes.set_xlabel(
         "models " + ", ".join(f"{k}: {label}" for k, label in enumerate(report["models"], 1)), wrap=True
     )
-    axes.set_title(
-        f"angles between {'differences to the base' if report['space'] == 'deltas' else 'weights'}"
-    )
+    axes.set_title(f"angles between {'task vectors' if report['space'] == 'deltas' else 'weights'}")
     figure.colorbar(image, label="degrees")
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)

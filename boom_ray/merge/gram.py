@@ -1,11 +1,11 @@
-"""Merging lives in a Gram matrix.
+"""Gram matrices: inner products of the models, and the linear combinations that they determine.
 
 Let W_1 … W_M be one tensor of the M models, flattened, and G_ij = <W_i, W_j>. Every method whose result is
 a linear combination of its inputs needs the tensors twice: once to accumulate G, once to combine them with
-M coefficients that are a function of G alone. Both passes go block by block through a core's cache, so memory
-is what the caller keeps, whatever the tensor's size.
+M coefficients that are a function of G alone. Both passes process blocks that fit into the cache of a CPU
+core, so memory does not depend on the size of the tensor.
 
-With a base model, the W_i are the differences to it, and it is added to the result with coefficient 1.
+With a base model, the W_i are task vectors (differences to the base), and the base is added to the result.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,11 +13,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 15  # elements; a block of half a dozen models stays in a core's second-level cache
-SAFE = (1e-24, 1e30)  # squared norms whose parts float32 neither drops nor overflows
-CANCELLING = 1e-2  # squared length of a mean direction below which float32 products decide too few digits
+# Elements of a block. In float32, a block of six models takes 768 KiB: it stays in the second-level cache of
+# a core between its conversion, the subtraction of the base and the product. Larger blocks go back to memory
+# for every one of these steps; smaller ones pay more for the calls of torch than for the arithmetic.
+BLOCK = 1 << 15
+SAFE = (1e-24, 1e30)  # squared norms whose parts neither underflow nor overflow in float32
+CANCELLING = 1e-2  # squared length of a mean direction below which float32 products lose too many digits
 
-#: The same range of one tensor in each of P models (the base's last): [P, n], or P times [n] of any dtypes.
+#: The same range of one tensor in P models (the base model last): [P, n], or P times [n] of any dtypes.
 Pieces = Tensor | Sequence[Tensor]
 
 
@@ -26,24 +29,22 @@ def work_dtype(output: torch.dtype) -> torch.dtype:
     return torch.float32 if output.itemsize < 4 else torch.float64
 
 
-def blocks(
-    pieces: Pieces, dtype: torch.dtype, centred: bool, device: torch.device | None = None
-) -> Iterator[tuple[int, Tensor]]:
-    """Pieces as numbers to calculate with, block by block.
+def blocks(pieces: Pieces, dtype: torch.dtype, centred: bool) -> Iterator[tuple[int, Tensor]]:
+    """Pieces converted to the working dtype, block by block.
 
-    They are converted anew for every pass: in a core's cache that costs less than to keep them converted in
-    memory, which is twice the bytes to write and to read.
+    Each pass converts them again: inside the cache this is cheaper than keeping converted copies in memory,
+    which doubles the bytes that are written and read.
 
     Args:
-        pieces: Of M models and a base.
+        pieces: The models, and the base model last if `centred`.
         dtype: float32 or float64.
-        centred: Whether the base, the last row, is taken off all others.
+        centred: Whether to subtract the base, the last row, from all other rows.
 
     Yields:
-        The first element of a block, and [P, at most BLOCK] of `dtype`, valid until the next.
+        The first element of a block, and [P, at most BLOCK] of `dtype`, valid until the next block.
     """
     count = len(pieces[0])
-    memory = torch.empty(len(pieces), min(BLOCK, count), dtype=dtype, device=device)
+    memory = torch.empty(len(pieces), min(BLOCK, count), dtype=dtype)
     for start in range(0, count, BLOCK):
         block = memory[:, : min(BLOCK, count - start)]
         if isinstance(pieces, Tensor):
@@ -59,15 +60,17 @@ def blocks(
 def accumulate(products: Tensor, pieces: Pieces, dtype: torch.dtype) -> None:
     """Add the inner products of pieces to a Gram matrix, in place.
 
-    Products are summed in `dtype` over a block, and in float64 from there on.
+    Products are computed and summed in `dtype` within a block. Blocks are summed in float64: a tensor has up
+    to 10^9 elements, and a float32 sum of that many terms keeps only a few digits, too few for the angle
+    between two fine-tuned models.
 
     Args:
         products: [M, M] float64.
-        pieces: Of M models, or of M and a base whose differences are meant.
+        pieces: M models, or M models and a base that is subtracted from them.
     """
     num_models = len(products)
-    of_block = torch.empty(num_models, num_models, dtype=dtype, device=products.device)
-    for _, block in blocks(pieces, dtype, len(pieces) > num_models, products.device):
+    of_block = torch.empty(num_models, num_models, dtype=dtype)
+    for _, block in blocks(pieces, dtype, centred=len(pieces) > num_models):
         models = block[:num_models]
         torch.mm(models, models.T, out=of_block)
         products += of_block
@@ -77,11 +80,11 @@ def combine(pieces: Pieces, coefficients: Tensor, work: torch.dtype, output: tor
     """The linear combination of pieces, rounded once.
 
     Args:
-        pieces: Of M models, or of M and a base. Then the base plus the combination of the differences to it
-            is meant, which is the combination of all with 1 - sum(coefficients) for the base.
+        pieces: M models, or M models and a base. With a base, the result is the base plus the combination of
+            the task vectors: the combination of all P pieces, where the base has 1 - sum(coefficients).
         coefficients: [M] float64.
-        work: float32 or float64, to calculate in.
-        output: Of the result.
+        work: float32 or float64, the dtype to compute in.
+        output: Dtype of the result.
 
     Returns:
         [n] of `output`.
@@ -89,16 +92,16 @@ def combine(pieces: Pieces, coefficients: Tensor, work: torch.dtype, output: tor
     if len(pieces) > len(coefficients):
         coefficients = torch.cat([coefficients, 1 - coefficients.sum(0, keepdim=True)])
     factors = coefficients.to(work)
-    result = torch.empty(len(pieces[0]), dtype=output, device=factors.device)
-    for start, block in blocks(pieces, work, centred=False, device=factors.device):
+    result = torch.empty(len(pieces[0]), dtype=output)
+    for start, block in blocks(pieces, work, centred=False):
         result[start : start + BLOCK] = torch.mv(block.T, factors)
     return result
 
 
 def is_certain(products: Tensor, weights: Tensor) -> bool:
-    """Whether a Gram matrix of float32 products decides the coefficients of any method.
+    """Whether a Gram matrix of float32 products is accurate enough for the coefficients of every method.
 
-    It does not if squares may have left the range of float32, or if the weighted directions nearly cancel.
+    It is not if squares may have left the range of float32, or if the weighted directions nearly cancel.
 
     Args:
         products: [M, M] float64.

@@ -1,149 +1,257 @@
-"""mergekit's YAML, read as a merge of ours: the methods we have, and a list of everything we do not."""
+"""mergekit's YAML as merge settings: the methods we have, and a list of everything we do not support."""
 
 import os
-from typing import Any, cast
+from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
 import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from boom_ray import storage
 from boom_ray.artifacts.tensors import NAMES
-from boom_ray.errors import BoomError
-from boom_ray.merge.actors import MergeSpec
-from boom_ray.merge.methods import METHODS, Options
-from boom_ray.recipe import SaveDtype
+from boom_ray.errors import InputError, NotFoundError
+from boom_ray.merge.settings import merge_settings
+from boom_ray.recipe import Merge, MergeMethod, SaveDtype
 
-SECTIONS = {"merge_method", "models", "base_model", "parameters", "dtype", "out_dtype"}
-#: Parameters of a method that we read, and those that must have the value given to mean what we do.
-COMMON: dict[str, set[str]] = {
-    "linear": {"weight", "normalize"},
-    "multislerp": {"weight", "normalize_weights"},
-    "karcher": {"max_iter", "tol"},
-    "slerp": {"t"},
-    "nuslerp": {"weight"},
-    "task_arithmetic": {"weight", "normalize", "lambda"},
-    "model_stock": set(),
-    "ties": {"weight", "density", "normalize", "lambda"},
-    "dare_linear": {"weight", "density", "normalize", "lambda"},
+
+def _flag(value: Any) -> Any:
+    """mergekit's files often have 1.0 or 0.0 for true or false."""
+    return bool(value) if value in (0, 1) else value
+
+
+Flag = Annotated[bool, BeforeValidator(_flag)]
+Yes = Annotated[Literal[True], BeforeValidator(_flag)]
+No = Annotated[Literal[False], BeforeValidator(_flag)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Parameters(_Strict):
+    """Parameters of any method, which must have these values to mean what we compute."""
+
+    nuslerp_flatten: Yes = True
+    nuslerp_row_wise: No = False
+    filter_wise: No = False
+    int8_mask: No = False
+
+
+class WeightedParameters(Parameters):
+    """Parameters of a method with weights.
+
+    Attributes:
+        normalize: Whether to divide by the sum of the weights; the default is that of mergekit's method.
+    """
+
+    weight: float | None = None
+    normalize: Flag = False
+
+
+class LinearParameters(WeightedParameters):
+    """Parameters of `linear`."""
+
+    normalize: Flag = True
+
+
+class MultiSlerpParameters(Parameters):
+    """Parameters of `multislerp`."""
+
+    weight: float | None = None
+    normalize: Flag = Field(True, alias="normalize_weights")
+
+
+class NuSlerpParameters(Parameters):
+    """Parameters of `nuslerp`, which always normalizes."""
+
+    weight: float | None = None
+
+
+class KarcherParameters(Parameters):
+    """Parameters of `karcher`; `tol` is accepted, but we always make `max_iter` steps."""
+
+    max_iter: int = Field(10, ge=1)
+    tol: float | None = None
+
+
+class SlerpParameters(Parameters):
+    """Parameters of `slerp`: 0 is the base model, 1 the other one."""
+
+    t: float | None = None
+
+
+class TaskArithmeticParameters(WeightedParameters):
+    """Parameters of `task_arithmetic`."""
+
+    scale: float = Field(1.0, alias="lambda")
+
+
+class SparseParameters(TaskArithmeticParameters):
+    """Parameters of `dare_linear`."""
+
+    density: float = Field(1.0, gt=0, le=1)
+
+
+class SparseConsensusParameters(SparseParameters):
+    """Parameters of `ties`."""
+
+    normalize: Flag = True
+
+
+class _AnyParameters(BaseModel):
+    """Parameters of a method that is not supported."""
+
+
+PARAMETERS: dict[str, type[Parameters]] = {
+    "linear": LinearParameters,
+    "multislerp": MultiSlerpParameters,
+    "karcher": KarcherParameters,
+    "slerp": SlerpParameters,
+    "nuslerp": NuSlerpParameters,
+    "task_arithmetic": TaskArithmeticParameters,
+    "model_stock": Parameters,
+    "ties": SparseConsensusParameters,
+    "dare_linear": SparseParameters,
 }
-FIXED = {"nuslerp_flatten": True, "nuslerp_row_wise": False, "filter_wise": False, "int8_mask": False}
-NORMALIZED = {"linear", "multislerp", "nuslerp", "ties"}  # by default, in mergekit
+P = TypeVar("P", bound=BaseModel)
 
 
-def read(path: str) -> tuple[list[str], str | None, MergeSpec]:
-    """A configuration file of mergekit.
+def _or_empty(value: Any) -> Any:
+    return {} if value is None else value
+
+
+def _as_entry(value: Any) -> Any:
+    return {"model": value} if isinstance(value, str) else value
+
+
+class MergekitModel(_Strict, Generic[P]):
+    """One entry of `models`."""
+
+    model: str
+    parameters: Annotated[P, BeforeValidator(_or_empty)] = Field(default_factory=dict, validate_default=True)
+
+
+class MergekitFile(_Strict, Generic[P]):
+    """A configuration file of mergekit with the parameters of its method."""
+
+    merge_method: MergeMethod
+    models: list[Annotated[MergekitModel[P], BeforeValidator(_as_entry)]] = Field(min_length=1)
+    parameters: Annotated[P, BeforeValidator(_or_empty)] = Field(default_factory=dict, validate_default=True)
+    base_model: str | None = None
+    dtype: SaveDtype | None = None
+    out_dtype: SaveDtype | None = None
+
+
+def read(path: str) -> tuple[list[str], str | None, Merge]:
+    """Read a configuration file of mergekit.
 
     Args:
-        path: Of the YAML file. Models are local paths, relative to the working directory as mergekit has
-            it, or names on the hub.
+        path: Path of the YAML file. Its models are local paths, relative to the working directory as in
+            mergekit, or names on the hub.
 
     Returns:
-        URIs of the models, of the base, and how they are merged.
+        URIs of the models, URI of the base model, and the merge settings.
 
     Raises:
-        BoomError: listing everything in the file that is not supported.
+        NotFoundError: if there is no such file.
+        InputError: listing everything in the file that is not supported.
     """
-    config = _load(path)
-    method = config.get("merge_method")
-    problems = [f"{key}: not supported" for key in sorted(config.keys() - SECTIONS)]
-    if method not in METHODS:
-        problems.append(f"merge_method {method!r}: not supported; allowed: {', '.join(METHODS)}")
-        raise BoomError.of(problems, f"{path}: cannot be merged as it stands:")
-    entries = [_entry(entry, problems) for entry in config.get("models") or []]
-    shared = config.get("parameters") or {}
-    for where, parameters in [("parameters", shared), *entries]:
-        problems += _unsupported(method, where, parameters)
-    if problems:
-        raise BoomError.of(problems, f"{path}: cannot be merged as it stands:")
-    base = _uri(config["base_model"]) if config.get("base_model") else None
-    merged = [
-        (uri, {**shared, **own}) for name, own in entries if (uri := _uri(name)) != base or method == "slerp"
-    ]
-    if method == "slerp":
-        merged.sort(key=lambda item: item[0] != base)  # t counts from the base
+    content = _parsed(path)
+    models = _merged_models(path, content)
+    base = _uri(content.base_model) if content.base_model else None
+    if content.merge_method == "slerp":
+        models.sort(key=lambda model: model[0] != base)  # t counts from the base model
         base = None
-    spec = MergeSpec(
-        method=method,
-        space="deltas" if base and method != "linear" else "weights",
-        weights=_weights(path, method, [parameters for _, parameters in merged], shared),
-        dtype=_dtype(path, config, merged[0][0]),
-        options=_options(method, [parameters for _, parameters in merged], shared),
+    parameters = [own for _, own in models]
+    settings = merge_settings(
+        method=content.merge_method,
+        space="deltas" if base and content.merge_method != "linear" else "weights",
+        weights=_weights(path, content.merge_method, content.parameters, parameters),
+        dtype=_dtype(path, content, models[0][0]),
+        scale=getattr(content.parameters, "scale", 1.0),
+        iterations=getattr(content.parameters, "max_iter", 10),
+        density=[getattr(own, "density", 1.0) for own in parameters],
+        normalize=_normalize(content.parameters),
     )
-    return [uri for uri, _ in merged], base, spec
+    return [uri for uri, _ in models], base, settings
 
 
-def _load(path: str) -> dict[str, Any]:
+def _parsed(path: str) -> MergekitFile[Any]:
     try:
         with open(path, encoding="utf-8") as file:
-            config = yaml.safe_load(file)
+            content = yaml.safe_load(file)
     except FileNotFoundError:
-        raise BoomError(f"{path}: no such file") from None
+        raise NotFoundError(f"{path}: no such file") from None
     except yaml.YAMLError as error:
-        raise BoomError(f"{path}: not YAML: {error}") from error
-    if not isinstance(config, dict):
-        raise BoomError(f"{path}: not a configuration of mergekit: it has no merge_method")
-    return config
+        raise InputError(f"{path}: not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a configuration of mergekit: it has no merge_method")
+    method = str(content.get("merge_method"))
+    kind: type[BaseModel] = PARAMETERS.get(method, _AnyParameters)
+    try:
+        return cast(MergekitFile[Any], MergekitFile[kind].model_validate(content))  # type: ignore[valid-type]
+    except ValidationError as error:
+        problems = [_problem(entry, method) for entry in error.errors(include_url=False)]
+        raise InputError.of(problems, f"{path}: cannot be merged:") from None
 
 
-def _entry(entry: Any, problems: list[str]) -> tuple[str, dict[str, Any]]:
-    model = entry.get("model") if isinstance(entry, dict) else entry
-    if not isinstance(model, str):
-        problems.append(f"models: {entry!r}: not supported; give a path or a name")
-        return str(model), {}
-    extra = sorted(entry.keys() - {"model", "parameters"}) if isinstance(entry, dict) else []
-    problems += [f"models: {model}: {key}: not supported" for key in extra]
-    return model, (entry.get("parameters") or {}) if isinstance(entry, dict) else {}
+def _problem(entry: Any, method: str) -> str:
+    """One validation error in terms of the file; models are counted from 1."""
+    place = ": ".join(str(part + 1 if isinstance(part, int) else part) for part in entry["loc"])
+    value, kind = entry["input"], entry["type"]
+    if kind == "extra_forbidden":
+        return f"{place}: not supported" + (f" by {method} here" if "parameters" in entry["loc"] else "")
+    if kind == "literal_error":
+        return f"{place} {value!r}: not supported; allowed: {entry['ctx']['expected'].replace(chr(39), '')}"
+    if kind in ("float_type", "int_type", "bool_type"):
+        return f"{place}: {value!r}: only one number; gradients and filters are not supported"
+    return f"{place}: {entry['msg']}" + ("" if kind == "missing" else f", got {value!r}")
 
 
-def _unsupported(method: str, where: str, parameters: dict[str, Any]) -> list[str]:
-    problems = []
-    for key, value in parameters.items():
-        if key in FIXED:
-            problems += [f"{where}: {key}: {value}: only {FIXED[key]}"] if value != FIXED[key] else []
-        elif key not in COMMON[method]:
-            problems.append(f"{where}: {key}: not supported by {method} here")
-        elif not isinstance(value, int | float):
-            problems.append(
-                f"{where}: {key}: {value!r}: only one number; gradients and filters are not supported"
-            )
-    return problems
+def _merged_models(path: str, content: MergekitFile[Any]) -> list[tuple[str, Any]]:
+    """URI of each model that is merged, and its parameters: its own, else those of the file."""
+    base = _uri(content.base_model) if content.base_model else None
+    models = [
+        (uri, content.parameters.model_copy(update=entry.parameters.model_dump(exclude_unset=True)))
+        for entry in content.models
+        if (uri := _uri(entry.model)) != base or content.merge_method == "slerp"
+    ]
+    if not models:
+        raise InputError(f"{path}: models: names only the base model; give two models or more")
+    return models
 
 
 def _uri(name: str) -> str:
-    """A path that exists, or a name on the hub."""
+    """URI of a path that exists, or of a name on the hub."""
     return storage.absolute(name) if os.path.exists(name) or "://" in name else f"hf://{name}"
 
 
-def _weights(path: str, method: str, parameters: list[dict[str, Any]], shared: dict[str, Any]) -> Any:
-    if method == "slerp":
-        if "t" not in shared:
-            raise BoomError(f"{path}: slerp needs parameters: t, from 0 (the base) to 1")
-        return [1 - shared["t"], shared["t"]]
-    if "weight" not in COMMON[method]:
+def _weights(path: str, method: str, shared: Any, parameters: list[Any]) -> str | list[float]:
+    if isinstance(shared, SlerpParameters):
+        if shared.t is None:
+            raise InputError(f"{path}: slerp needs parameters: t, from 0 (the base model) to 1")
+        return [1 - shared.t, shared.t]
+    if "weight" not in type(shared).model_fields:
         return "equal"
-    missing = [number for number, own in enumerate(parameters, 1) if "weight" not in own]
-    if missing:
-        raise BoomError(f"{path}: {method} needs a weight for every model; model {missing[0]} has none")
-    return [float(own["weight"]) for own in parameters]
+    weights = [own.weight for own in parameters]
+    if None in weights:
+        number = weights.index(None) + 1
+        raise InputError(f"{path}: {method} needs a weight for every model; model {number} has none")
+    return weights
 
 
-def _options(method: str, parameters: list[dict[str, Any]], shared: dict[str, Any]) -> Options:
-    normalize = shared.get("normalize", shared.get("normalize_weights", method in NORMALIZED))
-    return Options(
-        scale=float(shared.get("lambda", 1.0)),
-        iterations=int(shared.get("max_iter", 10)),
-        density=[float(own.get("density", 1.0)) for own in parameters],
-        normalize=bool(normalize) if "weight" in COMMON[method] else None,
-    )
+def _normalize(shared: Any) -> bool | None:
+    """Whether weights are normalized; None for methods without weights."""
+    return True if isinstance(shared, NuSlerpParameters) else getattr(shared, "normalize", None)
 
 
-def _dtype(path: str, config: dict[str, Any], first: str) -> SaveDtype:
-    """What is written: as the file says, else as the first model is."""
-    name = config.get("out_dtype") or config.get("dtype")
+def _dtype(path: str, content: MergekitFile[Any], first: str) -> SaveDtype:
+    """The dtype that is written: as the file states, else that of the first model."""
+    name = content.out_dtype or content.dtype
     if name is None:
-        model = yaml.safe_load(
+        config = yaml.safe_load(
             storage.read_bytes(storage.join(storage.local_directory(first), "config.json"))
         )
-        name = model.get("dtype") or model.get("torch_dtype") or "bfloat16"
+        name = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
     if name not in NAMES:
-        raise BoomError(f"{path}: dtype {name!r}: not supported; allowed: {', '.join(NAMES)}")
-    return cast(SaveDtype, name)
+        raise InputError(f"{path}: dtype {name!r}: not supported; allowed: {', '.join(NAMES)}")
+    return name

@@ -1,4 +1,4 @@
-"""Where merge workers run: on nodes that see all the files, when those lie on local paths."""
+"""Placement of merge workers: if files are on local paths, on nodes that have all of them."""
 
 import os
 import socket
@@ -8,38 +8,43 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from boom_ray import storage
-from boom_ray.errors import BoomError
+from boom_ray.errors import ClusterError
 
 
 @ray.remote(num_cpus=0)
-def _unseen(paths: list[str]) -> list[str]:
+def _missing_paths(paths: list[str]) -> list[str]:
     return [path for path in paths if not os.path.exists(path)]
 
 
 def placements(uris: list[str], num_workers: int) -> list[dict[str, Any]]:
     """Ray options of each worker.
 
-    Object stores are near to every node, and workers spread over the cluster. Local paths are near to the
-    nodes that have them: those that see all of `uris` share the workers.
+    With object stores only, workers spread over the cluster. With local paths, they run on the nodes where
+    all of these paths exist.
+
+    Args:
+        uris: The models, the base model and the output.
 
     Raises:
-        BoomError: if the paths are local and no node sees them all.
+        ClusterError: if no node has all local paths.
     """
     paths = [uri for uri in uris if storage.is_local(uri)]
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if not paths or len(nodes) == 1:
         return [{"scheduling_strategy": "SPREAD"}] * num_workers
     pinned = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
-    task: Any = _unseen
-    unseen: list[list[str]] = ray.get([task.options(scheduling_strategy=pin).remote(paths) for pin in pinned])
-    near = [pin for pin, missing in zip(pinned, unseen, strict=True) if not missing]
-    if not near:
-        seen = "; ".join(
-            f"{node['NodeManagerHostname']} lacks {', '.join(missing)}"
-            for node, missing in zip(nodes, unseen, strict=True)
+    task: Any = _missing_paths
+    missing: list[list[str]] = ray.get(
+        [task.options(scheduling_strategy=pin).remote(paths) for pin in pinned]
+    )
+    usable = [pin for pin, lacking in zip(pinned, missing, strict=True) if not lacking]
+    if not usable:
+        found = "; ".join(
+            f"{node['NodeManagerHostname']} lacks {', '.join(lacking)}"
+            for node, lacking in zip(nodes, missing, strict=True)
         )
-        raise BoomError(
-            f"no node of the cluster sees all models and the output (this is "
-            f"{socket.gethostname()}): {seen}. Put them on a shared mount or an object store"
+        raise ClusterError(
+            f"no node of the cluster has all models and the output (the driver runs on "
+            f"{socket.gethostname()}): {found}. Put them on a shared mount or an object store"
         )
-    return [{"scheduling_strategy": near[number % len(near)]} for number in range(num_workers)]
+    return [{"scheduling_strategy": usable[number % len(usable)]} for number in range(num_workers)]

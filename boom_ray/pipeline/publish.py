@@ -1,7 +1,6 @@
 """The one builder of a merged model's record: lineage, settings, metrics, self-test and card."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import ray
 
@@ -9,10 +8,11 @@ from boom_ray import artifacts, storage
 from boom_ray.artifacts import ModelRecord, Parent, staging
 from boom_ray.artifacts.contents import MergeConfig, ModelConfig, ModelMetrics, UpdateConfig
 from boom_ray.artifacts.staging import Stage
-from boom_ray.merge.actors import Merged, MergeSpec
-from boom_ray.merge.job import Products
-from boom_ray.merge.run import merge_into
+from boom_ray.merge.actors import MergeResult
+from boom_ray.merge.driver import merge_into
+from boom_ray.merge.merge_job import GramMatrix
 from boom_ray.model import card, directory, self_test
+from boom_ray.recipe import Merge, identity
 from boom_ray.runtime import cluster
 
 
@@ -20,32 +20,34 @@ def merge_models(
     models: list[str],
     target: str,
     base: str | None,
-    spec: MergeSpec,
-    cached: dict[str, Products] | None = None,
+    settings: Merge,
+    grams: dict[str, GramMatrix] | None = None,
     metrics: ModelMetrics | None = None,
-) -> tuple[ModelRecord, Merged]:
+) -> tuple[ModelRecord, MergeResult]:
     """Merge models into one, and publish it.
 
     Args:
         models: URIs.
         target: URI of the merged model.
         base: URI of the model they were trained from, to merge task vectors.
-        cached: Gram matrices of an earlier merge of the same models in the same space.
+        grams: Gram matrices cached from an earlier merge of the same models in the same space.
         metrics: Measurements for the record.
 
     Returns:
         The record, and the details of the merge.
 
     Raises:
-        BoomError: listing why the models cannot be merged; then nothing is published at `target`.
+        InputError: listing why the models cannot be merged; then nothing is published at `target`.
+        StorageError: if an input is damaged, or a store fails.
+        ClusterError: if no node can read the inputs, or workers die too often.
     """
     with staging.staged(target) as stage:
-        merge, merged = merge_into(stage, models, base, spec, cached)
+        merge, merged = merge_into(stage, models, base, settings, grams)
         publication = Publication(
             name=storage.name_of(target),
             version=storage.name_of(target),
             parents=[directory.identify(uri) for uri in models],
-            settings=asdict(spec),
+            settings=settings,
             merge=merge,
             metrics=metrics or ModelMetrics(),
         )
@@ -70,7 +72,7 @@ class Publication:
     name: str
     version: str
     parents: list[Parent]
-    settings: dict[str, Any]
+    settings: Merge
     merge: MergeConfig
     rows: int | None = None
     update: UpdateConfig | None = None
@@ -95,7 +97,7 @@ def publish(stage: Stage, publication: Publication, licensed_as: str) -> ModelRe
     record = ModelRecord(
         name=made.name,
         version=made.version,
-        fingerprint=artifacts.fingerprint([digests, made.settings]),
+        fingerprint=artifacts.fingerprint([digests, identity(made.settings)]),
         config=ModelConfig(rows=made.rows, merge=made.merge, update=made.update),
         seed=made.seed,
         parents=made.parents,

@@ -17,11 +17,11 @@ from boom_ray.errors import InputError
 from boom_ray.evaluation import compare, tables
 from boom_ray.evaluation.measure import find_tasks, measure, scores_of
 from boom_ray.evaluation.protocol import EvaluationProtocol, Measurements, Subject
-from boom_ray.merge.run import merge_into
+from boom_ray.merge.driver import merge_into
 from boom_ray.model import directory
 from boom_ray.pipeline.publish import Publication, publish, self_test_of
-from boom_ray.pipeline.training import baseline_name, merge_spec, prepare_and_train
-from boom_ray.recipe import Recipe, identity
+from boom_ray.pipeline.training import baseline_name, prepare_and_train
+from boom_ray.recipe import Recipe
 from boom_ray.runs.heartbeat import Driver, driving
 from boom_ray.runs.identity import claim
 from boom_ray.runs.layout import FIRST_VERSION, Layout
@@ -97,7 +97,7 @@ def _merge_and_publish(recipe: Recipe, models: list[str], stage: Stage, driver: 
     parents = [artifacts.read(uri, ModelRecord) for uri in models]
     moments = [time.time()]
     driver.begin("merge")
-    merge, _ = merge_into(stage, models, base, merge_spec(recipe.merge))
+    merge, _ = merge_into(stage, models, base, recipe.merge)
     moments.append(time.time())
     driver.begin("evaluate")
     measured = _evaluate(recipe, models, stage) if recipe.evaluate.data else {}
@@ -107,7 +107,7 @@ def _merge_and_publish(recipe: Recipe, models: list[str], stage: Stage, driver: 
         name=recipe.name,
         version=FIRST_VERSION,
         parents=[record.as_parent() for record in parents],
-        settings=identity(recipe.merge),
+        settings=recipe.merge,
         merge=merge,
         rows=sum(record.config.rows or 0 for record in parents),
         seed=recipe.train.seed,

@@ -5,9 +5,7 @@ import logging
 from boom_ray.artifacts import CorpusRecord, Parent
 from boom_ray.data import bags, corpus
 from boom_ray.data.bags import BASELINE
-from boom_ray.merge.actors import MergeSpec
-from boom_ray.merge.methods import Options
-from boom_ray.recipe import Bags, Merge, Recipe
+from boom_ray.recipe import Bags, Recipe
 from boom_ray.runs.heartbeat import Driver, driving
 from boom_ray.runs.identity import claim
 from boom_ray.runs.layout import FIRST_VERSION, Layout
@@ -65,17 +63,3 @@ def _log_corpus(prepared: CorpusRecord) -> None:
     for name, task in prepared.config.tasks.items():
         left_out = f"{task.quarantined} bad rows in quarantine, {task.duplicates} duplicates"
         logger.info("corpus: %s (%s): %d rows; %s", name, task.type, task.rows, left_out)
-
-
-def merge_spec(merge: Merge) -> MergeSpec:
-    """The settings of a recipe's merge."""
-    return MergeSpec(
-        method=merge.method,
-        space=merge.space,
-        weights=merge.weights,
-        dtype=merge.dtype,
-        num_workers=merge.execution.num_workers,
-        max_shard_bytes=merge.execution.max_shard_bytes,
-        memory_bytes=merge.execution.memory_bytes,
-        options=Options(merge.scale, merge.iterations, merge.density, merge.seed),
-    )

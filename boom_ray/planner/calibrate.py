@@ -13,7 +13,6 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -26,9 +25,8 @@ from boom_ray.artifacts.record import METRICS_LOG
 from boom_ray.data import bags, corpus
 from boom_ray.data.batches import num_batches, num_steps
 from boom_ray.evaluation import local_tasks
-from boom_ray.merge.run import merge_into
+from boom_ray.merge.driver import merge_into
 from boom_ray.model import directory
-from boom_ray.pipeline import run as pipeline
 from boom_ray.planner import cost, hardware, stages
 from boom_ray.planner.assumptions import Assumptions
 from boom_ray.planner.calibration import Calibration, store
@@ -175,12 +173,12 @@ def _arithmetic(
 
 def _merging(small: Recipe, shape: ModelShape, models: list[str]) -> dict[str, float]:
     """Merge the models into a stage that is discarded: the start of the processes and one worker's rate."""
-    spec = replace(pipeline.merge_spec(small.merge), weights="equal")
+    settings = small.merge.model_copy(update={"weights": "equal", "density": 0.5})
     with staging.staged(storage.join(small.root, "merged")) as stage:
         since = time.time()
-        _, merged = merge_into(stage, models, small.base_model.path, spec)
+        _, merged = merge_into(stage, models, small.base_model.path, settings)
         whole = time.time() - since
-    rate = stages.merge_bytes(small, shape, len(models)) / merged.seconds / spec.num_workers
+    rate = stages.merge_bytes(small, shape, len(models)) / merged.seconds / settings.execution.num_workers
     return {"merge.start_seconds": whole - merged.seconds, "merge.bytes_per_second": rate}
 
 

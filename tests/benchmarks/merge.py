@@ -48,7 +48,7 @@ from transformers import Qwen3Config, Qwen3Model
 from boom_ray import artifacts
 from boom_ray.artifacts import ModelRecord, staging
 from boom_ray.artifacts.staging import Stage
-from boom_ray.merge.writer import ShardWriter
+from boom_ray.merge.shard_writer import ShardWriter
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 WEIGHTS = "model.safetensors"

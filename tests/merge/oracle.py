@@ -1,4 +1,4 @@
-"""Merges by the book, on whole vectors in float64 and without a Gram matrix; and ours, on real files."""
+"""Textbook merges of whole vectors in float64, without a Gram matrix; and ours, on real files."""
 
 import math
 import os
@@ -10,14 +10,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from boom_ray.artifacts.tensors import NAMES, read_places
-from boom_ray.merge.actors import MergeSpec, resolve_weights
-from boom_ray.merge.check import check
-from boom_ray.merge.job import Job
-from boom_ray.merge.methods import METHODS, Options
-from boom_ray.merge.plan import Shard
-from boom_ray.merge.source import Source
+from boom_ray.artifacts.tensors import read_places
+from boom_ray.merge.check_inputs import check_inputs
+from boom_ray.merge.inputs import MergeInput
+from boom_ray.merge.merge_job import MergeJob
+from boom_ray.merge.methods import METHODS
+from boom_ray.merge.settings import resolve_weights
+from boom_ray.merge.shards import Shard
 from boom_ray.merge.stream import PROCESS_BYTES, merge_shard
+from boom_ray.recipe import Merge, MergeExecution
 
 # Half a unit in the last place; 16-bit types are computed in float32, whose half unit comes on top.
 FLOOR = {
@@ -32,14 +33,14 @@ def textbook(
     tensors: Sequence[Tensor],
     weights: Sequence[float],
     base: Tensor | None,
-    options: Options | None = None,
+    settings: Merge | None = None,
 ) -> Tensor:
     """One merged tensor, in float64."""
-    options = options or Options()
+    settings = settings or Merge()
     origin = torch.zeros((), dtype=torch.float64) if base is None else base.double()
     deltas = [(tensor.double() - origin).flatten() for tensor in tensors]
     formula: Any = globals()[f"_{method}"]
-    merged: Tensor = formula(deltas, list(weights), options)
+    merged: Tensor = formula(deltas, list(weights), settings)
     return merged.view(tensors[0].shape) + origin
 
 
@@ -47,42 +48,42 @@ def _sum(weights: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
     return (torch.stack(list(vectors)) * torch.tensor(weights, dtype=torch.float64)[:, None]).sum(0)
 
 
-def _linear(deltas: list[Tensor], weights: list[float], options: Options) -> Tensor:
+def _linear(deltas: list[Tensor], weights: list[float], settings: Merge) -> Tensor:
     return _sum(weights, deltas)
 
 
-def _task_arithmetic(deltas: list[Tensor], weights: list[float], options: Options) -> Tensor:
-    return options.scale * _sum(weights, deltas)
+def _task_arithmetic(deltas: list[Tensor], weights: list[float], settings: Merge) -> Tensor:
+    return settings.scale * _sum(weights, deltas)
 
 
 def _directions(deltas: list[Tensor], weights: list[float]) -> tuple[list[Tensor], list[float], float]:
-    """Unit vectors of what has a direction, their weights, and the weighted mean of all norms."""
-    present = [(d / d.norm(), w) for d, w in zip(deltas, weights, strict=True) if d.norm() > 0]
+    """Unit vectors of inputs with a direction, their weights, and the weighted mean of all norms."""
+    directed = [(d / d.norm(), w) for d, w in zip(deltas, weights, strict=True) if d.norm() > 0]
     length = math.fsum(w * d.norm().item() for d, w in zip(deltas, weights, strict=True))
-    return [u for u, _ in present], [w for _, w in present], length
+    return [u for u, _ in directed], [w for _, w in directed], length
 
 
-def _multislerp(deltas: list[Tensor], weights: list[float], options: Options) -> Tensor:
-    units, shares, length = _directions(deltas, weights)
+def _multislerp(deltas: list[Tensor], weights: list[float], settings: Merge) -> Tensor:
+    units, present, length = _directions(deltas, weights)
     if not units:
         return torch.zeros_like(deltas[0])
-    mean = _sum(shares, units)
+    mean = _sum(present, units)
     return length * mean / mean.norm()
 
 
-def _karcher(deltas: list[Tensor], weights: list[float], options: Options) -> Tensor:
-    units, shares, length = _directions(deltas, weights)
+def _karcher(deltas: list[Tensor], weights: list[float], settings: Merge) -> Tensor:
+    units, present, length = _directions(deltas, weights)
     if not units:
         return torch.zeros_like(deltas[0])
-    mean = _sum(shares, units)
+    mean = _sum(present, units)
     mean = mean / mean.norm()
-    for _ in range(options.iterations):
+    for _ in range(settings.iterations):
         logs = []
         for unit in units:
             across = unit - (unit @ mean) * mean
             angle = torch.atan2(across.norm(), unit @ mean)
             logs.append(across * (angle / across.norm() if across.norm() > 1e-14 else 1.0))
-        step = _sum(shares, logs)
+        step = _sum(present, logs)
         size = step.norm()
         if size < 1e-14:
             break
@@ -90,7 +91,7 @@ def _karcher(deltas: list[Tensor], weights: list[float], options: Options) -> Te
     return length * mean
 
 
-def _slerp(deltas: list[Tensor], weights: list[float], options: Options, linear: float = 0.9995) -> Tensor:
+def _slerp(deltas: list[Tensor], weights: list[float], settings: Merge, linear: float = 0.9995) -> Tensor:
     first, second = deltas
     if not first.norm() or not second.norm():
         return _sum(weights, deltas)
@@ -101,11 +102,11 @@ def _slerp(deltas: list[Tensor], weights: list[float], options: Options, linear:
     return sum(torch.sin(w * angle) / torch.sin(angle) * d for w, d in zip(weights, deltas, strict=True))  # type: ignore[return-value]
 
 
-def _nuslerp(deltas: list[Tensor], weights: list[float], options: Options) -> Tensor:
-    return _slerp(deltas, weights, options, 1 - 1e-12)
+def _nuslerp(deltas: list[Tensor], weights: list[float], settings: Merge) -> Tensor:
+    return _slerp(deltas, weights, settings, 1 - 1e-12)
 
 
-def _model_stock(deltas: list[Tensor], weights: list[float], options: Options) -> Tensor:
+def _model_stock(deltas: list[Tensor], weights: list[float], settings: Merge) -> Tensor:
     count = len(deltas)
     norms = [d.norm() for d in deltas]
     cosines = [
@@ -119,10 +120,10 @@ def _model_stock(deltas: list[Tensor], weights: list[float], options: Options) -
     return share * sum(deltas) / count  # type: ignore[operator]
 
 
-def _ties(deltas: list[Tensor], weights: list[float], options: Options) -> Tensor:
+def _ties(deltas: list[Tensor], weights: list[float], settings: Merge) -> Tensor:
     kept = []
     for delta, weight in zip(deltas, weights, strict=True):
-        count = max(int(options.density * delta.numel()), 1) if delta.numel() else 0
+        count = max(int(settings.density * delta.numel()), 1) if delta.numel() else 0
         magnitude = delta.float().abs()
         smallest = magnitude.sort(descending=True).values[count - 1] if count else 0.0
         kept.append(torch.where(magnitude >= smallest, weight * delta, 0.0))
@@ -130,7 +131,7 @@ def _ties(deltas: list[Tensor], weights: list[float], options: Options) -> Tenso
     sign = torch.where(stacked.sum(0) >= 0, 1.0, -1.0)
     agrees = stacked.sign() == sign
     total = (agrees * torch.tensor(weights, dtype=torch.float64)[:, None]).sum(0)
-    return options.scale * (stacked * agrees).sum(0) / torch.where(total == 0, 1.0, total)
+    return settings.scale * (stacked * agrees).sum(0) / torch.where(total == 0, 1.0, total)
 
 
 def ours(
@@ -139,50 +140,46 @@ def ours(
     weights: Sequence[float],
     base: Tensor | None,
     dtype: torch.dtype,
-    options: Options | None = None,
+    settings: Merge | None = None,
     memory_bytes: int = 1 << 30,
 ) -> Tensor:
-    """The same by the streaming merge: files in, a file out, without Ray."""
+    """The same merge by the streaming implementation: files in, a file out, without Ray."""
     with tempfile.TemporaryDirectory() as root:
-        sources = [_source(root, str(number), tensor) for number, tensor in enumerate(tensors)]
-        job = Job(
-            sources=sources,
-            base=None if base is None else _source(root, "base", base),
-            method=method,
+        changes = {"method": method, "dtype": str(dtype).removeprefix("torch.")}
+        job = MergeJob(
+            inputs=[_input(root, str(number), tensor) for number, tensor in enumerate(tensors)],
+            base=None if base is None else _input(root, "base", base),
+            settings=(settings or Merge()).model_copy(
+                update={**changes, "execution": MergeExecution.model_construct(memory_bytes=memory_bytes)}
+            ),
             weights=list(weights),
-            options=options or Options(),
-            dtype=NAMES[str(dtype).removeprefix("torch.")],
             target=os.path.join(root, "out"),
-            memory_bytes=memory_bytes,
         )
-        merge_shard(job, Shard("model.safetensors", ["w"]), lambda done: None)
+        merge_shard(job, Shard("model.safetensors", ["w"]), lambda written: None)
         return load_file(os.path.join(root, "out", "model.safetensors"))["w"]
 
 
-def _source(root: str, name: str, tensor: Tensor) -> Source:
+def _input(root: str, name: str, tensor: Tensor) -> MergeInput:
     uri = os.path.join(root, f"{name}.safetensors")
     save_file({"w": tensor.contiguous()}, uri, {"format": "pt"})
-    return Source(uri, read_places(uri), root)
+    return MergeInput(uri, read_places(uri), root)
 
 
-def streamed(models: list[str], base: str | None, spec: MergeSpec, target: str) -> dict[str, Tensor]:
-    """A merge of whole models as one worker does it."""
-    inputs = check(models, base)
-    job = Job(
-        sources=inputs.sources,
-        base=inputs.base if spec.space == "deltas" else None,
-        method=spec.method,
-        weights=resolve_weights(inputs.sources, spec),
-        options=spec.options,
-        dtype=NAMES[spec.dtype],
+def streamed(models: list[str], base: str | None, settings: Merge, target: str) -> dict[str, Tensor]:
+    """A merge of whole models as one worker computes it."""
+    checked = check_inputs(models, base)
+    job = MergeJob(
+        inputs=checked.models,
+        base=checked.base if settings.space == "deltas" else None,
+        settings=settings,
+        weights=resolve_weights(checked.models, settings),
         target=target,
-        memory_bytes=spec.memory_bytes,
     )
-    merge_shard(job, Shard("model.safetensors", list(inputs.sources[0].places)), lambda done: None)
+    merge_shard(job, Shard("model.safetensors", list(job.inputs[0].places)), lambda written: None)
     return load_file(os.path.join(target, "model.safetensors"))
 
 
-SMALL = PROCESS_BYTES  # leaves room for one block per model: every larger tensor goes by in chunks
+SMALL = PROCESS_BYTES  # leaves memory for one block per model: larger tensors are read in chunks
 
 GRAM_METHODS = [name for name, method in METHODS.items() if method.coefficients]
 EXACT_METHODS = [name for name in METHODS if name != "dare_linear"]

@@ -1,4 +1,4 @@
-"""The merge on Ray: real directories in, one directory out or none."""
+"""The merge on Ray: model directories in, and one model directory out, or none."""
 
 import json
 import os
@@ -16,20 +16,20 @@ from boom_ray import artifacts
 from boom_ray.artifacts import ModelRecord, staging
 from boom_ray.artifacts.contents import ModelConfig
 from boom_ray.errors import BoomError
-from boom_ray.merge.actors import MergeSpec
 from boom_ray.model import directory
 from boom_ray.pipeline.publish import merge_models
+from boom_ray.recipe import Merge, MergeExecution
 from tests.merge.oracle import FLOOR, textbook
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def merge(models: list[str], target: str, base: str | None, spec: MergeSpec) -> artifacts.Record:
-    return merge_models(models, target, base, spec)[0]
+def merge(models: list[str], target: str, base: str | None, settings: Merge) -> artifacts.Record:
+    return merge_models(models, target, base, settings)[0]
 
 
 def variant(source: str, target: str, seed: int, dtype: torch.dtype = torch.float32, rows: int = 10) -> str:
-    """A model directory with every tensor moved a little at random, with a record of its own."""
+    """A model directory with a little noise added to every tensor, and its own record."""
     generator = torch.Generator().manual_seed(seed)
     with staging.staged(target) as stage:
         directory.copy_all_but_weights(source, stage.local, str(dtype).removeprefix("torch."))
@@ -50,6 +50,10 @@ def models(published_qwen3, tmp_path_factory):
     return [variant(published_qwen3, str(root / str(seed)), seed, rows=10 * seed) for seed in (1, 2, 3)]
 
 
+def two_workers(max_shard_bytes: int) -> MergeExecution:
+    return MergeExecution(num_workers=2, max_shard_bytes=max_shard_bytes)
+
+
 def tensors_of(path: str) -> dict[str, torch.Tensor]:
     return {
         name: tensor
@@ -67,10 +71,10 @@ def tensors_of(path: str) -> dict[str, torch.Tensor]:
         ("linear", "deltas", "bfloat16"),
     ],
 )
-def test_merged_tensors_are_those_of_the_textbook(method, space, dtype, models, qwen3, tmp_path):
+def test_merged_tensors_equal_the_textbook_result(method, space, dtype, models, qwen3, tmp_path):
     base = qwen3 if space == "deltas" else None
-    spec = MergeSpec(method, space, [1, 2, 3], dtype)
-    record = merge(models, str(tmp_path / "out"), base, spec)
+    settings = Merge(method=method, space=space, weights=[1, 2, 3], dtype=dtype)
+    record = merge(models, str(tmp_path / "out"), base, settings)
     assert record == artifacts.verify(str(tmp_path / "out")) and record.config.merge.weights == pytest.approx(
         [1 / 6, 1 / 3, 1 / 2]
     )
@@ -91,25 +95,25 @@ def test_merged_tensors_are_those_of_the_textbook(method, space, dtype, models, 
 def test_equal_models_come_back_bit_for_bit(published_minilm, tmp_path):
     for space, base in (("weights", None), ("deltas", published_minilm)):
         target = str(tmp_path / space)
-        merge([published_minilm] * 3, target, base, MergeSpec(space=space, dtype="float32"))
+        merge([published_minilm] * 3, target, base, Merge(space=space, dtype="float32"))
         assert artifacts.read_record(target).tensors == artifacts.read_record(published_minilm).tensors
 
 
 def test_many_workers_and_files_give_the_same_tensors_as_one(models, qwen3, tmp_path):
     one, many = str(tmp_path / "one"), str(tmp_path / "many")
-    merge(models, one, qwen3, MergeSpec(dtype="float32"))
-    merge(models, many, qwen3, MergeSpec(dtype="float32", num_workers=2, max_shard_bytes=60_000))
+    merge(models, one, qwen3, Merge(dtype="float32"))
+    merge(models, many, qwen3, Merge(dtype="float32", execution=two_workers(60_000)))
     assert len([name for name in os.listdir(many) if name.endswith(".safetensors")]) > 2
     assert artifacts.read_record(one).tensors == artifacts.read_record(many).tensors
     texts = ["one text", "and another, a little longer"]
     assert (directory.load_encoder(one).encode(texts) == directory.load_encoder(many).encode(texts)).all()
     again = str(tmp_path / "again")
-    merge([many, one], again, None, MergeSpec(space="weights", dtype="float32"))
+    merge([many, one], again, None, Merge(space="weights", dtype="float32"))
     assert artifacts.read_record(again).tensors == artifacts.read_record(one).tensors
 
 
 def test_weights_by_size_are_the_rows_behind_each_model(models, tmp_path):
-    record = merge(models, str(tmp_path / "out"), None, MergeSpec(space="weights", weights="size"))
+    record = merge(models, str(tmp_path / "out"), None, Merge(space="weights", weights="size"))
     assert record.config.merge.weights == pytest.approx([1 / 6, 1 / 3, 1 / 2])
 
 
@@ -122,11 +126,11 @@ def edit(model: str, target: str, change) -> str:
     return target
 
 
-def refused(models, tmp_path, **spec) -> str:
+def refused(models, tmp_path, base: str | None = None, **values) -> str:
+    """The error of a merge that is refused and leaves nothing behind."""
     target = tmp_path / "merged" / "out"
-    base = spec.pop("base", None)
     with pytest.raises(BoomError) as caught:
-        merge(models, str(target), base, MergeSpec(**{"space": "weights"} | spec))
+        merge(models, str(target), base, Merge(**{"space": "weights"} | values))
     assert os.listdir(tmp_path / "merged") == []
     assert "Traceback" not in str(caught.value) and "ray::" not in str(caught.value)
     return str(caught.value)
@@ -158,7 +162,7 @@ def test_all_differences_are_listed_at_once(models, tmp_path):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("space", ["weights", "deltas"])
-def test_what_is_not_finite_is_named(bad, space, models, qwen3, tmp_path):
+def test_an_input_that_is_not_finite_is_named(bad, space, models, qwen3, tmp_path):
     other = edit(models[1], str(tmp_path / "other"), lambda tensors: tensors["norm.weight"].fill_(bad))
     message = refused([models[0], other], tmp_path, space=space, base=qwen3)
     assert other in message and "norm.weight" in message and models[0] not in message
@@ -193,34 +197,33 @@ def test_opposite_models_are_refused_by_tensor(models, qwen3, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spec", "part"),
+    ("values", "part"),
     [
-        ({"weights": [1, -1]}, "add up to 0"),
+        ({"weights": [1, -1]}, "sum to 0"),
         ({"weights": [1, 2, 3]}, "got 3 weights for 2 models"),
-        ({"method": "average"}, "allowed: linear, multislerp"),
         ({"space": "deltas"}, "needs the base model"),
     ],
 )
-def test_settings_that_make_no_merge_are_refused(spec, part, models, tmp_path):
-    assert part in refused(models[:2], tmp_path, **spec)
+def test_settings_that_do_not_fit_the_models_are_refused(values, part, models, tmp_path):
+    assert part in refused(models[:2], tmp_path, **values)
 
 
 def test_another_base_is_refused(models, published_minilm, tmp_path):
-    assert "is no base of these models" in refused(
+    assert f"{published_minilm}: is not the base model" in refused(
         models[:2], tmp_path, space="deltas", base=published_minilm
     )
 
 
-def test_a_taken_target_is_kept(models, tmp_path):
+def test_an_existing_target_is_kept(models, tmp_path):
     target = str(tmp_path / "out")
-    before = merge(models, target, None, MergeSpec(space="weights"))
+    before = merge(models, target, None, Merge(space="weights"))
     with pytest.raises(BoomError, match="exists already"):
-        merge(models[:2], target, None, MergeSpec(space="weights"))
+        merge(models[:2], target, None, Merge(space="weights"))
     assert artifacts.verify(target) == before
 
 
-def plays(part: str, process: psutil.Process) -> bool:
-    """Whether a process is a worker in the middle of a shard, or the coordinator."""
+def runs(part: str, process: psutil.Process) -> bool:
+    """Whether a process runs a task or an actor with `part` in its name."""
     try:
         return part in " ".join(process.cmdline())
     except psutil.Error:
@@ -228,10 +231,10 @@ def plays(part: str, process: psutil.Process) -> bool:
 
 
 @pytest.mark.parametrize("part", ["MergeWorker.merge", "MergeCoordinator"])
-def test_a_killed_process_costs_its_shard_and_not_the_merge(published_minilm, tmp_path, part):
+def test_a_killed_process_is_restarted_and_the_merge_succeeds(published_minilm, tmp_path, part):
     inputs = [variant(published_minilm, str(tmp_path / str(seed)), seed) for seed in (1, 2, 3)]
-    spec = MergeSpec(dtype="float32", num_workers=2, max_shard_bytes=10 << 20)
-    clean = merge(inputs, str(tmp_path / "clean"), published_minilm, spec)
+    settings = Merge(dtype="float32", execution=two_workers(10 << 20))
+    clean = merge(inputs, str(tmp_path / "clean"), published_minilm, settings)
     killed = []
 
     def kill_one() -> None:
@@ -241,7 +244,7 @@ def test_a_killed_process_costs_its_shard_and_not_the_merge(published_minilm, tm
             written = any(
                 f.endswith(".safetensors") for stage in stages for f in os.listdir(tmp_path / stage)
             )
-            found = [process for process in psutil.Process().children(recursive=True) if plays(part, process)]
+            found = [process for process in psutil.Process().children(recursive=True) if runs(part, process)]
             if written and found:
                 found[0].kill()
                 killed.append(found[0].pid)
@@ -249,6 +252,6 @@ def test_a_killed_process_costs_its_shard_and_not_the_merge(published_minilm, tm
 
     killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
-    disturbed = merge(inputs, str(tmp_path / "out"), published_minilm, spec)
+    disturbed = merge(inputs, str(tmp_path / "out"), published_minilm, settings)
     killer.join(60)
     assert killed and disturbed.digest == clean.digest and disturbed.tensors == clean.tensors

@@ -1,7 +1,8 @@
-"""What comes in: names, dtypes, heads and adapters as checkpoints really have them."""
+"""Inputs of a merge: names, dtypes, heads and adapters as real checkpoints have them."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -15,17 +16,16 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from boom_ray import artifacts
 from boom_ray.errors import BoomError
-from boom_ray.merge.actors import MergeSpec
-from boom_ray.merge.methods import Options
-from boom_ray.merge.pool import Pool
-from boom_ray.merge.writer import ShardWriter
+from boom_ray.merge.shard_writer import ShardWriter
+from boom_ray.merge.worker_pool import WorkerPool
 from boom_ray.model import directory
 from boom_ray.pipeline.publish import merge_models
+from boom_ray.recipe import Merge, MergeExecution
 from tests.merge.oracle import textbook
 from tests.merge.test_actors import edit, refused, tensors_of, variant
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-WEIGHTS = MergeSpec(space="weights", dtype="float32")
+WEIGHTS = Merge(space="weights", dtype="float32")
 TEXTS = ["one text", "and another, a little longer"]
 
 
@@ -46,7 +46,7 @@ def models(published_qwen3, tmp_path_factory):
 
 
 def causal(model: str, target: str, qwen3: str, head: bool) -> str:
-    """The same weights as a causal language model: under a prefix, with its tied head stored or not."""
+    """The same weights as a causal language model: with a prefix, with or without its tied head."""
     shutil.copytree(qwen3, target)
     tensors = {f"model.{name}": tensor for name, tensor in tensors_of(model).items()}
     if head:
@@ -58,8 +58,8 @@ def causal(model: str, target: str, qwen3: str, head: bool) -> str:
 @pytest.mark.parametrize("head", [True, False])
 def test_causal_models_merge_with_their_head_stored_once(head, models, qwen3, tmp_path):
     checkpoints = [causal(model, str(tmp_path / str(i)), qwen3, head) for i, model in enumerate(models)]
-    merge_models(checkpoints, str(tmp_path / "out"), qwen3, MergeSpec(dtype="float32"))
-    merge_models(models, str(tmp_path / "plain"), qwen3, MergeSpec(dtype="float32"))
+    merge_models(checkpoints, str(tmp_path / "out"), qwen3, Merge(dtype="float32"))
+    merge_models(models, str(tmp_path / "plain"), qwen3, Merge(dtype="float32"))
     merged, plain = tensors_of(str(tmp_path / "out")), tensors_of(str(tmp_path / "plain"))
     assert merged.keys() == {f"model.{name}" for name in plain}
     assert all(torch.equal(merged[f"model.{name}"], tensor) for name, tensor in plain.items())
@@ -74,8 +74,8 @@ def test_a_prefix_in_one_of_the_models_does_not_matter(models, published_qwen3, 
     shutil.copytree(models[1], prefixed, ignore=shutil.ignore_patterns("artifact.json"))
     renamed = {f"model.{name}": tensor for name, tensor in tensors_of(models[1]).items()}
     save_file(renamed, os.path.join(prefixed, "model.safetensors"))
-    merge_models([models[0], prefixed], str(tmp_path / "out"), published_qwen3, MergeSpec(dtype="float32"))
-    merge_models(models, str(tmp_path / "plain"), published_qwen3, MergeSpec(dtype="float32"))
+    merge_models([models[0], prefixed], str(tmp_path / "out"), published_qwen3, Merge(dtype="float32"))
+    merge_models(models, str(tmp_path / "plain"), published_qwen3, Merge(dtype="float32"))
     records = [artifacts.read_record(str(tmp_path / name)) for name in ("out", "plain")]
     assert records[0].tensors == records[1].tensors
 
@@ -94,18 +94,18 @@ def test_mixed_dtypes_are_computed_and_written_as_declared(models, published_qwe
     half = variant(published_qwen3, str(tmp_path / "half"), 7, torch.float16)
     brain = variant(published_qwen3, str(tmp_path / "brain"), 8, torch.bfloat16)
     inputs = [models[0], half, brain]
-    merge_models(inputs, str(tmp_path / "out"), published_qwen3, MergeSpec(dtype="float32"))
-    merged, given = tensors_of(str(tmp_path / "out")), [tensors_of(model) for model in inputs]
+    merge_models(inputs, str(tmp_path / "out"), published_qwen3, Merge(dtype="float32"))
+    merged, tensors = tensors_of(str(tmp_path / "out")), [tensors_of(model) for model in inputs]
     base = tensors_of(published_qwen3)
     for name, tensor in merged.items():
-        expected = textbook("multislerp", [x[name] for x in given], [1 / 3] * 3, base[name])
+        expected = textbook("multislerp", [model[name] for model in tensors], [1 / 3] * 3, base[name])
         assert tensor.dtype == torch.float32
         assert torch.allclose(tensor.double(), expected, rtol=1e-6, atol=1e-12)
     assert read_json(str(tmp_path / "out" / "config.json"))["dtype"] == "float32"
 
 
 def adapter(base: str, target: str, seed: int, **settings) -> str:
-    """A LoRA adapter as peft writes it, with both of its matrices moved."""
+    """A LoRA adapter as peft writes it, with random values in both matrices."""
     torch.manual_seed(seed)
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], **settings)
     model = get_peft_model(AutoModel.from_pretrained(base, dtype=torch.float32), config)
@@ -132,13 +132,13 @@ def test_adapters_are_merged_into_their_base_first(use_rslora, published_qwen3, 
     assert directory.load_encoder(str(tmp_path / "out")).encode(TEXTS).shape == (2, 32)
 
 
-def test_an_adapter_that_is_more_than_two_matrices_is_refused(published_qwen3, tmp_path):
+def test_a_dora_adapter_is_refused(published_qwen3, tmp_path):
     one = adapter(published_qwen3, str(tmp_path / "one"), 1)
     other = adapter(published_qwen3, str(tmp_path / "other"), 2, use_dora=True)
     assert "use_dora: True" in refused([one, other], tmp_path)
 
 
-def test_code_that_comes_with_a_model_is_refused(models, tmp_path):
+def test_code_in_a_model_directory_is_refused(models, tmp_path):
     other = edit(models[1], str(tmp_path / "other"), lambda tensors: None)
     path = os.path.join(other, "modules.json")
     modules = read_json(path)
@@ -158,11 +158,11 @@ def test_models_of_another_base_are_refused_by_their_records(models, published_q
         return target
 
     message = refused([claim("one", "a" * 32), claim("two", "b" * 32)], tmp_path)
-    assert "was trained from base (digest bbbbbbbb), and not from that of" in message
+    assert re.search(r"two: .* base \(digest bbbbbbbb\).*one.* base \(digest aaaaaaaa\)", message)
 
 
 def test_a_tensor_cut_over_workers_is_the_one_of_a_single_worker(tmp_path):
-    """One tensor is nearly the whole model: its Gram matrix is summed, its slices written side by side."""
+    """One tensor is nearly the whole model: workers sum its Gram matrix and write its slices."""
     inputs = []
     for seed in range(3):
         os.makedirs(tmp_path / str(seed))
@@ -174,9 +174,9 @@ def test_a_tensor_cut_over_workers_is_the_one_of_a_single_worker(tmp_path):
         save_file(tensors, tmp_path / str(seed) / "model.safetensors")
         (tmp_path / str(seed) / "config.json").write_text('{"model_type": "bert", "hidden_size": 1000}')
         inputs.append(str(tmp_path / str(seed)))
-    spec = {"space": "weights", "dtype": "float32"}
-    alone, _ = merge_models(inputs, str(tmp_path / "alone"), None, MergeSpec(**spec, num_workers=1))
-    cut, merged = merge_models(inputs, str(tmp_path / "cut"), None, MergeSpec(**spec, num_workers=3))
+    alone, _ = merge_models(inputs, str(tmp_path / "alone"), None, WEIGHTS)
+    three = WEIGHTS.model_copy(update={"execution": MergeExecution(num_workers=3)})
+    cut, merged = merge_models(inputs, str(tmp_path / "cut"), None, three)
     assert [shard.num_slices for shard in merged.shards] == [3, 1]
     assert artifacts.verify(str(tmp_path / "cut")) == cut
     first, second = (tensors_of(str(tmp_path / name)) for name in ("alone", "cut"))
@@ -192,7 +192,7 @@ def test_a_full_disk_is_one_clear_error():
         writer.close()
 
 
-def test_a_merge_that_fills_its_disk_leaves_nothing_and_finishes_with_more_room(models, tmp_path):
+def test_a_merge_that_fills_its_disk_leaves_nothing_and_succeeds_on_a_larger_one(models, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(
@@ -201,16 +201,16 @@ def test_a_merge_that_fills_its_disk_leaves_nothing_and_finishes_with_more_room(
         pytest.skip("needs the right to mount")
     try:
         with pytest.raises(BoomError, match="No space left"):
-            merge_models(models, f"{disk}/out", None, MergeSpec(space="weights"))
+            merge_models(models, f"{disk}/out", None, Merge(space="weights"))
         assert os.listdir(disk) == []
         subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
-        merge_models(models, f"{disk}/out", None, MergeSpec(space="weights"))
+        merge_models(models, f"{disk}/out", None, Merge(space="weights"))
         artifacts.verify(f"{disk}/out")
     finally:
         subprocess.run(["umount", disk], check=True)
 
 
-def test_of_two_merges_to_one_output_one_wins(models, tmp_path):
+def test_one_of_two_merges_to_the_same_output_succeeds(models, tmp_path):
     target, ends = str(tmp_path / "merged" / "out"), []
 
     def attempt() -> None:
@@ -230,33 +230,37 @@ def test_of_two_merges_to_one_output_one_wins(models, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spec", "part"),
+    ("values", "part"),
     [
         ({"method": "slerp"}, "slerp merges 2 models; got 3"),
-        ({"method": "ties"}, "Give the base model"),
-        ({"method": "karcher", "options": Options(density=0.0)}, "density 0"),
-        ({"weights": [float("nan"), 1, 1]}, "add up to nan"),
+        ({"method": "ties"}, "Give base_model"),
+        ({"density": [0.1, 0.2]}, "got 2 densities for 3 models"),
+        ({"weights": [float("nan"), 1, 1]}, "sum to nan"),
     ],
 )
-def test_settings_that_make_no_merge_are_refused(spec, part, models, published_qwen3, tmp_path):
+def test_settings_that_do_not_fit_the_models_are_refused(values, part, models, published_qwen3, tmp_path):
     third = variant(published_qwen3, str(tmp_path / "third"), 3)
-    assert part in refused([*models, third], tmp_path, **spec)
+    assert part in refused([*models, third], tmp_path, **values)
 
 
-def test_the_record_says_how_and_the_coefficients_range(models, published_qwen3, tmp_path):
-    spec = MergeSpec("karcher", "deltas", [3, 1], "float32", options=Options(iterations=1))
-    record, merged = merge_models(models, str(tmp_path / "out"), published_qwen3, spec)
-    assert record.config.merge.method == "karcher" and record.config.merge.iterations == 1
-    assert record.config.merge.weights == [0.75, 0.25] and record.config.merge.space == "deltas"
+def test_the_record_has_the_settings_and_the_range_of_coefficients(models, published_qwen3, tmp_path):
+    settings = Merge(method="karcher", weights=[3, 1], dtype="float32", iterations=1)
+    record, merged = merge_models(models, str(tmp_path / "out"), published_qwen3, settings)
+    coefficients = record.config.merge.coefficients
+    assert list(record.config.items()) == [
+        *{"method": "karcher", "space": "deltas", "weights": [0.75, 0.25], "dtype": "float32"}.items(),
+        *{"scale": 1.0, "iterations": 1, "density": 0.5, "seed": 0, "normalize": None}.items(),
+        ("coefficients", coefficients),
+    ]
     assert [parent.digest for parent in record.parents] == [artifacts.read_record(m).digest for m in models]
-    for least, mean, most in record.config.merge.coefficients:
+    for least, mean, most in coefficients:
         assert 0 < least <= mean <= most < 2
-    assert merged.products.keys() == record.tensors.keys()
+    assert merged.grams.keys() == record.tensors.keys()
     assert load_file(str(tmp_path / "out" / "model.safetensors")).keys() == record.tensors.keys()
 
 
-def test_more_workers_than_the_cluster_has_room_for_still_finish(tmp_path):
-    """Two workers of three CPUs each in a cluster of four: the second waits until the first is let go."""
+def test_more_workers_than_the_cluster_has_cpus_for_still_finish(tmp_path):
+    """Two workers of three CPUs each in a cluster of four: the second starts once the first is killed."""
     tasks = [(number, tmp_path / str(number)) for number in range(4)]
 
     @ray.remote(num_cpus=3)
@@ -266,7 +270,7 @@ def test_more_workers_than_the_cluster_has_room_for_still_finish(tmp_path):
             return path.name
 
     done: list[str] = []
-    pool = Pool([Worker.remote(), Worker.remote()], "died")
+    pool = WorkerPool([Worker.remote(), Worker.remote()], "died")
     for _, path in tasks:
         pool.add("touch", path, then=done.append)
     pool.run()

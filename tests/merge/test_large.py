@@ -1,4 +1,4 @@
-"""Merges as commands of their own: far larger than the memory of their processes, and on an object store."""
+"""Merges as commands: far larger than the memory of their processes, and on an object store."""
 
 import os
 import subprocess
@@ -13,8 +13,8 @@ from safetensors import safe_open
 
 from boom_ray import artifacts, storage
 from boom_ray.artifacts.tensors import create_file, header
-from boom_ray.merge.actors import MergeSpec
 from boom_ray.pipeline.publish import merge_models
+from boom_ray.recipe import Merge
 from tests.merge.test_actors import variant
 from tests.object_store import s3_server
 
@@ -22,18 +22,18 @@ SWIFT = os.environ.get("BOOM_RAY_SWIFT_ENV")
 
 GIB = 1 << 30
 ROWS, COLUMNS, NUM_TENSORS, NUM_MODELS = 1 << 15, 1 << 11, 32, 6  # bfloat16: 4 GiB for each of 6 models
-MARK = 64  # elements at the front of every tensor that are not zero; the rest is a hole in the file
+MARK = 64  # elements at the front of every tensor that are not zero; the rest is a hole in the sparse file
 
 
 def write_model(path: str, seed: int) -> str:
     """A model of 4 GiB, sparse on disk."""
     os.makedirs(path)
     tensors = {f"layers.{i}.weight": ("BF16", (ROWS, COLUMNS)) for i in range(NUM_TENSORS)}
-    place = os.path.join(path, "model.safetensors")
-    create_file(place, tensors)
+    file_path = os.path.join(path, "model.safetensors")
+    create_file(file_path, tensors)
     _, offsets = header(tensors)
     generator = np.random.default_rng(seed)
-    with open(place, "r+b") as file:
+    with open(file_path, "r+b") as file:
         for offset in offsets.values():
             file.seek(offset)
             values = generator.standard_normal(MARK).astype(np.float32)
@@ -45,7 +45,7 @@ def write_model(path: str, seed: int) -> str:
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory) -> Iterator[str]:
-    """A bucket on a real S3 server, reached by this process and all it starts."""
+    """A bucket on a real S3 server, for this process and all that it starts."""
     if not SWIFT:
         pytest.skip("BOOM_RAY_SWIFT_ENV is not set; tests/run.sh sets it")
     with (
@@ -64,14 +64,14 @@ def command(*arguments: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_an_object_store_holds_inputs_and_output(published_qwen3, bucket, tmp_path):
+def test_inputs_and_output_on_an_object_store(published_qwen3, bucket, tmp_path):
     models = [variant(published_qwen3, str(tmp_path / str(seed)), seed) for seed in (1, 2)]
     stored = [f"{bucket}/models/{seed}" for seed in (1, 2)]
-    for model, place in zip(models, stored, strict=True):
-        storage.copy_tree(model, place)
+    for model, uri in zip(models, stored, strict=True):
+        storage.copy_tree(model, uri)
     run = subprocess.run(command(*stored, "--out", f"{bucket}/merged"), capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
-    merge_models(models, str(tmp_path / "merged"), None, MergeSpec(space="weights"))
+    merge_models(models, str(tmp_path / "merged"), None, Merge(space="weights"))
     assert artifacts.verify(f"{bucket}/merged").tensors == artifacts.verify(str(tmp_path / "merged")).tensors
 
 
@@ -117,11 +117,11 @@ def anonymous(process: psutil.Process) -> int:
 
 
 def first_elements(model: str) -> np.ndarray:
-    """The first two rows' worth of elements of a merged tensor, as float32."""
+    """The elements of the first two rows of a merged tensor, as float32."""
     name = "layers.5.weight"
     for file in sorted(os.listdir(model)):
         if file.endswith(".safetensors"):
             with safe_open(os.path.join(model, file), "pt") as tensors:
                 if name in tensors.keys():  # noqa: SIM118
                     return tensors.get_slice(name)[:2].float().numpy().ravel()
-    raise AssertionError(f"{name} is nowhere in {model}")
+    raise AssertionError(f"{name} is not in {model}")

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from boom_ray.errors import BoomError
+from boom_ray.errors import InputError, NotFoundError
 from boom_ray.merge import mergekit
+from boom_ray.recipe import Merge
 from tests.merge.oracle import streamed
 from tests.merge.test_actors import tensors_of, variant
 
@@ -28,7 +29,7 @@ DENSITIES = [
     {"weight": 0.9, "density": 1.0},
 ]
 NOTHING: list[dict[str, float]] = [{}, {}, {}]
-#: method, parameters of each model, shared parameters, whether there is a base, dtype
+#: method, parameters of each model, shared parameters, whether it has a base, dtype
 CASES: dict[str, tuple[str, list[dict[str, float]], dict[str, Any], bool, str]] = {
     "linear": ("linear", WEIGHTS, {}, False, "float32"),
     "linear-sum": ("linear", WEIGHTS, {"normalize": False}, False, "float32"),
@@ -66,7 +67,7 @@ def models(published_qwen3, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def theirs(models, published_qwen3, tmp_path_factory) -> dict[str, Any]:
-    """What mergekit makes of every case; one process of it serves all."""
+    """mergekit's merged tensors of every case, from one process for all."""
     if not MERGEKIT:
         pytest.skip("BOOM_RAY_MERGEKIT_PYTHON names no Python with mergekit; tests/run.sh makes one")
     root, runs = tmp_path_factory.mktemp("mergekit"), []
@@ -82,11 +83,11 @@ def theirs(models, published_qwen3, tmp_path_factory) -> dict[str, Any]:
 def test_mergekit_gives_the_same(case, theirs, models, published_qwen3, tmp_path):
     path = tmp_path / "config.yml"
     path.write_text(yaml.safe_dump(configuration(case, models, published_qwen3, "")))
-    inputs, base, spec = mergekit.read(str(path))
-    merged = streamed(inputs, base, spec, str(tmp_path))
+    inputs, base, settings = mergekit.read(str(path))
+    merged = streamed(inputs, base, settings, str(tmp_path))
     assert merged.keys() == theirs[case].keys()
     tolerance = (
-        1e-5 if spec.dtype == "float32" else 2.0**-7
+        1e-5 if settings.dtype == "float32" else 2.0**-7
     )  # it computes in bfloat16 when it writes bfloat16
     for name, tensor in merged.items():
         other = theirs[case][name].double()
@@ -106,10 +107,10 @@ def test_mergekit_gives_the_same(case, theirs, models, published_qwen3, tmp_path
         ({"dtype": "int8"}, ["dtype 'int8': not supported; allowed: float32"]),
     ],
 )
-def test_what_is_not_supported_is_named(change, parts, models, published_qwen3, tmp_path):
+def test_everything_unsupported_is_named(change, parts, models, published_qwen3, tmp_path):
     path: Path = tmp_path / "config.yml"
     path.write_text(yaml.safe_dump(configuration("linear", models, published_qwen3, "") | change))
-    with pytest.raises(BoomError) as caught:
+    with pytest.raises(InputError) as caught:
         mergekit.read(str(path))
     assert all(part in str(caught.value) for part in parts)
 
@@ -118,7 +119,7 @@ def test_a_missing_weight_is_named(models, published_qwen3, tmp_path):
     config = configuration("linear", models, published_qwen3, "")
     del config["models"][1]["parameters"]["weight"]
     (tmp_path / "config.yml").write_text(yaml.safe_dump(config))
-    with pytest.raises(BoomError, match="linear needs a weight for every model; model 2 has none"):
+    with pytest.raises(InputError, match="linear needs a weight for every model; model 2 has none"):
         mergekit.read(str(tmp_path / "config.yml"))
 
 
@@ -127,3 +128,74 @@ def test_without_a_dtype_the_first_model_decides(models, published_qwen3, tmp_pa
     del config["dtype"]
     (tmp_path / "config.yml").write_text(yaml.safe_dump(config))
     assert mergekit.read(str(tmp_path / "config.yml"))[2].dtype == "float32"
+
+
+def read(path: Path, config: Any) -> tuple[list[str], str | None, Merge]:
+    path.write_text(yaml.safe_dump(config))
+    return mergekit.read(str(path))
+
+
+def test_all_problems_are_listed_at_once_with_their_path_in_the_file(tmp_path):
+    entries = ["a", {"model": "b", "x": 1, "parameters": {"weight": "heavy", "rescale": 1}}, 3]
+    config = {"merge_method": "linear", "models": entries, "dtype": "int8", "slices": []}
+    with pytest.raises(InputError) as caught:
+        read(tmp_path / "config.yml", config)
+    for part in (
+        "models: 2: x: not supported",
+        "models: 2: parameters: weight: 'heavy': only one number",
+        "models: 2: parameters: rescale: not supported by linear",
+        "models: 3: ",
+        "dtype 'int8'",
+        "slices: not supported",
+    ):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "part"),
+    [
+        ([], "no merge_method"),
+        ({"merge_method": "linear", "models": []}, "models: "),
+        ({"merge_method": "linear", "base_model": "a", "models": ["a"]}, "only the base model"),
+        ({"merge_method": "ties", "models": ["a"], "parameters": {"density": 0}}, "density: .*got 0"),
+        ({"merge_method": "karcher", "models": ["a"], "parameters": {"max_iter": 0}}, "max_iter: .*got 0"),
+        ({"merge_method": "slerp", "models": ["a", "b"]}, "slerp needs parameters: t"),
+        (
+            {"merge_method": "nuslerp", "models": ["a"], "parameters": {"nuslerp_row_wise": True}},
+            "nuslerp_row_wise True: not supported; allowed: False",
+        ),
+    ],
+)
+def test_files_that_are_not_a_merge_are_refused(config, part, tmp_path):
+    with pytest.raises(InputError, match=part):
+        read(tmp_path / "config.yml", config)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(NotFoundError, match=r"absent\.yml"):
+        mergekit.read(str(tmp_path / "absent.yml"))
+
+
+def test_parameters_of_a_model_override_those_of_the_file(tmp_path):
+    one, other, base = (str(tmp_path / name) for name in ("one", "other", "base"))
+    for path in (one, other, base):
+        os.makedirs(path)
+    config = {
+        "merge_method": "ties",
+        "base_model": base,
+        "models": [base, {"model": one, "parameters": {"weight": 2, "density": 0.1}}, other],
+        "parameters": {"weight": 0.5, "density": 0.3, "lambda": 2, "normalize": 0.0, "int8_mask": 0.0},
+        "dtype": "float32",
+    }
+    assert read(tmp_path / "config.yml", config) == (
+        [one, other],
+        base,
+        Merge(
+            method="ties",
+            weights=[2.0, 0.5],
+            density=[0.1, 0.3],
+            scale=2.0,
+            normalize=False,
+            dtype="float32",
+        ),
+    )

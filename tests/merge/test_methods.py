@@ -7,12 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boom_ray.errors import BoomError
-from boom_ray.merge.methods import METHODS, Options
+from boom_ray.errors import InputError
+from boom_ray.merge.methods import METHODS
+from boom_ray.recipe import Merge
 from tests.merge.oracle import EXACT_METHODS, FLOOR, SMALL, ours, textbook
 
-OPTIONS = Options(scale=0.7, iterations=3, density=0.4)
-SHARES = {2: [0.35, 0.65], 4: [0.1, 0.2, 0.3, 0.4]}
+SETTINGS = Merge(scale=0.7, iterations=3, density=0.4)
+WEIGHTS = {2: [0.35, 0.65], 4: [0.1, 0.2, 0.3, 0.4]}
 
 
 def count_for(method: str) -> int:
@@ -39,9 +40,9 @@ def test_the_error_is_one_rounding_of_the_textbook_result(method, with_base, sou
     origin = base.to(source) if with_base else None
     if METHODS[method].needs_base and origin is None:
         origin = torch.zeros(70_001, dtype=source)
-    weights = SHARES[len(tensors)]
-    expected = textbook(method, tensors, weights, origin, OPTIONS)
-    merged = ours(method, tensors, weights, origin, dtype, OPTIONS, memory_bytes).double()
+    weights = WEIGHTS[len(tensors)]
+    expected = textbook(method, tensors, weights, origin, SETTINGS)
+    merged = ours(method, tensors, weights, origin, dtype, SETTINGS, memory_bytes).double()
     smallest = 2.0**-25 if dtype == torch.float16 else 0  # half a unit of its subnormal numbers
     computed = 2.0**-20 if dtype != torch.float32 else 1e-13  # of sums over a block, in float32 or float64
     tolerance = FLOOR[dtype] * expected.abs() + computed * magnitude_of(tensors, origin) + smallest
@@ -72,7 +73,7 @@ def test_tiny_huge_empty_and_zero_tensors_of_any_shape(scales, shape, with_base,
         weights = [1 / len(inputs)] * len(inputs)
         try:
             merged = ours(method, inputs, weights, base, dtype).double()
-        except BoomError as error:
+        except InputError as error:
             assert "cancel" in str(error) and math.prod(shape) <= 2, (
                 "where few dimensions let directions cancel"
             )
@@ -89,7 +90,7 @@ def test_tiny_huge_empty_and_zero_tensors_of_any_shape(scales, shape, with_base,
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_directions_that_cancel_are_an_error_and_zero_contributes_nothing(method, dtype):
     vector = torch.randn(1000, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(BoomError, match=r"tensor w: .*cancel"):
+    with pytest.raises(InputError, match=r"tensor w: .*cancel"):
         ours(method, [vector, -vector], [0.5, 0.5], None, dtype)
     merged = ours(method, [vector, torch.zeros(1000)], [0.5, 0.5], None, torch.float32)
     assert torch.allclose(merged, vector / 2, rtol=1e-6)
@@ -120,22 +121,22 @@ def test_dare_keeps_what_it_should_in_the_mean_and_the_same_however_it_is_cut(dt
     generator = torch.Generator().manual_seed(5)
     base = torch.randn(400_000, generator=generator)
     tensors = [base + 0.1 * torch.randn(400_000, generator=generator) for _ in range(3)]
-    options, weights = Options(density=0.25, seed=3), [0.2, 0.3, 0.5]
-    merged = ours("dare_linear", tensors, weights, base, dtype, options)
-    assert torch.equal(merged, ours("dare_linear", tensors, weights, base, dtype, options, SMALL))
-    assert not torch.equal(merged, ours("dare_linear", tensors, weights, base, dtype, Options(density=0.25)))
+    settings, weights = Merge(density=0.25, seed=3), [0.2, 0.3, 0.5]
+    merged = ours("dare_linear", tensors, weights, base, dtype, settings)
+    assert torch.equal(merged, ours("dare_linear", tensors, weights, base, dtype, settings, SMALL))
+    assert not torch.equal(merged, ours("dare_linear", tensors, weights, base, dtype, Merge(density=0.25)))
     if dtype == torch.float32:
         untouched = (merged == base).float().mean().item()
         assert untouched == pytest.approx(0.75**3, abs=0.01)
         deltas = [tensor - base for tensor in tensors]
         slope = ((merged - base) @ deltas[2]) / (deltas[2] @ deltas[2])
         assert slope.item() == pytest.approx(0.5, abs=0.02)
-    same = ours("dare_linear", tensors, weights, base, dtype, Options(density=1.0))
+    same = ours("dare_linear", tensors, weights, base, dtype, Merge(density=1.0))
     linear = ours("linear", tensors, weights, base, dtype)
     assert torch.allclose(same.double(), linear.double(), rtol=2.0**-7)
 
 
 def test_numbers_beyond_float16_are_refused():
     tensors = [torch.full((5,), 1e5), torch.full((5,), 2e5)]
-    with pytest.raises(BoomError, match="beyond float16"):
+    with pytest.raises(InputError, match="beyond float16"):
         ours("linear", tensors, [0.5, 0.5], None, torch.float16)

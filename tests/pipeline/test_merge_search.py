@@ -1,4 +1,4 @@
-"""What a merge knows of its models: how far apart they lie, and which merge of them is best."""
+"""The distances between merged models, and the search for their best merge."""
 
 import json
 import math
@@ -21,12 +21,12 @@ def models(published_qwen3, tmp_path_factory):
     return [variant(published_qwen3, str(root / str(seed)), seed) for seed in (1, 2, 3)]
 
 
-def test_angles_and_norms_are_those_of_the_tensors(models, published_qwen3, tmp_path):
-    place = tmp_path / "distances.json"
+def test_angles_and_norms_equal_those_of_the_tensors(models, published_qwen3, tmp_path):
+    file = tmp_path / "distances.json"
     arguments = ["merge", *models, "--out", str(tmp_path / "out"), "--base-model", published_qwen3]
-    run = CliRunner().invoke(main, [*arguments, "--dtype", "float32", "--report", str(place)])
-    assert run.exit_code == 0 and f"report: {place}, {tmp_path}/distances.png" in run.output
-    report = json.loads(place.read_text())
+    run = CliRunner().invoke(main, [*arguments, "--dtype", "float32", "--report", str(file)])
+    assert run.exit_code == 0 and f"report: {file}, {tmp_path}/distances.png" in run.output
+    report = json.loads(file.read_text())
     base = tensors_of(published_qwen3)
     deltas = [{n: t.double() - base[n].double() for n, t in tensors_of(m).items()} for m in models]
     names = list(base)

@@ -30,9 +30,8 @@ from boom_ray.evaluation import compare
 from boom_ray.evaluation.measure import scores_of
 from boom_ray.evaluation.protocol import Measurement
 from boom_ray.merge import distances, gram
-from boom_ray.merge.actors import MergeSpec
-from boom_ray.merge.run import coefficients_of
-from boom_ray.recipe import Bags, BaseModelSource, Data, Evaluate, Recipe, Task
+from boom_ray.merge.driver import coefficients_of
+from boom_ray.recipe import Bags, BaseModelSource, Data, Evaluate, Merge, Recipe, Task
 from boom_ray.report.collect import collect
 from boom_ray.report.render import page, write
 from boom_ray.report.schedule import timeline
@@ -140,13 +139,13 @@ class StoredRun:
     def merge(self, measured: bool = True, like: str | None = None) -> ModelRecord:
         """Publish the merged model with the angles of its inputs, or with the content of one of them."""
         pieces, number = [self.weights(name) for name in self.names], len(self.names)
-        weights, spec = [1 / number] * number, MergeSpec("multislerp", "deltas", "equal", "float32")
+        weights, settings = [1 / number] * number, Merge(dtype="float32")
         products = {}
         for key in self.base:
             sums = torch.zeros(number, number, dtype=torch.float64)
             gram.accumulate(sums, [piece[key].flatten() for piece in [*pieces, self.base]], torch.float64)
             products[key] = sums.tolist()
-        found = np.array([coefficients_of(spec, weights, sums) for sums in products.values()])
+        found = np.array([coefficients_of(settings, weights, sums) for sums in products.values()])
         ranges = np.stack([found.min(0), found.mean(0), found.max(0)], axis=1).tolist()
         merged = self.weights(like) if like else {k: sum(p[k] for p in pieces) / number for k in self.base}
         config = MergeConfig(

@@ -13,13 +13,14 @@ from boom_ray.data import bags
 from boom_ray.errors import ConflictError, NotFoundError
 from boom_ray.evaluation import tables
 from boom_ray.evaluation.protocol import Subject
-from boom_ray.merge.run import check_spec, merge_into
+from boom_ray.merge.driver import merge_into
+from boom_ray.merge.settings import check_settings
 from boom_ray.pipeline.publish import Publication, publish, self_test_of
-from boom_ray.pipeline.training import merge_spec, prepare_and_train
+from boom_ray.pipeline.training import prepare_and_train
 from boom_ray.pipeline.update.core import core_sample, history
 from boom_ray.pipeline.update.cost import cost, describe
 from boom_ray.pipeline.update.measure import TaskSets, measure_update, require, task_sets
-from boom_ray.recipe import Bags, Evaluate, Recipe, identity
+from boom_ray.recipe import Bags, Evaluate, Recipe
 from boom_ray.runs import updates, versions
 from boom_ray.runs.heartbeat import Driver, driving
 from boom_ray.runs.identity import claim, with_data_of_run
@@ -97,7 +98,7 @@ def check(recipe: Recipe, request: UpdateRequest) -> TaskSets:
             "Give the new one another name, in a YAML list of tasks"
         )
     num_models = len(_leaves(recipe, parent)) + 1 if request.flat else 2
-    check_spec(merge_spec(request.merge(recipe)), num_models, recipe.base_model.path)
+    check_settings(request.merge(recipe), num_models, recipe.base_model.path)
     return task_sets(recipe, request)
 
 
@@ -151,7 +152,7 @@ def _merge(
     merged = [storage.join(recipe.root, leaf) for leaf in leaves] if request.flat else models
     moments, settings = [time.time()], request.merge(recipe)
     driver.begin("merge")
-    merge, _ = merge_into(stage, merged, recipe.base_model.path, merge_spec(settings))
+    merge, _ = merge_into(stage, merged, recipe.base_model.path, settings)
     moments.append(time.time())
     driver.begin("evaluate")
     metrics = measure_update(recipe, sets, models, Subject("child", stage.uri, digest=stage.flush()))
@@ -161,7 +162,7 @@ def _merge(
         name=recipe.name,
         version=version,
         parents=[artifacts.read(uri, ModelRecord).as_parent() for uri in merged],
-        settings=identity(settings),
+        settings=settings,
         merge=merge,
         rows=(parent.config.rows or 0) + (trained.config.rows or 0),
         update=UpdateConfig(

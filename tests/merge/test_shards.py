@@ -1,4 +1,4 @@
-"""The plan of the output files, and the reading and writing of them."""
+"""The plan of output files, and reading and writing them."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from boom_ray import artifacts
 from boom_ray.artifacts.tensors import read_places
 from boom_ray.errors import BoomError
-from boom_ray.merge.plan import index_json, plan_shards, slices
-from boom_ray.merge.reader import SourceReader
-from boom_ray.merge.source import LowRank, Source
-from boom_ray.merge.writer import ShardWriter
+from boom_ray.merge.inputs import LowRank, MergeInput
+from boom_ray.merge.shard_writer import ShardWriter
+from boom_ray.merge.shards import index_json, plan_shards, slices
+from boom_ray.merge.tensor_reader import TensorReader
 
 MIB = 1 << 20
 
@@ -63,7 +63,7 @@ def test_a_small_model_is_one_file_and_a_large_one_has_one_per_worker():
     assert files == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
 
 
-def test_what_is_streamed_out_is_what_the_library_reads_and_hashes_are_true(tmp_path):
+def test_a_streamed_file_is_read_by_safetensors_and_its_hashes_are_correct(tmp_path):
     tensors = {
         "a": torch.randn(7, 5),
         "b": torch.randn(3).bfloat16(),
@@ -85,10 +85,10 @@ def test_what_is_streamed_out_is_what_the_library_reads_and_hashes_are_true(tmp_
     assert writer.entries == artifacts.hash_tensors(str(tmp_path), "model.safetensors")
 
 
-def test_ranges_are_read_from_where_they_lie(tmp_path):
+def test_ranges_are_read_from_their_offsets(tmp_path):
     tensors = {"a": torch.arange(100.0), "b": torch.arange(50).half()}
     save_file(tensors, tmp_path / "model.safetensors")
-    reader = SourceReader(Source(str(tmp_path), read_places(str(tmp_path)), str(tmp_path)))
+    reader = TensorReader(MergeInput(str(tmp_path), read_places(str(tmp_path)), str(tmp_path)))
     for name, start, count in [("a", 90, 10), ("b", 3, 4)]:
         target = torch.empty(count, dtype=reader.dtype_of(name))
         reader.read_into(target, name, start)
@@ -101,7 +101,7 @@ def test_threads_read_different_tensors_of_an_adapter_at_once(tmp_path):
     save_file({"p": torch.randn(8, 8), "q": torch.randn(8, 8), **factors}, tmp_path / "model.safetensors")
     places = read_places(str(tmp_path))
     adapter = {name: LowRank(places[f"{name}.a"], places[f"{name}.b"], 2.0) for name in "pq"}
-    reader = SourceReader(Source(str(tmp_path), places, str(tmp_path), adapter=adapter))
+    reader = TensorReader(MergeInput(str(tmp_path), places, str(tmp_path), adapter=adapter))
 
     def read(name: str) -> torch.Tensor:
         target = torch.empty(64)

@@ -1,4 +1,4 @@
-"""What Prometheus sees of a merge."""
+"""Prometheus metrics of a merge."""
 
 from ray.util.metrics import Gauge
 
@@ -6,7 +6,7 @@ PREFIX = "boom_ray_merge_"
 
 
 class MergeMetrics:
-    """Of one merge, by the name of its actors."""
+    """Gauges of one merge, tagged with the name that its actors share."""
 
     def __init__(self, merge: str) -> None:
         self.written = Gauge(f"{PREFIX}written_bytes", "Bytes of the merged model written", ("merge",))
@@ -16,7 +16,7 @@ class MergeMetrics:
             metric.set_default_tags({"merge": merge})
 
     def progress(self, written: int, total: int, read: int) -> None:
-        """So much is done now; a file that is done again counts once."""
+        """Set all gauges, in bytes; a file that is written again counts once."""
         self.written.set(written)
         self.total.set(total)
         self.read.set(read)

@@ -1,4 +1,4 @@
-"""Output files of a merge, written front to back by a thread of their own, hashed as they pass."""
+"""Output files of a merge, hashed and written front to back by a thread."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -13,15 +13,15 @@ from boom_ray import storage
 from boom_ray.artifacts.record import FileEntry, TensorEntry
 from boom_ray.artifacts.tensors import header
 
-PIECES_WAITING = 2
+PIECES_WAITING = 2  # enough to keep the writing thread busy; each one holds memory
 
 
 class ShardWriter:
     """Writes one safetensors file: the header, then every tensor in the order declared.
 
     Args:
-        uri: Of the file.
-        tensors: name -> (safetensors dtype, shape), in the order they will be written.
+        uri: URI of the file.
+        tensors: name -> (safetensors dtype, shape), in the order they are written.
     """
 
     def __init__(self, uri: str, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> None:
@@ -37,7 +37,7 @@ class ShardWriter:
         self._put(memoryview(header(tensors)[0]), xxhash.xxh3_128())
 
     def write(self, name: str, pieces: Iterable[Tensor]) -> None:
-        """Write the next tensor, piece by piece."""
+        """Write the next tensor, piece by piece, while the caller computes the following pieces."""
         assert name == next(self._names), f"{name} is not the next tensor"
         own = self._hashes[name] = xxhash.xxh3_128()
         for piece in pieces:

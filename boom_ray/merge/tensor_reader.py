@@ -1,4 +1,4 @@
-"""Ranges of a model's tensors, read into memory."""
+"""Reading ranges of a model's tensors into memory."""
 
 from typing import Any, cast
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from boom_ray.artifacts.tensors import TensorPlace
-from boom_ray.merge.source import LowRank, Source
+from boom_ray.merge.inputs import LowRank, MergeInput
 from boom_ray.storage import RangeReader
 
 TORCH_DTYPES = {
@@ -23,29 +23,29 @@ TORCH_DTYPES = {
 }
 
 
-class SourceReader:
-    """Reads ranges of a model's tensors, from any number of threads at once; files are opened once."""
+class TensorReader:
+    """Reads ranges of a model's tensors; safe for any number of threads. Files are opened once."""
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        places = [*source.places.values(), *(p for low in source.adapter.values() for p in (low.a, low.b))]
+    def __init__(self, model: MergeInput) -> None:
+        self.model = model
+        places = [*model.places.values(), *(p for low in model.adapter.values() for p in (low.a, low.b))]
         self._files = {uri: RangeReader(uri) for uri in sorted({place.uri for place in places})}
         self._factors: dict[str, tuple[Tensor, Tensor]] = {}
 
     def dtype_of(self, name: str) -> torch.dtype:
-        """The dtype a tensor is read in: its own, or float32 under an adapter."""
-        return torch.float32 if name in self.source.adapter else TORCH_DTYPES[self.source.places[name].dtype]
+        """The dtype a tensor is read in: its own, or float32 if an adapter updates it."""
+        return torch.float32 if name in self.model.adapter else TORCH_DTYPES[self.model.places[name].dtype]
 
     def read_into(self, target: Tensor, name: str, start: int) -> None:
-        """Fill `target`, [n] of `dtype_of(name)`, with elements of a tensor from `start` on."""
-        place = self.source.places[name]
-        low = self.source.adapter.get(name)
+        """Fill `target`, [n] of `dtype_of(name)`, with the elements of a tensor that begin at `start`."""
+        place = self.model.places[name]
+        low = self.model.adapter.get(name)
         if low is None:
             self._fill(target, place, start)
             return
         own = torch.empty(len(target), dtype=TORCH_DTYPES[place.dtype])
         self._fill(own, place, start)
-        torch.add(own, self._difference(name, low, start, len(target)), out=target)
+        torch.add(own, self._update(name, low, start, len(target)), out=target)
 
     def close(self) -> None:
         """Close all files."""
@@ -62,11 +62,14 @@ class SourceReader:
         self._fill(values, place, 0)
         return values.view(place.shape).float()
 
-    def _difference(self, name: str, low: LowRank, start: int, count: int) -> Tensor:
+    def _update(self, name: str, low: LowRank, start: int, count: int) -> Tensor:
+        """Elements of `scale * b @ a`, computed for the rows they are in: [count] float32."""
         factors = self._factors.get(name)
         if factors is None:
             factors = self._whole(low.a), self._whole(low.b)
-            self._factors = {name: factors}  # which another thread replaces when it reads another tensor
+            # Only the factors used last are kept. Threads that read different tensors replace each other's
+            # dictionary, but none changes one, so `factors` always belongs to `name`.
+            self._factors = {name: factors}
         a, b = factors
         first, last = start // a.shape[1], -(-(start + count) // a.shape[1])
         rows = (b[first:last] @ a).mul_(low.scale)

@@ -1,4 +1,4 @@
-"""The models of a merge as the merge sees them: one name, one shape, one range of bytes per tensor."""
+"""The models of a merge in one form: one name, one shape and one byte range per tensor."""
 
 from dataclasses import dataclass, field
 
@@ -8,7 +8,7 @@ from boom_ray.artifacts.tensors import TensorPlace
 
 @dataclass(frozen=True)
 class LowRank:
-    """A LoRA difference: `scale * b @ a`, with `a` [rank, in] and `b` [out, rank]."""
+    """A LoRA update of one tensor: `scale * b @ a`, with `a` [rank, in] and `b` [out, rank]."""
 
     a: TensorPlace
     b: TensorPlace
@@ -16,15 +16,15 @@ class LowRank:
 
 
 @dataclass(frozen=True)
-class Source:
-    """One model.
+class MergeInput:
+    """One model that is merged, or the base model.
 
     Attributes:
-        uri: Of its directory, or of its one file.
-        places: Where its tensors lie, under the names of the merged model.
-        record: Its artifact record, if it has one.
+        uri: URI of its directory, or of its one file.
+        places: Byte range of each tensor, under the names of the merged model.
         directory: URI of the directory with its configuration and tokenizer.
-        adapter: Differences to add to tensors of `places`, which are then those of the adapter's base.
+        record: Its artifact record, if it has one.
+        adapter: LoRA updates of tensors in `places`, which then belong to the adapter's base model.
     """
 
     uri: str
@@ -34,7 +34,7 @@ class Source:
     adapter: dict[str, LowRank] = field(default_factory=dict)
 
     def recorded_hash(self, name: str) -> str | None:
-        """xxh3-128 that the record has of a tensor."""
+        """The xxh3-128 of a tensor in the record; None if no record has the tensor as it is read."""
         own = self.places[name].name
         if self.record is None or own not in self.record.tensors or name in self.adapter:
             return None
@@ -42,6 +42,6 @@ class Source:
 
     @property
     def element_bytes(self) -> int:
-        """Bytes of an element as it is read; the widest of the model."""
+        """Bytes of one element in memory, for the widest tensor of the model."""
         widest = max((place.element_bytes for place in self.places.values()), default=4)
         return max(widest, 4) if self.adapter else widest
