@@ -71,8 +71,8 @@ def identified(uri: str, label: str, name: str | None = None) -> Model:
     """
     identity = directory.identify(uri)
     known = (
-        uri.removeprefix("hf://").split("@")[0]
-        if uri.startswith("hf://")
+        storage.hub_name(uri)[0]
+        if storage.is_hub(uri)
         else f"local/{identity.name}-{identity.version}"
     )
     return Model(label, uri, name or known, identity.digest)
@@ -185,7 +185,7 @@ def instructed(
 
 def _describe(encoder: SentenceTransformer, model: Model, protocol: Protocol) -> ModelMeta:
     """What mteb's results repository asks of a model."""
-    record = artifacts.read_record(model.uri) if not model.uri.startswith("hf://") else None
+    record = None if storage.is_hub(model.uri) else artifacts.read_record(model.uri)
     weights = [(weight.numel(), weight.element_size()) for weight in encoder.parameters()]
     known = {
         "name": model.name,
@@ -196,6 +196,6 @@ def _describe(encoder: SentenceTransformer, model: Model, protocol: Protocol) ->
         "memory_usage_mb": round(sum(count * size for count, size in weights) / 2**20),
         "license": directory.license_of(storage.local_directory(model.uri)),
         "use_instructions": bool(protocol.query_template or any(encoder.prompts.values())),
-        "reference": f"https://huggingface.co/{model.name}" if model.uri.startswith("hf://") else None,
+        "reference": f"https://huggingface.co/{model.name}" if storage.is_hub(model.uri) else None,
     }
     return ModelMeta.from_sentence_transformer_model(encoder).model_copy(update=known)

@@ -110,7 +110,8 @@ def _unsupported(method: str, where: str, parameters: dict[str, Any]) -> list[st
 
 def _uri(name: str) -> str:
     """A path that exists, or a name on the hub."""
-    return storage.absolute(name) if os.path.exists(name) or "://" in name else f"hf://{name}"
+    is_path = os.path.exists(name) or not storage.is_local(name)
+    return storage.absolute(name) if is_path else storage.hub_uri(name)
 
 
 def _weights(path: str, method: str, parameters: list[dict[str, Any]], shared: dict[str, Any]) -> Any:

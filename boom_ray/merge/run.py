@@ -118,7 +118,7 @@ def merge_into(
 
 def _reachable(uri: str) -> str:
     """A model of the hub is fetched to this machine; everything else is read where it lies."""
-    return storage.local_directory(uri) if uri.startswith("hf://") else uri
+    return storage.local_directory(uri) if storage.is_hub(uri) else uri
 
 
 def check_spec(spec: MergeSpec, num_models: int, base: str | None) -> None:

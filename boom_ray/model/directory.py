@@ -220,7 +220,7 @@ def license_of(uri: str) -> str | None:
 
 def identify(uri: str) -> Parent:
     """A model by its content: from its record, or from the hashes of its files."""
-    record = artifacts.read_record(uri) if not uri.startswith("hf://") else None
+    record = None if storage.is_hub(uri) else artifacts.read_record(uri)
     if record is not None:
         return record.as_parent()
     local = storage.local_directory(uri)

@@ -164,15 +164,15 @@ def _key_value_heads(config: Any) -> int:
 def _config(uri: str, config_file: str | None) -> dict[str, Any] | None:
     if config_file:
         return json.loads(storage.read_bytes(storage.absolute(config_file)))
-    if not uri.startswith("hf://"):
+    if not storage.is_hub(uri):
         return json.loads(storage.read_bytes(storage.join(uri, "config.json")))
     from huggingface_hub import hf_hub_download
 
-    repository, _, revision = uri.removeprefix("hf://").partition("@")
+    repository, revision = storage.hub_name(uri)
     if repository in KNOWN:
         return KNOWN[repository]
     try:
-        with open(hf_hub_download(repository, "config.json", revision=revision or None), "rb") as file:
+        with open(hf_hub_download(repository, "config.json", revision=revision), "rb") as file:
             return json.load(file)
     except OSError:  # all that the hub's client raises for what it cannot reach
         return None

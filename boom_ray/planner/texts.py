@@ -91,7 +91,7 @@ class Loads:
         place = storage.join(self.recipe.root, "corpus")
         if storage.is_local(place) and storage.is_file(storage.join(place, "artifact.json")):
             return corpus.load_task(place, task.name)
-        if task.path.startswith("hf://"):
+        if storage.is_hub(task.path):
             return None
         try:
             files = rows.data_files(task.path)
@@ -137,7 +137,7 @@ class Loads:
 
     def evaluation(self, evaluate: Evaluate) -> list[Load]:
         """Texts and tokens of every search a recipe is evaluated on, if at hand; no other tasks."""
-        if not evaluate.data or evaluate.data.startswith("hf://"):
+        if not evaluate.data or storage.is_hub(evaluate.data):
             return []
         suffix = "corpus.jsonl"
         names = [name for name in storage.list_files(evaluate.data) if name.endswith(suffix)]

@@ -68,7 +68,7 @@ def summary(found: Found, contests: list[Contest], timeline: Timeline | None) ->
 def base_of(found: Found) -> str:
     """The base model's name, with the directory it lies in, as the hub's have an owner."""
     path = found.recipe.get("base_model", {}).get("path", "the base")
-    return "/".join(path.removeprefix("hf://").split("/")[-2:])
+    return "/".join(storage.without_scheme(path).split("/")[-2:])
 
 
 def _headline(found: Found, contests: list[Contest]) -> str:

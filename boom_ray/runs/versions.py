@@ -68,7 +68,7 @@ def runs(uri: str) -> list[str]:
 
 
 def _is_run(uri: str) -> bool:
-    return not uri.startswith("hf://") and storage.is_file(storage.join(uri, identity.FILE))
+    return not storage.is_hub(uri) and storage.is_file(storage.join(uri, identity.FILE))
 
 
 def roll_back(root: str, version: str) -> None:
