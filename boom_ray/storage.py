@@ -1,9 +1,9 @@
 """Storage by URI: the only file that knows schemes.
 
 A URI is a `str`: an absolute local path, `s3://bucket/prefix` (`gs://`, `abfss://` likewise, through
-`pyarrow.fs`), or `hf://owner/name[@revision]` for a model on the Hugging Face hub. It is never a `Path`, which
-merges the two slashes of a scheme into one. `FileSystem.from_uri` reads credentials and `AWS_ENDPOINT_URL` from
-the environment, as every AWS tool does.
+`pyarrow.fs`), or `hf://owner/name[@revision]` for a model on the Hugging Face hub. It is never a `Path`,
+which merges the two slashes of a scheme into one. `FileSystem.from_uri` reads credentials and
+`AWS_ENDPOINT_URL` from the environment, as every AWS tool does.
 """
 
 import errno
@@ -196,9 +196,7 @@ class RangeReader:
                     count = len(content)
                     target[done : done + count] = content
                 if not count:
-                    raise StorageError(
-                        f"{self.uri}: ends before byte {offset + len(target)}. Fetch it again"
-                    )
+                    raise StorageError(f"{self.uri}: ends before byte {offset + len(target)}. Fetch it again")
                 done += count
 
     def close(self) -> None:
@@ -300,8 +298,8 @@ def _cache_directory() -> str:
 def local_directory(uri: str) -> str:
     """A local directory with the content of `uri`, for libraries that read only local paths.
 
-    A local path is returned as it is. A hub repository comes from the hub's own cache. Anything else is copied
-    once per machine into a cache whose key covers the listing (path, size, time) of the source.
+    A local path is returned as it is. A hub repository comes from the hub's own cache. Anything else is
+    copied once per machine into a cache whose key covers the listing (path, size, time) of the source.
 
     Raises:
         NotFoundError: if nothing exists at `uri`, or the hub does not provide it.

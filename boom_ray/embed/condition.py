@@ -29,7 +29,8 @@ def parse(text: str) -> tuple[pc.Expression, set[str]]:
         The expression, and the names of its columns.
 
     Raises:
-        InputError: if the text contains anything but comparisons of columns with values, joined by and, or, not.
+        InputError: if the text contains anything but comparisons of columns with values, joined by and, or,
+            not.
     """
     columns: set[str] = set()
     try:

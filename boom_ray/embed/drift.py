@@ -94,7 +94,7 @@ def _vectors(model: str, texts: list[str]) -> np.ndarray:
 
 
 def nearest(queries: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """[n, 10] int64: for each row of [n, d] `queries`, the nearest rows of [n, d] `index` but its own text."""
+    """[n, 10] int64: for each row of [n, d] `queries`, the nearest rows of [n, d] `index` but its own."""
     scores = queries @ index.T
     np.fill_diagonal(scores, -np.inf)
     return np.argpartition(-scores, NEIGHBOURS, axis=1)[:, :NEIGHBOURS]

@@ -1,7 +1,7 @@
 """The second pass: read, tokenize, encode and write, each partition alone and all of them as a stream.
 
-The texts of a partition are sorted and batched among themselves, never with those of another, so a run that is
-repeated or resumed computes the same vectors.
+The texts of a partition are sorted and batched among themselves, never with those of another, so a run that
+is repeated or resumed computes the same vectors.
 """
 
 import time

@@ -18,8 +18,8 @@ SAMPLE_ROWS = 512
 def calibrated(plan: EmbedPlan, pool: EncoderPool, stage: Stage) -> Reduction:
     """The reduction of a plan, with scales if it stores `int8`.
 
-    They come from the output this one adds to, or from an earlier run into this output; else they are measured.
-    Either way they are stored with the output: a resumed run must not measure again.
+    They come from the output this one adds to, or from an earlier run into this output; else they are
+    measured. Either way they are stored with the output: a resumed run must not measure again.
     """
     if plan.reduction.dtype != "int8":
         return plan.reduction

@@ -77,8 +77,8 @@ class Partition:
             field.name: pa.array([getattr(self, field.name)], ARROW_TYPES[field.type])
             for field in fields(self)
         }
-        for name in table.column_names if table is not None else ():
-            column = table[name].combine_chunks()
+        for name, values in zip(table.column_names, table.columns, strict=True) if table is not None else ():
+            column = values.combine_chunks()
             column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
             offsets = pa.array([0, len(column)], pa.int64())
             columns[ROWS + name] = pa.LargeListArray.from_arrays(offsets, column)

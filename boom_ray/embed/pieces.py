@@ -53,8 +53,8 @@ def cut(
     )
     text = np.array(encoded["overflow_to_sample_mapping"])
     pieces = []
-    # The characters of a chunk are tokenized again with the prompt: at the seam, tokens of prompt and text may
-    # merge, and a server that is sent "prompt + chunk" must get the same ids.
+    # The characters of a chunk are tokenized again with the prompt: at the seam, tokens of prompt and text
+    # may merge, and a server that is sent "prompt + chunk" must get the same ids.
     for number, offsets in zip(text, encoded["offset_mapping"], strict=True):
         covered = [end for pair in offsets for end in pair if pair[0] != pair[1]]
         pieces.append(prompt + (texts[number][min(covered) : max(covered)] if covered else ""))

@@ -1,5 +1,7 @@
-"""The first pass: all rows are read before a model is loaded, so that a null in the last file is an error after
-seconds and not after hours."""
+"""The first pass: all rows are read before a model is loaded.
+
+A null in the last file is then an error after seconds, not after hours.
+"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -145,9 +147,7 @@ def _comparable_record(uri: str, model: str, fingerprint: dict[str, Any]) -> art
         f"{key}: {record.config[key]!r}" for key in fingerprint if record.config[key] != fingerprint[key]
     ]
     if different:
-        raise ConflictError(
-            f"since {uri}: was made with {', '.join(different)}. Use the same, or omit since"
-        )
+        raise ConflictError(f"since {uri}: was made with {', '.join(different)}. Use the same, or omit since")
     return record
 
 

@@ -1,4 +1,4 @@
-"""The input of an embedding run: files of one format, read in the same order and split the same way every time.
+"""The input of an embedding run: files of one format, read and split the same way every time.
 
 A *unit* is what one task reads as a stream: a row group of a parquet file, or a whole file of another format.
 A *partition* is a run of consecutive rows of a unit, and becomes one file of the output.

@@ -49,7 +49,8 @@ class Reduction:
 
     Attributes:
         dimensions: Leading dimensions that are kept.
-        dtype: `int8` divides the range of each dimension into 255 steps; `binary` keeps signs, eight in a byte.
+        dtype: `int8` divides the range of each dimension into 255 steps; `binary` keeps signs, eight in a
+            byte.
         scales: The ranges for `int8`.
     """
 

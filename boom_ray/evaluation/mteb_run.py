@@ -70,11 +70,7 @@ def identified(uri: str, label: str, name: str | None = None) -> Model:
         name: As `organization/name`; by default the hub's, or `local/` with name and version.
     """
     identity = directory.identify(uri)
-    known = (
-        storage.hub_name(uri)[0]
-        if storage.is_hub(uri)
-        else f"local/{identity.name}-{identity.version}"
-    )
+    known = storage.hub_name(uri)[0] if storage.is_hub(uri) else f"local/{identity.name}-{identity.version}"
     return Model(label, uri, name or known, identity.digest)
 
 

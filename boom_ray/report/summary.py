@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from boom_ray import storage
 from boom_ray.report.collect import Found
 from boom_ray.report.quality import Change, Contest, spoken
 from boom_ray.report.scale import count, duration, moment, names, signed

@@ -10,10 +10,9 @@ import threading
 import time
 
 import ray
-from ray.cluster_utils import Cluster
-
 from boom_ray.embed.options import Options
 from boom_ray.embed.run import embed
+from ray.cluster_utils import Cluster
 
 
 def take_away(cluster: Cluster, target: str) -> None:

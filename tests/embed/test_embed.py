@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from boom_ray.embed.options import Options
+from boom_ray.embed.run import embed
 
 from boom_ray import artifacts
 from boom_ray.embed import probe
 from boom_ray.embed.drift import drift
-from boom_ray.embed.options import Options
 from boom_ray.embed.pieces import cut
-from boom_ray.embed.run import embed
 from boom_ray.embed.vectors import restore
 from boom_ray.errors import BoomError
 from boom_ray.model import directory
