@@ -54,7 +54,7 @@ def without_scheme(uri: str) -> str:
 
 def without_credentials(uri: str) -> str:
     """A URI without a user name and password, for records and logs."""
-    return re.sub("//[^/]*@", "//", uri)
+    return uri if is_hub(uri) else re.sub("//[^/]*@", "//", uri)  # on the hub, `@` precedes a revision
 
 
 def absolute(uri: str, base: str | None = None) -> str:

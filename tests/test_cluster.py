@@ -27,8 +27,8 @@ from boom_ray import cli
 from boom_ray.embed.metrics import EmbedMetrics
 from boom_ray.merge.metrics import MergeMetrics
 from boom_ray.serve import build
-from boom_ray.serve.build import Settings
 from boom_ray.serve.metrics import EncoderMetrics, QueueMetrics, RequestMetrics
+from boom_ray.serve.serve_settings import ServeSettings
 from boom_ray.train.journal import Journal
 
 ROOT = Path(__file__).parent.parent
@@ -242,7 +242,7 @@ def test_jobs_run_update_and_embed_on_the_cluster() -> None:
 def test_the_service_is_what_config_out_writes(published_qwen3: str, tmp_path: Path) -> None:
     text = (ROOT / "cluster/kuberay/rayservice.yaml").read_text()
     _, given = parsed(re.search(r"^  # (boom-ray serve .*)$", text, re.MULTILINE)[1])
-    settings = Settings(**{name: given[name] for name in Settings.__dataclass_fields__})
+    settings = ServeSettings(**{name: given[name] for name in ServeSettings.__dataclass_fields__})
     build.write_config(
         [published_qwen3], settings, given["host"], given["port"], str(tmp_path / "serve.yaml")
     )
