@@ -68,7 +68,7 @@ class _Output:
         return sum(partition.tokens for partition in self.partitions)
 
     def work(self) -> dict[str, float]:
-        """Seconds per stage, summed over processes; `span` from first text to last file; share of `padding`."""
+        """Seconds per stage, summed over processes; `span`, first text to last file; `padding`, a fraction."""
         if not self.written:
             return {}
         total = {stage: sum(getattr(part, stage) for part in self.written) for stage in STAGES}

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 @pytest.fixture(scope="module")
 def mixed() -> list[str]:
-    """Texts from empty to longer than the model's maximum, with a separator that does not end a jsonl line."""
+    """Texts from empty to longer than the maximum, with a separator that does not end a jsonl line."""
     pieces = [text for pair in texts.functions("email") for text in pair][:95]
     return ["", "a", "x " * 500, "ünïcödé ✓ 漢字", "one\u2028two\nthree", *pieces]
 
