@@ -68,7 +68,7 @@ class _Output:
         return sum(partition.tokens for partition in self.partitions)
 
     def work(self) -> dict[str, float]:
-        """Seconds per stage, summed over processes; `span`, first text to last file; `padding`, a fraction."""
+        """Seconds per stage over all processes; `span`, first text to last file; `padding`, a fraction."""
         if not self.written:
             return {}
         total = {stage: sum(getattr(part, stage) for part in self.written) for stage in STAGES}
@@ -203,7 +203,7 @@ def _encode(plan: EmbedPlan, stage: Stage, seen: Survey) -> _Output:
             written = list(_reported(stream, num_done, total, metrics))
     if seen.deleted:
         storage.write_bytes(storage.join(stage.local, GONE), json.dumps(seen.deleted).encode())
-    # By file: Ray Data may repeat the last stage of a partition whose node was lost.
+    # By file, so that a partition counts once even if Ray Data yields it twice.
     partitions = done | {partition.file: partition for partition in written}
     stage.entries |= {
         name: FileEntry(size=one.size, xxh3_128=one.xxh3_128) for name, one in partitions.items()

@@ -44,8 +44,8 @@ def encoded_partitions(plan: EmbedPlan, pool: EncoderPool, done: set[str]) -> Da
         .map_batches(partial(_tokenize, plan=plan), **stage)
         .map_batches(
             PartitionEncoder,
-            # Encoders do not read the source. A reference in the arguments of an actor would be lost when Ray
-            # restarts the actor on another node.
+            # Encoders do not read the source, and a reference in the arguments of an actor may be lost when
+            # Ray restarts the actor.
             fn_constructor_args=(replace(plan, earlier_keys=None), pool),
             compute=ActorPoolStrategy(min_size=1, max_size=pool.size),
             batch_size=1,

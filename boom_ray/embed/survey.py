@@ -88,7 +88,7 @@ class UnitTally:
     ids: bytes = b""
 
     def add(self, table: pa.Table, earlier_keys: np.ndarray) -> None:
-        """Count the rows of a table."""
+        """Count the rows of a table; their ids are up to the caller."""
         keys = row_keys(table)
         texts = list(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
         empty = [repr(identity) for identity, text in texts if text == ""]
@@ -101,7 +101,6 @@ class UnitTally:
         self.empty_ids += empty
         del self.null_text_ids[EXAMPLES:], self.empty_ids[EXAMPLES:]
         self.content = (self.content + int(keys.sum(dtype=np.uint64))) % (1 << 62)
-        self.ids += id_hashes(table["id"]).tobytes()
 
 
 def read_earlier(outputs: tuple[str, ...], model: str, fingerprint: dict[str, Any]) -> EarlierRows:
@@ -169,7 +168,7 @@ def survey(source: TextSource, earlier: EarlierRows) -> Survey:
     _refuse_repeated_ids(source, ids)
     counts = _limited([tally.new for tally in tallies], source.options.limit)
     content = artifacts.fingerprint([sum(tally.content for tally in tallies) % (1 << 64), counts])
-    # With a limit, the ids after it were not read as part of this output: nothing is known to be deleted.
+    # An output with a limit does not cover the source, and reports no deletions.
     missing = np.flatnonzero(~np.isin(earlier.ids, ids)).tolist() if source.options.limit is None else []
     deleted = [earlier.names[index] for index in missing]
     return Survey(counts, total - sum(tally.new for tally in tallies), deleted, content)
@@ -191,9 +190,11 @@ def _tallies(source: TextSource, earlier: EarlierRows) -> list[UnitTally]:
 
 
 def _tally_unit(source: TextSource, unit: SourceUnit, earlier_keys: np.ndarray) -> UnitTally:
-    tally = UnitTally(unit.number)
+    tally, hashes = UnitTally(unit.number), list[bytes]()
     for table in source.read(unit):
         tally.add(table, earlier_keys)
+        hashes.append(id_hashes(table["id"]).tobytes())
+    tally.ids = b"".join(hashes)
     return tally
 
 

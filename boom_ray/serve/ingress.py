@@ -188,7 +188,7 @@ class Ingress:
         """Encode on any replica; a request on a replica that fails is retried on another.
 
         Encoding has no side effects, so a repeated call is safe. A retry uses the version that is served by
-        then: the replica may be gone because its version was replaced.
+        then: the replica may have ended because its version was replaced.
         """
         for attempt in itertools.count(1):
             try:

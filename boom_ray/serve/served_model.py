@@ -41,8 +41,7 @@ def model_name_of(application: str) -> str:
 def find_model(requested: str | None, models: Sequence[ServedModel]) -> ServedModel | None:
     """The model that a request names, or None.
 
-    A name comes before `name:version`, and that before a bare version, so that a model called `v0001` stays
-    reachable.
+    Names are tried first, then `name:version`, then versions, so that a model called `v0001` stays reachable.
 
     Args:
         requested: A name, `name:version`, or a version that only one of the models has; None: the first

@@ -175,7 +175,7 @@ def test_a_body_that_is_too_large_is_refused_while_it_arrives(url):
 def test_excess_load_is_refused_at_once_and_the_rest_is_answered(url):
     body = {"input": ["many words " * 40] * 20, "truncate": True}
 
-    async def ask(session: aiohttp.ClientSession) -> tuple[int, str | None]:
+    async def send(session: aiohttp.ClientSession) -> tuple[int, str | None]:
         headers = {"Authorization": f"Bearer {KEYS[0]}"}
         async with session.post(f"{url}/v1/embeddings", json=body, headers=headers) as answer:
             await answer.read()
@@ -184,7 +184,7 @@ def test_excess_load_is_refused_at_once_and_the_rest_is_answered(url):
     async def crowd() -> list[tuple[int, str | None]]:
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(connector=connector) as session:
-            return await asyncio.gather(*(ask(session) for _ in range(40)))
+            return await asyncio.gather(*(send(session) for _ in range(40)))
 
     answers = asyncio.run(crowd())
     assert {status for status, _ in answers} == {200, 429}
@@ -240,12 +240,12 @@ def test_every_response_conforms_to_the_openapi_document(url):
     def try_out(cases, kind: str) -> None:
         @settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(case=cases)
-        def ask(case):
-            answer = case.call(headers={"Authorization": f"Bearer {KEYS[0]}"})
-            seen[kind, case.path].add(answer.status_code // 100)
-            case.validate_response(answer, checks=PROMISES)
+        def check(case):
+            response = case.call(headers={"Authorization": f"Bearer {KEYS[0]}"})
+            seen[kind, case.path].add(response.status_code // 100)
+            case.validate_response(response, checks=PROMISES)
 
-        ask()
+        check()
 
     document = schemathesis.openapi.from_url(f"{url}/openapi.json")
     for operation in [found.ok() for found in document.get_all_operations()]:
