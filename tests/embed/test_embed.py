@@ -206,7 +206,7 @@ def test_a_source_without_files_of_one_format_is_refused(names, weightless, tmp_
     (tmp_path / "in").mkdir()
     for name in names:
         (tmp_path / "in" / name).write_text("x")
-    message = refused(weightless, str(tmp_path / "in"), tmp_path)
+    message = refused(weightless, str(tmp_path / "in"), tmp_path, BoomError)
     assert str(tmp_path / "in") in message
     assert ".parquet" in message
 
