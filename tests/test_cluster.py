@@ -318,7 +318,7 @@ def test_the_steps_of_the_image_install_the_project(tmp_path: Path) -> None:
         elif instruction == "RUN" and arguments.startswith("python "):
             run(arguments)
     assert "Usage: boom-ray" in run("boom-ray --help")
-    modules = ("pipeline", "train.worker", "merge.run", "embed.run", "serve.app", "update")
+    modules = ("pipeline", "train.worker", "merge.run", "embed.embedding_run", "serve.app", "pipeline.update")
     imports = ", ".join(f"boom_ray.{name}" for name in modules)
     assert run(f'cd / && python -c "import {imports}; print(boom_ray.__file__)"').startswith(
         f"{tmp_path}/venv"
