@@ -36,6 +36,7 @@ from boom_ray.errors import ConflictError, InputError
 from boom_ray.model import directory
 from boom_ray.serve import build
 from boom_ray.serve.app import serve_models
+from boom_ray.serve.limits import Limits
 from boom_ray.serve.serve_settings import ServeSettings
 from tests.conftest import publish
 from tests.serve.test_serve import call, cosines, free_port
@@ -146,7 +147,7 @@ def test_responses_have_the_id_of_the_request(url):
 
 
 def test_a_body_that_is_too_large_is_refused_while_it_arrives(url):
-    limit = build.Limits(512, 128, 2).body_bytes
+    limit = Limits(512, 128, 2).body_bytes
     host = url.removeprefix("http://")
     declared = http.client.HTTPConnection(host)
     declared.request("POST", "/v1/embeddings", headers={
