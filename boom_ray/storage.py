@@ -1,12 +1,14 @@
-"""URIs: the only file that knows schemes.
+"""Storage by URI: the only file that knows schemes.
 
-A location is a `str`: an absolute local path or `s3://bucket/prefix` (`gs://`, `abfss://` likewise, through
-`pyarrow.fs`), never a `Path`, which folds the two slashes of a scheme into one. `FileSystem.from_uri` reads
-credentials and `AWS_ENDPOINT_URL` from the environment, as every AWS tool does.
+A URI is a `str`: an absolute local path, `s3://bucket/prefix` (`gs://`, `abfss://` likewise, through
+`pyarrow.fs`), or `hf://owner/name[@revision]` for a model on the Hugging Face hub. It is never a `Path`,
+which merges the two slashes of a scheme into one. `FileSystem.from_uri` reads credentials and
+`AWS_ENDPOINT_URL` from the environment, as every AWS tool does.
 """
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -18,34 +20,56 @@ import pyarrow.fs
 import xxhash
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
-from boom_ray.errors import BoomError
+from boom_ray.errors import InputError, NotFoundError, StorageError
 
+HUB = "hf://"
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md", "LICENSE*"]
 
 
 def is_local(uri: str) -> bool:
-    """Whether `uri` names a path on this machine."""
+    """Whether `uri` is a path on this machine."""
     return "://" not in uri
 
 
 def is_hub(uri: str) -> bool:
-    """Whether `uri` names a repository of the Hugging Face hub."""
-    return uri.startswith("hf://")
+    """Whether `uri` names a repository on the Hugging Face hub."""
+    return uri.startswith(HUB)
+
+
+def hub_uri(repository: str) -> str:
+    """The URI of a repository `owner/name[@revision]` on the hub."""
+    return HUB + repository
+
+
+def hub_name(uri: str) -> tuple[str, str | None]:
+    """The repository `owner/name` and the revision (None: the default branch) of a hub URI."""
+    repository, _, revision = uri.removeprefix(HUB).partition("@")
+    return repository, revision or None
+
+
+def without_scheme(uri: str) -> str:
+    """A URI from its bucket or owner on; a local path unchanged."""
+    return uri.rpartition("://")[2]
+
+
+def without_credentials(uri: str) -> str:
+    """A URI without a user name and password, for records and logs."""
+    return uri if is_hub(uri) else re.sub("//[^/]*@", "//", uri)  # on the hub, `@` precedes a revision
 
 
 def absolute(uri: str, base: str | None = None) -> str:
     """Resolve `~` and relative local paths against `base` (default: the working directory).
 
-    Workers run in working directories of their own, so every URI is made absolute where it enters.
+    Workers run in other working directories, so callers make every URI absolute where it enters the program.
 
     Raises:
-        BoomError: if the URI holds a secret.
+        InputError: if the URI contains a password.
     """
     if not is_local(uri):
         if urlsplit(uri).password is not None:
-            raise BoomError(
-                f"{uri.split('://')[0]}://…: a secret in a URI ends in logs and records. "
-                "Give it in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+            raise InputError(
+                f"{uri.split('://')[0]}://…: a password in a URI ends up in logs and records. "
+                "Set it in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
             )
         return uri.rstrip("/")
     return os.path.normpath(os.path.join(base or os.getcwd(), os.path.expanduser(uri)))
@@ -68,59 +92,64 @@ def parent_of(uri: str) -> str:
 
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """Turn what a filesystem raises into one sentence that names the location."""
+    """Turn an exception of a filesystem into one sentence that names the URI.
+
+    Raises:
+        NotFoundError: if the file or directory does not exist.
+        StorageError: if the storage fails otherwise.
+    """
     try:
         yield
     except FileNotFoundError as error:
-        raise BoomError(
+        raise NotFoundError(
             f"{uri}: not found. Check the path; a hub model is written hf://owner/name"
         ) from error
-    except (PermissionError, OSError) as error:
+    except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error).split(". Detail:")[0]
-        remedy = "Free some, and run" if error.errno == errno.ENOSPC else "Run"
-        raise BoomError(f"{uri}: storage failed: {reason}. {remedy} the command again") from error
+        remedy = "Free some space, and run" if error.errno == errno.ENOSPC else "Run"
+        raise StorageError(f"{uri}: storage failed: {reason}. {remedy} the command again") from error
 
 
 def filesystem(uri: str) -> tuple[FileSystem, str]:
-    """The `pyarrow` filesystem behind a URI, and the path within it.
+    """The `pyarrow` filesystem of a URI, and the path within it.
 
     Raises:
-        BoomError: if the scheme is unknown or the credentials cannot be resolved.
+        StorageError: if the scheme is unknown or the credentials cannot be resolved.
     """
     if is_local(uri):
         return pyarrow.fs.LocalFileSystem(), absolute(uri)
     try:
         found, path = FileSystem.from_uri(uri)
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise BoomError(
+        raise StorageError(
             f"{uri}: cannot be opened: {error}. Allowed: a local path, s3://, gs://, abfss://"
         ) from error
     return found, path.rstrip("/")
 
 
 def exists(uri: str) -> bool:
-    """Whether a file, a directory or any object under a prefix is there."""
+    """Whether a file, a directory or any object under a prefix exists."""
     fs, path = filesystem(uri)
     with explained(uri):
         return fs.get_file_info(path).type != FileType.NotFound
 
 
 def is_file(uri: str) -> bool:
-    """Whether `uri` names a file or an object."""
+    """Whether a file or an object exists at `uri`."""
     fs, path = filesystem(uri)
     with explained(uri):
         return fs.get_file_info(path).type == FileType.File
 
 
 def list_files(uri: str) -> dict[str, pyarrow.fs.FileInfo]:
-    """All files below a directory, by their path relative to it, sorted. Empty if the directory is absent."""
+    """All files below a directory by their relative path, sorted. Empty if the directory does not exist."""
     path, infos = _list(uri, recursive=True)
     found = {info.path[len(path) :].lstrip("/"): info for info in infos if info.type == FileType.File}
     return dict(sorted(found.items()))
 
 
 def list_names(uri: str) -> list[str]:
-    """The names directly below a directory, sorted. Empty if the directory is absent."""
+    """The names directly below a directory, sorted. Empty if the directory does not exist."""
     _, infos = _list(uri, recursive=False)
     return sorted(info.base_name for info in infos)
 
@@ -131,7 +160,7 @@ def _list(uri: str, recursive: bool) -> tuple[str, list[pyarrow.fs.FileInfo]]:
     with explained(uri):
         try:
             return path, fs.get_file_info(selector)
-        except FileNotFoundError:  # it came into being between two looks of arrow
+        except FileNotFoundError:  # created between two calls of arrow
             return path, fs.get_file_info(selector)
 
 
@@ -143,7 +172,7 @@ def open_input(uri: str) -> pyarrow.NativeFile:
 
 
 class RangeReader:
-    """Reads ranges of one file into memory of the caller's, from any number of threads at once."""
+    """Reads ranges of one file into buffers of the caller, from any number of threads at once."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -155,7 +184,7 @@ class RangeReader:
         """Fill `target` with the bytes from `offset` on.
 
         Raises:
-            BoomError: if the file ends before, or cannot be read.
+            StorageError: if the file ends too early, or cannot be read.
         """
         with explained(self.uri):
             done = 0
@@ -167,7 +196,7 @@ class RangeReader:
                     count = len(content)
                     target[done : done + count] = content
                 if not count:
-                    raise BoomError(f"{self.uri}: ends before byte {offset + len(target)}. Fetch it again")
+                    raise StorageError(f"{self.uri}: ends before byte {offset + len(target)}. Fetch it again")
                 done += count
 
     def close(self) -> None:
@@ -180,7 +209,7 @@ class RangeReader:
 
 
 def open_output(uri: str) -> pyarrow.NativeFile:
-    """Open a file for sequential writing; its directory is made first."""
+    """Open a file for sequential writing, and create its directory."""
     fs, path = filesystem(uri)
     with explained(uri):
         fs.create_dir(os.path.dirname(path), recursive=True)
@@ -194,7 +223,7 @@ def read_bytes(uri: str) -> bytes:
 
 
 def write_bytes(uri: str, content: bytes) -> None:
-    """Replace a small file in one step: a reader sees the old content or the new, never a part."""
+    """Replace a small file in one step: readers see the old content or the new, never a part of it."""
     if not is_local(uri):
         with open_output(uri) as file:
             file.write(content)
@@ -210,12 +239,13 @@ def write_bytes(uri: str, content: bytes) -> None:
 
 
 def create(uri: str, content: bytes) -> bool:
-    """Write a small file unless it is there already, all at once.
+    """Write a small file in one step unless it exists.
 
-    An object store is asked before and after; of two writers at one moment both can still be told yes.
+    On a local filesystem exactly one of several writers succeeds. An object store is checked before and after
+    the write, so that two concurrent writers can both succeed there.
 
     Returns:
-        Whether this call made it.
+        Whether this call created the file.
     """
     if not is_local(uri):
         if is_file(uri):
@@ -235,7 +265,7 @@ def create(uri: str, content: bytes) -> bool:
 
 
 def copy_tree(source: str, target: str) -> None:
-    """Copy every file below `source` to below `target`; either side may be remote."""
+    """Copy every file below `source` to the same path below `target`; either may be remote."""
     (source_fs, source_path), (target_fs, target_path) = filesystem(source), filesystem(target)
     with explained(target):
         target_fs.create_dir(target_path, recursive=True)
@@ -250,7 +280,7 @@ def delete_file(uri: str) -> None:
 
 
 def delete_tree(uri: str) -> None:
-    """Delete a directory and all below it; nothing happens if it is absent."""
+    """Delete a directory and everything below it, if it exists."""
     if is_local(uri):
         shutil.rmtree(uri, ignore_errors=True)
         return
@@ -268,27 +298,33 @@ def _cache_directory() -> str:
 def local_directory(uri: str) -> str:
     """A local directory with the content of `uri`, for libraries that read only local paths.
 
-    A local path is returned as it is, `hf://owner/name[@revision]` through the hub's own cache, and
-    anything else is copied once per machine into a cache whose key covers the listing (path, size, time) of
-    the source.
+    A local path is returned as it is. A hub repository comes from the hub's own cache. Anything else is
+    copied once per machine into a cache whose key covers the listing (path, size, time) of the source.
 
     Raises:
-        BoomError: if there is nothing at `uri`.
+        NotFoundError: if nothing exists at `uri`, or the hub does not provide it.
+        StorageError: if the copy fails.
     """
     if is_hub(uri):
         from huggingface_hub import snapshot_download
 
-        repository, _, revision = uri.removeprefix("hf://").partition("@")
-        return snapshot_download(repository, revision=revision or None, allow_patterns=HUB_FILES)
+        repository, revision = hub_name(uri)
+        try:
+            return snapshot_download(repository, revision=revision, allow_patterns=HUB_FILES)
+        except (OSError, ValueError) as error:  # the hub's own errors are subclasses of these
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise NotFoundError(
+                f"{uri}: the hub does not provide it: {reason}. Check name, revision and network"
+            ) from error
     if is_local(uri):
         if not os.path.isdir(uri):
-            raise BoomError(
+            raise NotFoundError(
                 f"{uri}: no such directory. Check the path; a hub model is written hf://owner/name"
             )
         return uri
     files = list_files(uri)
     if not files:
-        raise BoomError(f"{uri}: nothing there. Check the bucket and the prefix")
+        raise NotFoundError(f"{uri}: contains no files. Check the bucket and the prefix")
     listing = repr([uri, [(name, info.size, info.mtime_ns) for name, info in files.items()]])
     cached = os.path.join(_cache_directory(), xxhash.xxh3_128_hexdigest(listing.encode()), name_of(uri))
     if not os.path.isdir(cached):

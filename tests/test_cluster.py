@@ -27,8 +27,8 @@ from boom_ray import cli
 from boom_ray.embed.metrics import EmbedMetrics
 from boom_ray.merge.merge_metrics import MergeMetrics
 from boom_ray.serve import build
-from boom_ray.serve.build import Settings
 from boom_ray.serve.metrics import EncoderMetrics, QueueMetrics, RequestMetrics
+from boom_ray.serve.serve_settings import ServeSettings
 from boom_ray.train.metrics_log import MetricsLog
 
 ROOT = Path(__file__).parent.parent
@@ -242,7 +242,7 @@ def test_jobs_run_update_and_embed_on_the_cluster() -> None:
 def test_the_service_is_what_config_out_writes(published_qwen3: str, tmp_path: Path) -> None:
     text = (ROOT / "cluster/kuberay/rayservice.yaml").read_text()
     _, given = parsed(re.search(r"^  # (boom-ray serve .*)$", text, re.MULTILINE)[1])
-    settings = Settings(**{name: given[name] for name in Settings.__dataclass_fields__})
+    settings = ServeSettings(**{name: given[name] for name in ServeSettings.__dataclass_fields__})
     build.write_config(
         [published_qwen3], settings, given["host"], given["port"], str(tmp_path / "serve.yaml")
     )
@@ -318,7 +318,14 @@ def test_the_steps_of_the_image_install_the_project(tmp_path: Path) -> None:
         elif instruction == "RUN" and arguments.startswith("python "):
             run(arguments)
     assert "Usage: boom-ray" in run("boom-ray --help")
-    modules = ("pipeline", "train.worker", "merge.driver", "embed.run", "serve.app", "update")
+    modules = (
+        "pipeline",
+        "train.worker",
+        "merge.driver",
+        "embed.embedding_run",
+        "serve.app",
+        "pipeline.update",
+    )
     imports = ", ".join(f"boom_ray.{name}" for name in modules)
     assert run(f'cd / && python -c "import {imports}; print(boom_ray.__file__)"').startswith(
         f"{tmp_path}/venv"

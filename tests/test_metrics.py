@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from boom_ray.embed.run import embed
+from boom_ray.embed.embedding_run import embed
 from boom_ray.merge.actors import MergeCoordinator
 
 

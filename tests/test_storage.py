@@ -1,42 +1,108 @@
-"""Locations that other processes change while they are read."""
+"""Storage: URIs, errors, and directories that other processes change while they are read."""
 
+import ast
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import pytest
+
+import boom_ray
 from boom_ray import storage
+from boom_ray.errors import InputError, NotFoundError, StorageError
 
-PLACES = 2_000
+NUM_DIRECTORIES = 2_000
+SCHEMES = {"hf:", "s3:", "gs:", "abfss:", ":", "hf", "s3", "gs", "abfss"}
 
 
-def test_a_directory_created_while_it_is_listed(tmp_path):
-    places = [f"{tmp_path}/{number}" for number in range(PLACES)]
-    may_make = [threading.Event() for _ in places]
+@pytest.mark.parametrize(("uri", "expected"), [
+    ("hf://owner/name", ("owner/name", None)), ("hf://owner/name@main", ("owner/name", "main")),
+    ("hf://name", ("name", None)),
+])  # fmt: skip
+def test_hub_uris_name_a_repository_and_a_revision(uri, expected):
+    assert storage.is_hub(uri) and not storage.is_local(uri)
+    assert storage.hub_name(uri) == expected
+    assert storage.hub_uri("@".join(filter(None, expected))) == uri
+    assert storage.without_scheme(uri) == uri[5:]
 
-    def make():
-        for place, event in zip(places, may_make, strict=True):
+
+def test_other_uris_are_not_on_the_hub():
+    assert not any(storage.is_hub(uri) for uri in ("/hf/owner", "s3://hf/owner", "owner/name"))
+    assert storage.without_scheme("s3://bucket/a") == "bucket/a" and storage.without_scheme("/a/b") == "/a/b"
+
+
+def test_passwords_are_refused_and_removed_and_never_repeated():
+    uri = "s3://user:secret@bucket/in"
+    with pytest.raises(InputError, match="AWS_SECRET_ACCESS_KEY") as refusal:
+        storage.absolute(uri)
+    assert "secret@" not in str(refusal.value)
+    assert storage.without_credentials(uri) == "s3://bucket/in"
+    for plain in ("s3://bucket/a@b", "/data/a@b", "hf://name@main"):
+        assert storage.absolute(plain) == plain
+        assert storage.without_credentials(plain) == plain
+
+
+def test_schemes_are_known_to_storage_alone():
+    package = Path(boom_ray.__file__).parent
+    found = set()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                head, separator, rest = node.value.partition("//")
+                if separator and head in SCHEMES and not rest.strip():
+                    found.add(str(path.relative_to(package)))
+    assert found == {"storage.py"}
+
+
+def test_a_missing_file_is_not_found_and_a_broken_store_is_an_error(tmp_path):
+    for read in (storage.read_bytes, storage.local_directory, storage.RangeReader):
+        with pytest.raises(NotFoundError, match=str(tmp_path / "missing")):
+            read(str(tmp_path / "missing"))
+    (tmp_path / "file").write_bytes(b"content")
+    with pytest.raises(StorageError, match=str(tmp_path / "file")):
+        storage.write_bytes(str(tmp_path / "file" / "below"), b"")
+    with pytest.raises(StorageError, match="unknown://bucket"):
+        storage.filesystem("unknown://bucket/a")
+    with pytest.raises(StorageError, match="byte 12"):
+        storage.RangeReader(str(tmp_path / "file")).read_into(memoryview(bytearray(10)), 2)
+
+
+def test_an_unavailable_hub_model_is_not_found(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(NotFoundError, match="hf://nobody/nothing"):
+        storage.local_directory("hf://nobody/nothing")
+
+
+def test_a_directory_may_be_created_while_it_is_listed(tmp_path):
+    paths = [f"{tmp_path}/{number}" for number in range(NUM_DIRECTORIES)]
+    may_create = [threading.Event() for _ in paths]
+
+    def create():
+        for path, event in zip(paths, may_create, strict=True):
             event.wait()
-            os.mkdir(place)
+            os.mkdir(path)
 
-    maker = threading.Thread(target=make, daemon=True)
-    maker.start()
-    for place, event in zip(places, may_make, strict=True):
+    creator = threading.Thread(target=create, daemon=True)
+    creator.start()
+    for path, event in zip(paths, may_create, strict=True):
         event.set()
-        while not os.path.isdir(place):
-            assert storage.list_names(place) == [] and storage.list_files(place) == {}
-    maker.join()
+        while not os.path.isdir(path):
+            assert storage.list_names(path) == [] and storage.list_files(path) == {}
+    creator.join()
 
 
 def test_one_of_several_concurrent_writers_creates_a_file(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         for number in range(50):
-            place, start = f"{tmp_path}/{number}/file", threading.Barrier(8)
+            path, start = f"{tmp_path}/{number}/file", threading.Barrier(8)
 
-            def write(content: bytes, place: str = place, start: threading.Barrier = start) -> bool:
+            def write(content: bytes, path: str = path, start: threading.Barrier = start) -> bool:
                 start.wait()
-                return storage.create(place, content)
+                return storage.create(path, content)
 
             contents = [b"%d" % writer for writer in range(8)]
-            made = list(pool.map(write, contents))
-            assert made.count(True) == 1 and storage.read_bytes(place) == contents[made.index(True)]
-            assert os.listdir(os.path.dirname(place)) == ["file"]
+            created = list(pool.map(write, contents))
+            assert created.count(True) == 1
+            assert storage.read_bytes(path) == contents[created.index(True)]
+            assert os.listdir(os.path.dirname(path)) == ["file"]

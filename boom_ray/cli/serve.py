@@ -14,20 +14,21 @@ from boom_ray.cli.group import main
 @click.option("--pass-tokens", type=click.IntRange(min=1), metavar="N", help="Tokens in one forward pass.")
 @click.option("--min-replicas", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--max-replicas", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="By default GPUs if the cluster has some.")
-@click.option("--config-out", metavar="FILE.yaml", help="Only write what `serve deploy` takes.")
-def serve(models: tuple[str, ...], host: str, port: int, config_out: str | None, **given: Any) -> None:
-    """Serve models, or new versions of them where they are served already.
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: GPUs if the cluster has any.")
+@click.option("--config-out", metavar="FILE.yaml", help="Only write a config file for `serve deploy`.")
+def serve(models: tuple[str, ...], host: str, port: int, config_out: str | None, **options: Any) -> None:
+    """Serve models over HTTP, or switch a running endpoint to new versions.
 
     A run (STORAGE/NAME) stands for its current version.
 
-    POST /v1/embeddings as OpenAI's clients speak it, POST /embed as text-embeddings-inference's, GET /docs.
+    Routes: POST /v1/embeddings (OpenAI), POST /embed (text-embeddings-inference), GET /docs.
     """
     from boom_ray.runs.versions import model_at
     from boom_ray.runtime import cluster
     from boom_ray.serve import app, build
+    from boom_ray.serve.serve_settings import ServeSettings
 
-    uris, settings = [model_at(model) for model in models], build.Settings(**given)
+    uris, settings = [model_at(model) for model in models], ServeSettings(**options)
     if config_out:
         build.write_config(uris, settings, host, port, config_out)
         click.echo(f"config: {config_out}  (serve deploy {config_out})")

@@ -1,1 +1,1 @@
-"""Batch embedding: texts in an object store become vectors in an object store, through Ray Data."""
+"""Batch embedding with Ray Data: files of texts in, parquet files of vectors out."""

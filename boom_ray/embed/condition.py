@@ -1,4 +1,4 @@
-"""Conditions on rows, in the notation of Python: `lang == 'en' and (stars > 3 or not checked)`."""
+"""Row filters in Python notation, such as `lang == 'en' and (stars > 3 or not checked)`."""
 
 import ast
 import operator
@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from boom_ray.errors import BoomError
+from boom_ray.errors import InputError
 
 COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
@@ -21,17 +21,23 @@ COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
 
 
 def parse(text: str) -> tuple[pc.Expression, set[str]]:
-    """A condition as pyarrow evaluates it, and the columns it names.
+    """Translate a filter into a pyarrow expression.
+
+    The text is parsed, never evaluated: only the syntax nodes below are translated.
+
+    Returns:
+        The expression, and the names of its columns.
 
     Raises:
-        BoomError: if it is anything but comparisons of columns with values, joined by and, or, not.
+        InputError: if the text contains anything but comparisons of columns with values, joined by and, or,
+            not.
     """
     columns: set[str] = set()
     try:
         return _expression(ast.parse(text, mode="eval").body, columns), columns
     except (SyntaxError, ValueError) as error:
-        raise BoomError(
-            f"--filter {text!r}: not a condition: {error}. Allowed: comparisons of a column with a value "
+        raise InputError(
+            f"filter {text!r}: not a condition: {error}. Allowed: comparisons of a column with a value "
             "(== != < <= > >= in), joined by and, or, not"
         ) from error
 

@@ -1,8 +1,8 @@
-"""What Prometheus sees of an embedding run."""
-
-from typing import Any
+"""Prometheus metrics of an embedding run."""
 
 from ray.util.metrics import Counter, Gauge
+
+from boom_ray.embed.partition import Partition
 
 PREFIX = "boom_ray_embed_"
 STAGES = ("read", "tokenize", "encode", "write")
@@ -10,7 +10,7 @@ LABELS = ("output",)
 
 
 class EmbedMetrics:
-    """Of one run, by the name of its output; told of every partition as it is stored."""
+    """Metrics of one run, labelled with the name of its output."""
 
     def __init__(self, output: str) -> None:
         self.rows = Counter(f"{PREFIX}rows_total", "Rows stored", LABELS)
@@ -24,12 +24,12 @@ class EmbedMetrics:
         for metric in (self.rows, self.tokens, self.written, self.padding, self.done, self.seconds):
             metric.set_default_tags({"output": output})
 
-    def stored(self, partition: dict[str, Any], done: float) -> None:
-        """One partition was stored, and so was a share `done` of all rows."""
-        self.rows.inc(partition["texts"])
-        self.tokens.inc(partition["tokens"])
-        self.written.inc(partition["size"])
-        self.padding.set(1 - partition["tokens"] / partition["padded"])
+    def stored(self, partition: Partition, done: float) -> None:
+        """Count a stored partition, after which the fraction `done` of all rows is stored."""
+        self.rows.inc(partition.texts)
+        self.tokens.inc(partition.tokens)
+        self.written.inc(partition.size)
+        self.padding.set(1 - partition.tokens / partition.padded)
         self.done.set(done)
         for stage in STAGES:
-            self.seconds.inc(partition[stage], {"stage": stage})
+            self.seconds.inc(getattr(partition, stage), {"stage": stage})

@@ -1,4 +1,4 @@
-"""Texts as token ids: cut at the model's limit, or into pieces that overlap."""
+"""Texts as token ids: truncated at the model's limit, or split into overlapping chunks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from transformers import PreTrainedTokenizerBase
 
 @dataclass(frozen=True)
 class Pieces:
-    """Token ids of the pieces of n texts.
+    """Token ids of the chunks of n texts.
 
     Attributes:
-        token_ids: Of each piece.
-        text: [pieces] int64, the text each is of, ascending.
+        token_ids: Token ids of each chunk.
+        text: [chunks] int64, index of each chunk's text, ascending.
     """
 
     token_ids: list[list[int]]
@@ -28,12 +28,12 @@ def cut(
     chunk: int | None,
     overlap: int,
 ) -> Pieces:
-    """Tokenize texts with a prompt before each piece.
+    """Tokenize texts, with the prompt before each chunk.
 
     Args:
-        max_length: Tokens of a piece at most, prompt and special tokens included.
-        chunk: Tokens of a piece at most, likewise; None cuts the end of longer texts off.
-        overlap: Tokens that two pieces of a text share.
+        max_length: Maximum tokens of the model, prompt and special tokens included.
+        chunk: Maximum tokens of a chunk, likewise; None truncates longer texts.
+        overlap: Tokens that consecutive chunks of a text share.
     """
     if not chunk:
         return Pieces(
@@ -41,11 +41,11 @@ def cut(
         )
     size = min(chunk, max_length)
     empty, with_prompt = _tokenize(tokenizer, ["", prompt], size)
-    room = size - (len(with_prompt) - len(empty))
+    capacity = size - (len(with_prompt) - len(empty))
     encoded = tokenizer(
         list(texts),
         truncation=True,
-        max_length=room,
+        max_length=capacity,
         stride=overlap,
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
@@ -53,6 +53,8 @@ def cut(
     )
     text = np.array(encoded["overflow_to_sample_mapping"])
     pieces = []
+    # The characters of a chunk are tokenized again with the prompt: at the seam, tokens of prompt and text
+    # may merge, and a server that is sent "prompt + chunk" must get the same ids.
     for number, offsets in zip(text, encoded["offset_mapping"], strict=True):
         covered = [end for pair in offsets for end in pair if pair[0] != pair[1]]
         pieces.append(prompt + (texts[number][min(covered) : max(covered)] if covered else ""))
@@ -65,7 +67,7 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], limit: int) 
 
 
 def mean_of_pieces(vectors: np.ndarray, pieces: Pieces, num_texts: int) -> np.ndarray:
-    """[num_texts, d] float32 of norm 1: the mean of each text's pieces, weighted by their tokens."""
+    """[num_texts, d] float32 of norm 1: the mean of each text's chunks, weighted by their tokens."""
     weights = np.array([len(ids) for ids in pieces.token_ids], dtype=np.float32)
     total = np.zeros((num_texts, vectors.shape[1]), dtype=np.float32)
     np.add.at(total, pieces.text, vectors * weights[:, None])

@@ -1,55 +1,59 @@
-"""How this cluster's CPUs encode fastest: a short measurement before a long run, stored with the output.
+"""The fastest way to encode on this cluster's CPUs: a short measurement before a long run.
 
-A run that goes on after it was killed, maybe on other machines, goes on with what the first measured, so
-that all vectors of an output are computed alike.
+The result is stored with the output. A run that resumes, possibly on other machines, uses the stored result,
+so that all vectors of an output are computed alike.
 """
 
 import json
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from boom_ray import storage
-from boom_ray.embed.options import Precision
+from boom_ray.embed.cpu_bfloat16 import cpu_multiplies_bfloat16
+from boom_ray.embed.embed_options import Precision
+
+if TYPE_CHECKING:
+    from boom_ray.model.encoder import Encoder
 
 FILE = "compute.json"
 NUM_TEXTS, MAX_TOKENS = 32, 128
-LEAST_COSINE = 0.99995  # on the sample, so that a whole corpus stays above 0.9999
-LEAST_GAIN = 1.1  # more processes must be worth their memory, and a shorter number its digits
+MIN_COSINE = 0.99995  # on the sample, so that a whole corpus stays above 0.9999
+MIN_SPEEDUP = 1.1  # below it, more processes are not worth their memory, nor bfloat16 its rounding
 
 
 @dataclass(frozen=True)
-class Compute:
-    """How vectors are computed.
+class ComputeSettings:
+    """How encoders compute.
 
     Attributes:
-        precision: Of weights and activations.
-        threads: Of one encoder; None takes its share of the CPUs.
+        precision: Precision of weights and activations.
+        threads: Threads of one encoder; None: its share of the CPUs.
     """
 
     precision: Precision
     threads: int | None = None
 
 
-def stored(directory: str) -> Compute | None:
-    """What an earlier run into the same output measured."""
-    place = storage.join(directory, FILE)
-    return Compute(**json.loads(storage.read_bytes(place))) if storage.is_file(place) else None
+def load(directory: str) -> ComputeSettings | None:
+    """The result that an earlier run stored with the same output, if any."""
+    uri = storage.join(directory, FILE)
+    return ComputeSettings(**json.loads(storage.read_bytes(uri))) if storage.is_file(uri) else None
 
 
-def store(directory: str, compute: Compute) -> None:
-    """Remember it for a run that goes on."""
-    storage.write_bytes(storage.join(directory, FILE), json.dumps(asdict(compute)).encode())
+def save(directory: str, settings: ComputeSettings) -> None:
+    """Store the result for a run that resumes."""
+    storage.write_bytes(storage.join(directory, FILE), json.dumps(asdict(settings)).encode())
 
 
-def measure(model: str, texts: list[str], num_cpus: int) -> Compute:
-    """Try numbers of threads, then bfloat16 where the CPU multiplies it.
+def measure(model: str, texts: list[str], num_cpus: int) -> ComputeSettings:
+    """Try numbers of threads, then bfloat16 if the CPU multiplies it.
 
     Args:
         model: URI of a model directory.
-        texts: Texts as they will be embedded, prompt included.
+        texts: A sample of the texts, prompts included.
         num_cpus: CPUs that encoders share.
     """
     import torch
@@ -60,27 +64,28 @@ def measure(model: str, texts: list[str], num_cpus: int) -> Compute:
     encoder = directory.load_encoder(local).for_inference()
     token_ids = encoder.tokenize(texts[:NUM_TEXTS], MAX_TOKENS)
     powers = [1 << exponent for exponent in range(num_cpus.bit_length()) if 1 << exponent <= num_cpus]
-    best, most = num_cpus, 0.0
+    best_threads, best_rate = num_cpus, 0.0
     for threads in sorted({*powers, num_cpus}, reverse=True):
         torch.set_num_threads(threads)
+        # Several encoders of few threads are assumed to scale: a probe of them would cost a load for each.
         rate = num_cpus // threads / _seconds(encoder, token_ids)
-        if rate > most * LEAST_GAIN:
-            best, most = threads, rate
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return Compute("float32", best)
-    torch.set_num_threads(best)
-    whole, seconds = encoder.encode_tokens(token_ids), _seconds(encoder, token_ids)
-    short = directory.load_encoder(local, dtype=torch.bfloat16).for_inference()
-    cosine = float(np.min((whole * short.encode_tokens(token_ids)).sum(1)))
-    faster = seconds > _seconds(short, token_ids) * LEAST_GAIN
-    return Compute("bfloat16" if faster and cosine >= LEAST_COSINE else "float32", best)
+        if rate > best_rate * MIN_SPEEDUP:
+            best_threads, best_rate = threads, rate
+    if not cpu_multiplies_bfloat16():
+        return ComputeSettings("float32", best_threads)
+    torch.set_num_threads(best_threads)
+    expected, seconds = encoder.encode_tokens(token_ids), _seconds(encoder, token_ids)
+    rounded = directory.load_encoder(local, dtype=torch.bfloat16).for_inference()
+    cosine = float(np.min((expected * rounded.encode_tokens(token_ids)).sum(1)))
+    is_faster = seconds > _seconds(rounded, token_ids) * MIN_SPEEDUP
+    return ComputeSettings("bfloat16" if is_faster and cosine >= MIN_COSINE else "float32", best_threads)
 
 
-def _seconds(encoder: Any, token_ids: list[list[int]]) -> float:
-    """The shorter of two times, after one that does not count."""
-    spent = []
+def _seconds(encoder: "Encoder", token_ids: list[list[int]]) -> float:
+    """The shorter of two times, after a warm-up."""
+    times = []
     for _ in range(3):
-        since = time.perf_counter()
+        started = time.perf_counter()
         encoder.encode_tokens(token_ids)
-        spent.append(time.perf_counter() - since)
-    return min(spent[1:])
+        times.append(time.perf_counter() - started)
+    return min(times[1:])

@@ -1,8 +1,10 @@
-"""The first pass: all rows are read and no model is loaded, so that a null in the last file is an error after
-seconds and not after hours."""
+"""The first pass: all rows are read before a model is loaded.
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+A null in the last file is then an error after seconds, not after hours.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,191 +14,244 @@ import ray.data
 
 from boom_ray import artifacts, storage
 from boom_ray.artifacts import EmbeddingsRecord
-from boom_ray.embed.source import TEXT_HASH, Source, Unit, id_hashes, keys
-from boom_ray.errors import BoomError
+from boom_ray.embed.text_source import TEXT_HASH, SourceUnit, TextSource, id_hashes, row_keys
+from boom_ray.errors import ConflictError, InputError, NotFoundError
 
 EXAMPLES = 5
+TALLY_SCHEMA = pa.schema(
+    [
+        *((name, pa.int64()) for name in ("unit", "all", "new", "null_ids", "null_texts", "empty")),
+        *((name, pa.list_(pa.string())) for name in ("null_text_ids", "empty_ids")),
+        ("content", pa.int64()),
+        ("ids", pa.large_binary()),
+    ]
+)
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What there is to embed.
+    """The rows to embed.
 
     Attributes:
-        rows: Of each unit, those that are not known.
-        unchanged: Rows that earlier outputs have.
-        gone: Ids of earlier outputs that are no longer in the source.
-        content: Identity of all rows, whatever their order.
+        rows: Rows to embed of each unit.
+        unchanged: Rows that earlier outputs contain.
+        deleted: Ids of earlier outputs that the source no longer contains.
+        content: Identity of all rows, independent of their order.
     """
 
     rows: list[int]
     unchanged: int
-    gone: list[Any]
+    deleted: list[Any]
     content: str
 
 
 @dataclass(frozen=True)
-class Known:
-    """Rows of earlier outputs: `keys` and `ids` are sorted hashes, `names` the ids in the order of `ids`."""
+class EarlierRows:
+    """Rows of earlier outputs.
+
+    Attributes:
+        keys: Sorted uint64, `row_keys` of all rows.
+        ids: Sorted uint64, hashes of all ids.
+        names: The ids themselves, in the order of `ids`.
+    """
 
     keys: np.ndarray
     ids: np.ndarray
     names: list[Any]
 
 
-def read_known(outputs: tuple[str, ...], model: str, fingerprint: dict[str, Any]) -> Known:
-    """The rows that earlier outputs hold.
+@dataclass
+class UnitTally:
+    """Sums over the rows of one unit; Ray Data returns it as a row of `TALLY_SCHEMA`.
+
+    Attributes:
+        unit: Number of the unit.
+        all: Rows.
+        new: Rows that no earlier output contains.
+        null_ids: Ids that are null or of a wrong type.
+        null_texts: Texts that are null or not text.
+        empty: Texts that are empty.
+        null_text_ids: Ids of the first null texts, as text.
+        empty_ids: Ids of the first empty texts, as text.
+        content: Sum of the keys of all rows, modulo 2**62.
+        ids: Hashes of all ids, uint64.
+    """
+
+    unit: int
+    all: int = 0
+    new: int = 0
+    null_ids: int = 0
+    null_texts: int = 0
+    empty: int = 0
+    null_text_ids: list[str] = field(default_factory=list)
+    empty_ids: list[str] = field(default_factory=list)
+    content: int = 0
+    ids: bytes = b""
+
+    def add(self, table: pa.Table, earlier_keys: np.ndarray) -> None:
+        """Count the rows of a table; their ids are up to the caller."""
+        keys = row_keys(table)
+        texts = list(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
+        empty = [repr(identity) for identity, text in texts if text == ""]
+        self.all += len(table)
+        self.new += int((~np.isin(keys, earlier_keys)).sum())
+        self.null_ids += table["id"].null_count
+        self.null_texts += table["text"].null_count
+        self.empty += len(empty)
+        self.null_text_ids += [repr(identity) for identity, text in texts if text is None]
+        self.empty_ids += empty
+        del self.null_text_ids[EXAMPLES:], self.empty_ids[EXAMPLES:]
+        self.content = (self.content + int(keys.sum(dtype=np.uint64))) % (1 << 62)
+
+
+def read_earlier(outputs: tuple[str, ...], model: str, fingerprint: dict[str, Any]) -> EarlierRows:
+    """The rows of earlier outputs.
 
     Args:
-        model: Digest of the model that is about to embed.
-        fingerprint: What else of a run's configuration makes vectors comparable.
+        outputs: URIs of earlier outputs.
+        model: Digest of the model of this run.
+        fingerprint: The other settings on which vectors depend.
 
     Raises:
-        BoomError: if an output was made by another model, or otherwise: then all must be embedded again.
+        NotFoundError: if a URI contains no embeddings.
+        ConflictError: if an output was made with another model or other settings.
     """
     tables = []
     for uri in outputs:
-        record = artifacts.find(uri, EmbeddingsRecord)
-        if record is None:
-            raise BoomError(f"--since {uri}: no embeddings there. Give the output of an earlier run")
-        if record.config.model != model:
-            raise BoomError(
-                f"--since {uri}: was made by another model ({record.parents[0].name} "
-                f"{record.parents[0].version}), whose vectors cannot be compared with this one's: all rows "
-                "must be embedded again. Leave --since out"
-            )
-        different = [
-            f"{key}: {getattr(record.config, key)!r}"
-            for key in fingerprint
-            if getattr(record.config, key) != fingerprint[key]
-        ]
-        if different:
-            raise BoomError(
-                f"--since {uri}: was made with {', '.join(different)}. Use the same, or leave --since out"
-            )
+        record = _comparable_record(uri, model, fingerprint)
         for name in record.files:
             if name.endswith(".parquet"):
                 with storage.open_input(storage.join(uri, name)) as file:
                     tables.append(pq.read_table(file, columns=["id", TEXT_HASH]))
     if not tables:
-        return Known(np.empty(0, np.uint64), np.empty(0, np.uint64), [])
+        return EarlierRows(np.empty(0, np.uint64), np.empty(0, np.uint64), [])
     table = pa.concat_tables(tables)
     hashes = id_hashes(table["id"])
     order = np.argsort(hashes)
-    return Known(np.unique(keys(table)), hashes[order], table["id"].take(pa.array(order)).to_pylist())
+    names = table["id"].take(pa.array(order)).to_pylist()
+    return EarlierRows(np.unique(row_keys(table)), hashes[order], names)
 
 
-def survey(source: Source, known: Known) -> Survey:
+def _comparable_record(uri: str, model: str, fingerprint: dict[str, Any]) -> EmbeddingsRecord:
+    """The record of an output whose vectors can be compared with those of this run."""
+    record = artifacts.find(uri, EmbeddingsRecord)
+    if record is None:
+        raise NotFoundError(f"since {uri}: contains no embeddings. Name the output of an earlier run")
+    if record.config.model != model:
+        raise ConflictError(
+            f"since {uri}: was made by another model ({record.parents[0].name} "
+            f"{record.parents[0].version}), whose vectors cannot be compared with this one's: all rows "
+            "must be embedded again. Omit since"
+        )
+    different = [
+        f"{key}: {getattr(record.config, key)!r}"
+        for key in fingerprint
+        if getattr(record.config, key) != fingerprint[key]
+    ]
+    if different:
+        raise ConflictError(f"since {uri}: was made with {', '.join(different)}. Use the same, or omit since")
+    return record
+
+
+def survey(source: TextSource, earlier: EarlierRows) -> Survey:
     """Read every row once.
 
     Raises:
-        BoomError: if ids are null or there twice, or texts are null, no text, or empty and that is refused.
+        InputError: if there are no rows, ids are null or repeated, or texts are null or not text; or empty,
+            unless `empty_text` allows it.
     """
-    tallies = _tallies(source, known)
-    total = sum(tally["all"] for tally in tallies)
+    tallies = _tallies(source, earlier)
+    total = sum(tally.all for tally in tallies)
     if not total:
-        raise BoomError(
-            f"{source.uri}: holds no rows" + (" that pass the filter" if source.options.filter else "")
+        raise InputError(
+            f"{source.uri}: contains no rows" + (" that pass the filter" if source.options.filter else "")
         )
     _refuse_bad_rows(source, tallies, total)
-    ids = np.concatenate([np.frombuffer(tally["ids"], np.uint64) for tally in tallies])
+    ids = np.concatenate([np.frombuffer(tally.ids, np.uint64) for tally in tallies])
     _refuse_repeated_ids(source, ids)
-    counts = _limited([tally["new"] for tally in tallies], source.options.limit)
-    content = artifacts.fingerprint([sum(tally["content"] for tally in tallies) % (1 << 64), counts])
-    missing = np.flatnonzero(~np.isin(known.ids, ids)).tolist() if source.options.limit is None else []
-    gone = [known.names[index] for index in missing]
-    return Survey(counts, total - sum(tally["new"] for tally in tallies), gone, content)
+    counts = _limited([tally.new for tally in tallies], source.options.limit)
+    content = artifacts.fingerprint([sum(tally.content for tally in tallies) % (1 << 64), counts])
+    # An output with a limit does not cover the source, and reports no deletions.
+    missing = np.flatnonzero(~np.isin(earlier.ids, ids)).tolist() if source.options.limit is None else []
+    deleted = [earlier.names[index] for index in missing]
+    return Survey(counts, total - sum(tally.new for tally in tallies), deleted, content)
 
 
-def _tallies(source: Source, known: Known) -> list[dict[str, Any]]:
-    shared = ray.put(known.keys)
+def _tallies(source: TextSource, earlier: EarlierRows) -> list[UnitTally]:
+    shared = ray.put(earlier.keys)
     items = [{"unit": unit.number} for unit in source.units]
     if not items:
         return []
 
-    def tally(batch: Any) -> Any:
-        total = _tally_unit(source, source.units[int(batch["unit"][0])], ray.get(shared))
-        return {key: [value] for key, value in total.items()}
+    def tally(batch: pa.Table) -> pa.Table:
+        found = _tally_unit(source, source.units[batch["unit"][0].as_py()], ray.get(shared))
+        return pa.Table.from_pylist([asdict(found)], schema=TALLY_SCHEMA)
 
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    found = dataset.map_batches(tally, batch_size=1, num_cpus=0.5).take_all()
-    return sorted(found, key=lambda one: one["unit"])
+    found = dataset.map_batches(tally, batch_size=1, batch_format="pyarrow", num_cpus=0.5).take_all()
+    return sorted((UnitTally(**row) for row in found), key=lambda tally: tally.unit)
 
 
-def _tally_unit(source: Source, unit: Unit, known: np.ndarray) -> dict[str, Any]:
-    """One row that sums up a unit."""
-    total: dict[str, Any] = dict.fromkeys(("all", "new", "null_ids", "null_texts", "empty", "content"), 0)
-    examples: dict[str, list[str]] = {"null_texts": [], "empty": []}
-    ids = []
+def _tally_unit(source: TextSource, unit: SourceUnit, earlier_keys: np.ndarray) -> UnitTally:
+    tally, hashes = UnitTally(unit.number), list[bytes]()
     for table in source.read(unit):
-        of_rows = keys(table)
-        total["all"] += len(table)
-        total["new"] += int((~np.isin(of_rows, known)).sum())
-        total["null_ids"] += table["id"].null_count
-        total["null_texts"] += table["text"].null_count
-        for name, text in (("null_texts", None), ("empty", "")):
-            which = [key for key, own in _pairs(table) if own == text and own is not True]
-            total["empty"] += len(which) if name == "empty" else 0
-            examples[name] += [repr(key) for key in which[:EXAMPLES]]
-        total["content"] += int(of_rows.sum(dtype=np.uint64))
-        ids.append(id_hashes(table["id"]))
-    total["content"] %= 1 << 62
-    hashes = np.concatenate(ids).tobytes() if ids else b""
-    kept = {f"{name}_examples": ", ".join(found[:EXAMPLES]) for name, found in examples.items()}
-    return {"unit": unit.number, **total, **kept, "ids": hashes}
+        tally.add(table, earlier_keys)
+        hashes.append(id_hashes(table["id"]).tobytes())
+    tally.ids = b"".join(hashes)
+    return tally
 
 
-def _pairs(table: pa.Table) -> Iterator[tuple[Any, Any]]:
-    return zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)
+def _examples(ids: Iterable[str], count: int) -> str:
+    shown = list(dict.fromkeys(ids))[:EXAMPLES]
+    return ", ".join(shown) + (", …" if count > EXAMPLES else "")
 
 
-def _refuse_bad_rows(source: Source, tallies: list[dict[str, Any]], total: int) -> None:
+def _refuse_bad_rows(source: TextSource, tallies: list[UnitTally], total: int) -> None:
     options = source.options
-
-    def counted(name: str) -> tuple[int, str]:
-        examples = [
-            part for tally in tallies for part in tally.get(f"{name}_examples", "").split(", ") if part
-        ]
-        count = sum(tally[name] for tally in tallies)
-        return count, ", ".join(examples[:EXAMPLES]) + (", …" if count > EXAMPLES else "")
-
     problems = []
-    null_ids = sum(tally["null_ids"] for tally in tallies)
+    null_ids = sum(tally.null_ids for tally in tallies)
     if null_ids:
         problems.append(f"{null_ids} ids in {options.id_column!r} are null or not {source.id_type}")
-    count, which = counted("null_texts")
+    count = sum(tally.null_texts for tally in tallies)
     if count:
+        which = _examples((name for tally in tallies for name in tally.null_text_ids), count)
         problems.append(f"{count} texts in {options.text_column!r} are null or not text: id {which}")
-    count, which = counted("empty")
+    count = sum(tally.empty for tally in tallies)
     if count and options.empty_text == "refuse":
+        which = _examples((name for tally in tallies for name in tally.empty_ids), count)
         problems.append(
-            f"{count} texts in {options.text_column!r} are empty (allow with --empty-text embed): id {which}"
+            f"{count} texts in {options.text_column!r} are empty (allowed with empty_text: embed): id {which}"
         )
     if problems:
-        raise BoomError.of(problems, f"{source.uri}: mend or drop these of its {total} rows:")
+        raise InputError.of(problems, f"{source.uri}: fix or drop these of its {total} rows:")
 
 
-def _refuse_repeated_ids(source: Source, ids: np.ndarray) -> None:
+def _refuse_repeated_ids(source: TextSource, ids: np.ndarray) -> None:
     values, counts = np.unique(ids, return_counts=True)
     repeated = values[counts > 1]
     if not len(repeated):
         return
     examples: list[str] = []
-    for unit in source.units:
-        for table in source.read(unit):
-            hit = np.isin(id_hashes(table["id"]), repeated)
-            examples += [repr(name) for name in table["id"].filter(pa.array(hit)).to_pylist()]
+    for name in _ids_with_hash(source, repeated):
+        examples.append(name)
         if len(set(examples)) >= EXAMPLES:
             break
-    which = ", ".join(list(dict.fromkeys(examples))[:EXAMPLES]) + (", …" if len(repeated) > EXAMPLES else "")
-    raise BoomError(
-        f"{source.uri}: {len(repeated)} ids in {source.options.id_column!r} are there more than once: "
-        f"{which}. Drop the repeated rows, or name another --id-column"
+    raise InputError(
+        f"{source.uri}: {len(repeated)} ids in {source.options.id_column!r} occur more than once: "
+        f"{_examples(examples, len(repeated))}. Drop the repeated rows, or name another id_column"
     )
 
 
+def _ids_with_hash(source: TextSource, hashes: np.ndarray) -> Iterator[str]:
+    """Ids with one of these hashes, as text: only hashes are kept of the first pass."""
+    for unit in source.units:
+        for table in source.read(unit):
+            hit = np.isin(id_hashes(table["id"]), hashes)
+            yield from (repr(name) for name in table["id"].filter(pa.array(hit)).to_pylist())
+
+
 def _limited(counts: list[int], limit: int | None) -> list[int]:
-    """Rows of each unit that are left when reading ends after `limit`."""
+    """Rows of each unit when reading stops after `limit`."""
     left = sum(counts) if limit is None else limit
     kept = []
     for count in counts:

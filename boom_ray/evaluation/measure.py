@@ -104,8 +104,8 @@ def _identified(subject: Subject) -> Subject:
     if subject.digest:
         return replace(subject, hub_name=subject.hub_name or f"local/{storage.name_of(subject.uri)}")
     identity = directory.identify(subject.uri)
-    if subject.uri.startswith("hf://"):
-        hub_name = subject.uri.removeprefix("hf://").split("@")[0]
+    if storage.is_hub(subject.uri):
+        hub_name = storage.hub_name(subject.uri)[0]
     else:
         hub_name = f"local/{identity.name}-{identity.version}"
     return replace(subject, digest=identity.digest, hub_name=subject.hub_name or hub_name)

@@ -138,7 +138,7 @@ def _identity(subject: Subject, protocol: EvaluationProtocol) -> dict[str, Any]:
 
 def _describe(encoder: SentenceTransformer, subject: Subject, protocol: EvaluationProtocol) -> ModelMeta:
     """The facts that mteb's results repository requires about a model."""
-    on_hub = subject.uri.startswith("hf://")
+    on_hub = storage.is_hub(subject.uri)
     record = None if on_hub else artifacts.read_record(subject.uri)
     weights = [(weight.numel(), weight.element_size()) for weight in encoder.parameters()]
     facts = {

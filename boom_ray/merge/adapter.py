@@ -68,7 +68,7 @@ def read_adapter(model: str, base: str | None) -> MergeInput:
 
 
 def _base(name: str) -> str:
-    return name if storage.exists(name) else storage.local_directory(f"hf://{name}")
+    return name if storage.exists(name) else storage.local_directory(storage.hub_uri(name))
 
 
 def _target(model: str, base: str, name: str, places: dict[str, TensorPlace]) -> str:

@@ -95,7 +95,7 @@ def _merge_on_ray(
 
 def _readable(uri: str) -> str:
     """A model on the hub is downloaded to this machine; every other URI is read in place."""
-    return storage.local_directory(uri) if uri.startswith("hf://") else uri
+    return storage.local_directory(uri) if storage.is_hub(uri) else uri
 
 
 def _summary(settings: Merge, merged: MergeResult) -> MergeConfig:

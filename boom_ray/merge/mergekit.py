@@ -221,8 +221,9 @@ def _merged_models(path: str, content: MergekitFile[Any]) -> list[tuple[str, Any
 
 
 def _uri(name: str) -> str:
-    """URI of a path that exists, or of a name on the hub."""
-    return storage.absolute(name) if os.path.exists(name) or "://" in name else f"hf://{name}"
+    """A path that exists, or a name on the hub."""
+    is_path = os.path.exists(name) or not storage.is_local(name)
+    return storage.absolute(name) if is_path else storage.hub_uri(name)
 
 
 def _weights(path: str, method: str, shared: Any, parameters: list[Any]) -> str | list[float]:

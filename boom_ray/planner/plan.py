@@ -177,10 +177,10 @@ def _tokenizer(recipe: Recipe) -> "tuple[PreTrainedTokenizerBase | None, int | N
     from transformers import AutoTokenizer
 
     uri = recipe.base_model.path
-    if uri.startswith("hf://"):
-        repository, _, revision = uri.removeprefix("hf://").partition("@")
+    if storage.is_hub(uri):
+        repository, revision = storage.hub_name(uri)
         try:
-            return AutoTokenizer.from_pretrained(repository, revision=revision or None), None
+            return AutoTokenizer.from_pretrained(repository, revision=revision), None
         except OSError:  # transformers' error for a model that neither the hub nor its cache returns
             return None, None
     if not shape.is_readable(uri):

@@ -187,16 +187,16 @@ def _config(uri: str, config_file: str | None) -> dict[str, Any] | None:
         if not storage.is_file(path):
             raise NotFoundError(f"config_file {path}: no such file")
         return json.loads(storage.read_bytes(path))
-    if not uri.startswith("hf://"):
+    if not storage.is_hub(uri):
         readable = is_readable(uri)
         return json.loads(storage.read_bytes(storage.join(uri, "config.json"))) if readable else None
     from huggingface_hub import hf_hub_download
 
-    repository, _, revision = uri.removeprefix("hf://").partition("@")
+    repository, revision = storage.hub_name(uri)
     if repository in CONFIGS:
         return CONFIGS[repository]
     try:
-        with open(hf_hub_download(repository, "config.json", revision=revision or None), "rb") as file:
+        with open(hf_hub_download(repository, "config.json", revision=revision), "rb") as file:
             return json.load(file)
     except OSError:  # the base of every error of huggingface_hub for an unreachable or missing file
         return None

@@ -97,7 +97,7 @@ class BatchLoads:
         uri = storage.join(self.recipe.root, "corpus")
         if storage.is_local(uri) and storage.is_file(storage.join(uri, "artifact.json")):
             return corpus.load_task(uri, task.name)
-        if task.path.startswith("hf://"):
+        if storage.is_hub(task.path):
             return None
         try:
             files = rows.data_files(task.path)
@@ -144,7 +144,7 @@ class BatchLoads:
 
     def evaluation(self, evaluate: Evaluate) -> list[BatchLoad]:
         """The texts of each retrieval task that a recipe is evaluated on; tasks on the hub are left out."""
-        if not evaluate.data or evaluate.data.startswith("hf://"):
+        if not evaluate.data or storage.is_hub(evaluate.data):
             return []
         suffix = "corpus.jsonl"
         names = [name for name in storage.list_files(evaluate.data) if name.endswith(suffix)]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from boom_ray import storage
 from boom_ray.report.collect import RunContents
 from boom_ray.report.quality import AGAINST_BASE, AGAINST_BASELINE, ModelComparison, ScoreChange, readable
 from boom_ray.report.scale import count, duration, moment, names, signed
@@ -65,7 +66,7 @@ def summary(found: RunContents, comparisons: list[ModelComparison], timeline: Ti
 
 def base_of(found: RunContents) -> str:
     """Name of the base model, with the directory that contains it, like the owner of a model on the hub."""
-    return "/".join(found.recipe.base_model.path.removeprefix("hf://").split("/")[-2:])
+    return "/".join(storage.without_scheme(found.recipe.base_model.path).split("/")[-2:])
 
 
 def _headline(found: RunContents, comparisons: list[ModelComparison]) -> str:

@@ -1,1 +1,1 @@
-"""Online serving of a model directory, in the shape of OpenAI's embeddings API."""
+"""Online serving of model directories with Ray Serve, in the shape of OpenAI's embeddings API."""

@@ -1,8 +1,9 @@
-"""Requests that wait while a model computes go on together next, up to a budget of tokens.
+"""Continuous batching by tokens: requests that arrive during a pass share the next one, up to a token budget.
 
-`serve.batch` cuts its batches when requests arrive, so that a busy model is left with many small ones; here
-nothing waits for a timer, and the busier the model is, the fuller its passes are. Each encoder has such a
-queue, and so has the ingress, where a pass is a call of an encoder that many requests share.
+`serve.batch` closes a batch when a timer or a count of requests says so, which leaves a busy model with many
+small batches. Here nothing waits for a timer: an idle model starts at once, and the busier the model, the
+fuller its passes. Each encoder replica has such a queue. The ingress has one as well, whose passes are calls
+of a replica that several requests share.
 """
 
 import asyncio
@@ -17,8 +18,15 @@ TokenIds = list[list[int]]
 
 
 @dataclass(eq=False)
-class Waiting:
-    """A request, how many tokens it has, since when it waits, and what it waits for."""
+class PendingRequest:
+    """A request in the queue or in a pass.
+
+    Attributes:
+        token_ids: Token ids of its inputs.
+        tokens: Their number.
+        since: Time of arrival, on the clock of the event loop.
+        future: [n, d] vectors; cancelled if the caller no longer waits.
+    """
 
     token_ids: TokenIds
     tokens: int
@@ -27,13 +35,13 @@ class Waiting:
 
 
 class TokenBatcher:
-    """One queue.
+    """A queue in front of a model. All methods run on one event loop, so that no locks are needed.
 
     Args:
         encode: From n lists of token ids to [n, d] vectors.
-        pass_tokens: Tokens in one pass; a request with more is a pass of its own.
-        concurrency: Passes under way at once.
-        passed: Told of every pass its tokens, and how many seconds each of its requests waited.
+        pass_tokens: Maximum tokens in one pass; a larger request is a pass of its own.
+        concurrency: Maximum passes at the same time.
+        on_pass: Called at the start of each pass with its tokens and the seconds each request waited.
     """
 
     def __init__(
@@ -41,48 +49,49 @@ class TokenBatcher:
         encode: Callable[[TokenIds], Awaitable[np.ndarray]],
         pass_tokens: int,
         concurrency: int,
-        passed: Callable[[int, list[float]], None],
+        on_pass: Callable[[int, list[float]], None],
     ) -> None:
-        self.encode, self.pass_tokens, self.concurrency, self.passed = (
-            encode,
-            pass_tokens,
-            concurrency,
-            passed,
-        )
-        self.waiting: deque[Waiting] = deque()
+        self.encode, self.pass_tokens = encode, pass_tokens
+        self.concurrency, self.on_pass = concurrency, on_pass
+        self.waiting: deque[PendingRequest] = deque()
         self.running: set[asyncio.Task[None]] = set()
 
     async def __call__(self, token_ids: TokenIds) -> np.ndarray:
-        """[n, d] vectors of one request; if its caller goes away, and those beside it, it is not encoded."""
+        """[n, d] vectors of one request, or the exception of `encode`.
+
+        If the caller is cancelled, a waiting request is dropped; a pass in progress is cancelled once nobody
+        waits for any request in it.
+        """
         loop = asyncio.get_running_loop()
-        request = Waiting(token_ids, sum(map(len, token_ids)), loop.time(), loop.create_future())
+        request = PendingRequest(token_ids, sum(map(len, token_ids)), loop.time(), loop.create_future())
         self.waiting.append(request)
-        self._start()
+        self._start_passes()
         return await request.future
 
-    def _start(self) -> None:
-        while len(self.running) < self.concurrency and (batch := self._next()):
+    def _start_passes(self) -> None:
+        while len(self.running) < self.concurrency and (batch := self._next_batch()):
             task = asyncio.create_task(self._pass(batch))
-            self.running.add(task)
-            task.add_done_callback(self._ended)
+            self.running.add(task)  # the event loop itself keeps only weak references to tasks
+            task.add_done_callback(self._pass_ended)
             for request in batch:
-                request.future.add_done_callback(partial(self._drop_unwanted, task, batch))
+                # Awaiting a future cancels it when the caller is cancelled, and this callback runs.
+                request.future.add_done_callback(partial(self._cancel_if_unwanted, task, batch))
 
-    def _ended(self, task: "asyncio.Task[None]") -> None:
+    def _pass_ended(self, task: "asyncio.Task[None]") -> None:
         self.running.discard(task)
-        self._start()
+        self._start_passes()
 
     @staticmethod
-    def _drop_unwanted(task: "asyncio.Task[None]", batch: list[Waiting], _: object) -> None:
+    def _cancel_if_unwanted(task: "asyncio.Task[None]", batch: list[PendingRequest], _: object) -> None:
         if all(request.future.done() for request in batch):
             task.cancel()
 
-    async def _pass(self, batch: list[Waiting]) -> None:
+    async def _pass(self, batch: list[PendingRequest]) -> None:
         now = asyncio.get_running_loop().time()
-        self.passed(sum(request.tokens for request in batch), [now - request.since for request in batch])
+        self.on_pass(sum(request.tokens for request in batch), [now - request.since for request in batch])
         try:
             vectors = await self.encode([ids for request in batch for ids in request.token_ids])
-        except Exception as error:
+        except Exception as error:  # not CancelledError: then no caller is left
             for request in batch:
                 if not request.future.done():
                     request.future.set_exception(error)
@@ -94,9 +103,12 @@ class TokenBatcher:
                 request.future.set_result(vectors[start:end])
             start = end
 
-    def _next(self) -> list[Waiting]:
-        """The requests of the next pass, in the order they came; those whose callers are gone are dropped."""
-        batch, total = list[Waiting](), 0
+    def _next_batch(self) -> list[PendingRequest]:
+        """The requests of the next pass in the order of arrival, without those that were cancelled.
+
+        The order is strict: a small request never overtakes a large one, which would starve it.
+        """
+        batch, total = list[PendingRequest](), 0
         while self.waiting:
             request = self.waiting[0]
             if not request.future.done():

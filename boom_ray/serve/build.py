@@ -1,117 +1,135 @@
-"""What an endpoint is made of, from the directories of its models and a few settings.
+"""Application builders for Ray Serve's config files, and the config file that `--config-out` writes.
 
-`encoder` and `ingress` are the application builders of the configuration that `boom-ray serve --config-out`
-writes and `serve deploy` reads.
+Ray Serve imports `encoder` and `ingress` by the paths in the file, and validates the arguments there against
+the pydantic models that annotate them.
 """
 
 import os
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import yaml
-from ray.serve.context import _get_global_client
+from pydantic import BaseModel, ConfigDict, Field
+from ray.serve.config import ProxyLocation
+from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
 from boom_ray import storage
-from boom_ray.errors import BoomError
+from boom_ray.errors import ConflictError
 from boom_ray.model import directory
-from boom_ray.serve import guard, listen
-from boom_ray.serve.encoder import Served, encoder_application
-from boom_ray.serve.ingress import Place, ingress_application
+from boom_ray.serve import address, guard
+from boom_ray.serve.ingress import Endpoint, ingress_application
 from boom_ray.serve.keys import read_keys
-from boom_ray.serve.limits import Limits
+from boom_ray.serve.ray_internals import proxy_host
+from boom_ray.serve.replica import encoder_application
+from boom_ray.serve.serve_settings import ServeSettings
+from boom_ray.serve.served_model import ServedModel
 
 APPLICATION = "boom-ray"
-PASS_TOKENS = {"cpu": 2048, "cuda": 32768}
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What an operator decides beside the models.
+class EncoderArguments(BaseModel):
+    """Arguments of the application of one version of a model.
 
     Attributes:
-        pass_tokens: Tokens in one forward pass, from which all limits follow; by default as suits the device.
-        min_replicas: Encoders of each model at least.
-        max_replicas: And at most; between them Ray Serve follows the load.
-        device: Where encoders compute; by default on GPUs if the cluster has some now.
+        settings: Settings of the endpoint.
+        model: URI of the model directory.
+        num_models: Models of the endpoint, which share the CPUs.
     """
 
-    pass_tokens: int | None = None
-    min_replicas: int = 1
-    max_replicas: int = 1
-    device: Literal["cpu", "cuda"] | None = None
+    model_config = ConfigDict(extra="forbid")
 
-    def limits(self, models: list[Served]) -> Limits:
-        """The limits of an endpoint of these models, on the cluster this process is connected to."""
-        longest = max(served.max_length for served in models)
-        pass_tokens = self.pass_tokens or max(PASS_TOKENS[self.resolved_device()], longest)
-        return Limits(pass_tokens, longest, self.max_replicas)
-
-    def resolved_device(self) -> str:
-        """Where encoders compute on the cluster this process is connected to."""
-        return self.device or ("cuda" if ray.cluster_resources().get("GPU") else "cpu")
+    settings: ServeSettings = ServeSettings()
+    model: str
+    num_models: int = Field(1, ge=1)
 
 
-def describe(models: list[str]) -> list[Served]:
-    """What is known of models without loading them.
+class IngressArguments(BaseModel):
+    """Arguments of the application in front of the encoders.
+
+    Attributes:
+        settings: Settings of the endpoint.
+        models: URIs of the model directories; the first answers requests that name no model.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    settings: ServeSettings = ServeSettings()
+    models: list[str] = Field(min_length=1)
+
+
+def describe(models: list[str]) -> list[ServedModel]:
+    """The identities of models, without loading their weights.
+
+    Args:
+        models: URIs of model directories.
 
     Raises:
-        BoomError: if one is no model directory, or two have the same name.
+        InputError: if one is not a model directory.
+        ConflictError: if two have the same name.
     """
     found = []
     for uri in models:
         spec = directory.read_spec(storage.local_directory(uri))
         identity = directory.identify(uri)
-        found.append(Served(uri, identity.name, identity.version, identity.digest, spec.max_length))
-    names = [served.name for served in found]
+        found.append(ServedModel(uri, identity.name, identity.version, identity.digest, spec.max_length))
+    names = [model.name for model in found]
     if len(set(names)) < len(names):
-        raise BoomError(f"two models have the same name: {', '.join(names)}. Serve one version of each")
+        raise ConflictError(f"two models have the same name: {', '.join(names)}. Serve one version of each")
     return found
 
 
-def encoder(args: dict[str, Any]) -> Any:
-    """The application of one version of a model."""
-    settings, (served,) = Settings(**args["settings"]), describe([args["model"]])
-    share = ray.cluster_resources().get("CPU", 1) / args.get("num_models", 1) / settings.max_replicas
+def encoder_of(served: ServedModel, settings: ServeSettings, num_models: int) -> Any:
+    """The application of one version of a model, one of `num_models` that share the CPUs."""
+    share = ray.cluster_resources().get("CPU", 1) / num_models / settings.max_replicas
     threads = max(1, min(int(share), os.cpu_count() or 1))
     replicas = settings.min_replicas, settings.max_replicas
-    device = settings.resolved_device()
-    return encoder_application(served, settings.limits([served]), device, threads, replicas)
+    return encoder_application(
+        served, settings.limits([served]), settings.resolved_device(), threads, replicas
+    )
 
 
-def ingress(args: dict[str, Any]) -> Any:
-    """The application in front of the encoders, behind Ray Serve's proxies unless it is given a `place`.
+def encoder(args: EncoderArguments) -> Any:
+    """Application builder: one version of a model."""
+    (served,) = describe([args.model])
+    return encoder_of(served, args.settings, args.num_models)
+
+
+def ingress(args: IngressArguments) -> Any:
+    """Application builder: the routes in front of the encoders, behind Ray Serve's proxies.
 
     Raises:
-        BoomError: if there is no key, and other machines reach where the cluster's proxies listen.
+        InputError: if the proxies are reachable from other machines, and there is no key.
     """
-    models, place = describe(args["models"]), args.get("place")
-    if place is None:
-        keys, client = read_keys(), _get_global_client()
-        assert client is not None, "Ray Serve builds applications when it runs"
-        listen.check_host(client.http_config.host, bool(keys))
-        place = Place("", None, guard.digests(keys))
-    return ingress_application(models, Settings(**args["settings"]).limits(models), place)
+    models, keys, host = describe(args.models), read_keys(), proxy_host()
+    address.check_host(host, bool(keys))
+    endpoint = Endpoint("", None, guard.digests(keys))
+    return ingress_application(models, args.settings.limits(models), endpoint)
 
 
-def write_config(models: list[str], settings: Settings, host: str, port: int, path: str) -> None:
-    """Write what `serve deploy` takes to serve the same; keys come from the environment of the cluster."""
-    module, arguments = "boom_ray.serve.build", {"settings": asdict(settings)}
-    encoders = [
-        {
-            "name": served.application,
-            "route_prefix": None,
-            "import_path": f"{module}:encoder",
-            "args": arguments | {"model": served.uri, "num_models": len(models)},
-        }
+def write_config(models: list[str], settings: ServeSettings, host: str, port: int, path: str) -> None:
+    """Write a config file for `serve deploy`, without keys: they come from the cluster's environment."""
+    applications = [
+        _application(served.application, None, encoder, EncoderArguments(
+            settings=settings, model=served.uri, num_models=len(models)
+        ))
         for served in describe(models)
-    ]
-    front = {
-        "name": APPLICATION,
-        "route_prefix": "/",
-        "import_path": f"{module}:ingress",
-        "args": arguments | {"models": models},
-    }
-    options = {"host": host, "port": port}
-    content = {"proxy_location": "EveryNode", "http_options": options, "applications": [*encoders, front]}
+    ]  # fmt: skip
+    front = _application(APPLICATION, "/", ingress, IngressArguments(settings=settings, models=models))
+    config = ServeDeploySchema(
+        proxy_location=ProxyLocation.EveryNode,
+        http_options=HTTPOptionsSchema(host=host, port=port),
+        applications=[*applications, front],
+    )
+    content = config.model_dump(mode="json", exclude_unset=True)
     storage.write_bytes(storage.absolute(path), yaml.safe_dump(content, sort_keys=False).encode())
+
+
+def _application(
+    name: str, route_prefix: str | None, builder: Any, arguments: BaseModel
+) -> ServeApplicationSchema:
+    return ServeApplicationSchema(
+        name=name,
+        route_prefix=route_prefix,
+        import_path=f"{builder.__module__}:{builder.__name__}",
+        args=arguments.model_dump(mode="json"),
+    )

@@ -1,4 +1,4 @@
-"""The deployment that clients speak to: it checks, tokenizes, and sends token ids to the encoders."""
+"""The deployment that speaks HTTP: it checks and tokenizes requests, and sends token ids to the encoders."""
 
 import asyncio
 import itertools
@@ -19,25 +19,28 @@ from ray.serve.handle import DeploymentHandle
 from boom_ray import __version__
 from boom_ray.artifacts.record import fingerprint
 from boom_ray.serve.batcher import TokenBatcher, TokenIds
-from boom_ray.serve.encoder import DEPLOYMENT, Served
 from boom_ray.serve.limits import Limits
 from boom_ray.serve.listener import Listener
 from boom_ray.serve.metrics import RequestMetrics
-from boom_ray.serve.request import Reader
+from boom_ray.serve.ray_internals import with_version
+from boom_ray.serve.replica import DEPLOYMENT
+from boom_ray.serve.request_reader import RequestReader
 from boom_ray.serve.schema import EmbeddingRequest, RequestError
+from boom_ray.serve.served_model import ServedModel, find_model
 
-ATTEMPTS = 5  # encoders that may be lost under one request
-PAUSE_SECONDS = 0.2  # before the next, doubled each time
+ATTEMPTS = 5  # calls per request: each may hit a replica that fails
+FIRST_PAUSE_SECONDS = 0.2  # between attempts, doubled each time: Ray Serve needs seconds to replace a replica
+MIN_TOKENS_PER_SECOND = 1000  # assumed of an endpoint that has measured no pace yet
 
 
 @dataclass(frozen=True)
-class Place:
-    """How an endpoint is reached.
+class Endpoint:
+    """The address of an endpoint, and the keys that open it.
 
     Attributes:
         host: Address to listen at.
-        port: TCP port; none where Ray Serve's proxies listen.
-        key_digests: SHA-256 of the keys that clients may send; none lets everyone in.
+        port: TCP port; None if Ray Serve's proxies listen instead.
+        key_digests: SHA-256 of the keys that clients may send; empty: no key is needed.
     """
 
     host: str
@@ -46,11 +49,18 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Model:
-    """A served version as the ingress knows it; what waits for `encoder` goes to a replica in one call."""
+class ActiveModel:
+    """A served model with the ingress's means to answer for it.
 
-    served: Served
-    reader: Reader
+    Attributes:
+        served: Its identity.
+        reader: Turns requests into token ids.
+        encoder: Queue of token ids; several requests share a call of a replica.
+        since: Start of serving, seconds since 1970.
+    """
+
+    served: ServedModel
+    reader: RequestReader
     encoder: TokenBatcher
     since: int
 
@@ -58,17 +68,13 @@ class Model:
 @serve.deployment(name="ingress", max_constructor_retry_count=1)
 @serve.ingress()
 class Ingress:
-    """One replica.
+    """One replica. Its state is only touched on the event loop; tokenizing runs in one thread of its own."""
 
-    Args:
-        place: How it is reached.
-    """
-
-    def __init__(self, place: Place) -> None:
-        self.place, self.key_digests = place, place.key_digests
-        self.limits = Limits(1, 1)
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.limits = Limits(1, 1)  # until Ray Serve calls `reconfigure`, before the first request
         self.listener: Listener | None = None
-        self.models: dict[str, Model] = {}
+        self.models: dict[str, ActiveModel] = {}
         self.metrics = RequestMetrics()
         self.tokenizing = ThreadPoolExecutor(1)
         self.accepted_tokens = 0
@@ -80,21 +86,25 @@ class Ingress:
         self.routes = build_app(self)
         return self.routes
 
-    async def where(self) -> Place:
-        """How it is reached."""
-        return self.place
+    async def get_endpoint(self) -> Endpoint:
+        """The address and keys, for a driver that changes the served versions."""
+        return self.endpoint
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
-        """Serve these versions from the next request on; those under way end with their own."""
+        """Serve other versions from the next request on; requests in progress keep their version.
+
+        Everything that can fail or wait comes before the two assignments, so that a request sees either the
+        old models and limits or the new.
+        """
         loop, models = asyncio.get_running_loop(), {}
         limits = Limits(**config["limits"])
         for values in config["models"]:
-            served = Served(**values)
-            known = self.models.get(served.name)
-            if known is not None and known.served == served and limits == self.limits:
-                models[served.name] = known
+            served = ServedModel(**values)
+            active = self.models.get(served.name)
+            if active is not None and active.served == served and limits == self.limits:
+                models[served.name] = active
                 continue
-            reader = await loop.run_in_executor(self.tokenizing, Reader.load, served.uri)
+            reader = await loop.run_in_executor(self.tokenizing, RequestReader.load, served.uri)
             handle = serve.get_deployment_handle(DEPLOYMENT, served.application)
             encoder = TokenBatcher(
                 partial(call, handle),
@@ -102,43 +112,48 @@ class Ingress:
                 limits.ongoing_calls,
                 self.metrics.queue(served.version),
             )
-            models[served.name] = Model(served, reader, encoder, int(time.time()))
+            models[served.name] = ActiveModel(served, reader, encoder, int(time.time()))
         self.models, self.limits = models, limits
-        if self.place.port and self.listener is None:
+        # The port opens after the first configuration: a connection is never refused for lack of a model.
+        if self.endpoint.port and self.listener is None:
             self.listener = Listener(self.routes)
-            await self.listener.start(self.place.host, self.place.port)
+            await self.listener.start(self.endpoint.host, self.endpoint.port)
 
     async def check_health(self) -> None:
-        """Raise RuntimeError, upon which Ray Serve replaces the replica, if it no longer listens."""
+        """Raise RuntimeError if the listener has ended; Ray Serve then replaces the replica."""
         if self.listener is not None:
             self.listener.check()
 
     async def stop_listening(self) -> None:
-        """Answer what was accepted, and nothing more."""
+        """Accept no more connections, and return when all accepted requests are answered."""
         if self.listener is not None:
             await self.listener.stop()
 
-    def model(self, name: str | None) -> Model:
-        """The model a request asks for; the first without a name.
+    def model(self, requested: str | None) -> ActiveModel:
+        """The model that a request names (see `find_model`); the first if it names none.
 
         Raises:
-            RequestError: if none of that name is served.
+            RequestError: if no served model has that name.
         """
-        if name is None:
-            return next(iter(self.models.values()))
-        if name not in self.models:
-            message = f"no model {name!r} is served here; served: {', '.join(map(repr, self.models))}"
+        served = [active.served for active in self.models.values()]
+        found = find_model(requested, served)
+        if found is None:
+            names = ", ".join(model.full_name for model in served)
+            message = (
+                f"no model {requested!r} is served; served: {names}. Send a name, name:version, or a version "
+                "that only one of them has"
+            )
             raise RequestError(404, message, "model", "model_not_found")
-        return self.models[name]
+        return self.models[found.name]
 
-    async def embed(self, request: EmbeddingRequest) -> tuple[Model, list[list[int]], np.ndarray]:
-        """The model that answers, the token ids of every input, and [n, d] vectors.
+    async def embed(self, request: EmbeddingRequest) -> tuple[ActiveModel, list[list[int]], np.ndarray]:
+        """The model that answered, the token ids of every input, and [n, d] vectors.
 
         Raises:
-            RequestError: if the request asks for what the model cannot give, or there is too much to do.
+            RequestError: if the request does not fit the model, or the endpoint is overloaded.
         """
         model = self.model(request.model)
-        self._admit(1)
+        self._admit(1)  # before tokenizing, which costs time even for a request that is then refused
         loop = asyncio.get_running_loop()
         token_ids = await loop.run_in_executor(self.tokenizing, model.reader.read, request)
         tokens = sum(map(len, token_ids))
@@ -151,55 +166,66 @@ class Ingress:
         finally:
             self.accepted_tokens -= tokens
             self.metrics.load.set(self.accepted_tokens)
+        # The pace is what `Retry-After` is estimated from: a moving average over the last ten or so requests.
         pace = (tokens + self.accepted_tokens) / (loop.time() - since)
         self.tokens_per_second += 0.1 * (pace - self.tokens_per_second)
         self.metrics.tokens.inc(tokens, {"version": model.served.version})
         return model, token_ids, vectors
 
     def _admit(self, tokens: int) -> None:
-        """Refuse what would wait too long; an idle endpoint refuses no request, whatever its size."""
+        """Refuse a request that would wait too long; an idle endpoint accepts any size.
+
+        Raises:
+            RequestError: with status 429 and the seconds until the queue should be empty.
+        """
         if self.accepted_tokens == 0 or self.accepted_tokens + tokens <= self.limits.waiting_tokens:
             return
-        seconds = math.ceil(self.accepted_tokens / max(self.tokens_per_second, 1000))
-        message = f"{self.accepted_tokens} tokens are waiting already; come back in {seconds} s"
+        seconds = math.ceil(self.accepted_tokens / max(self.tokens_per_second, MIN_TOKENS_PER_SECOND))
+        message = f"overloaded: {self.accepted_tokens} tokens are waiting; retry in {seconds} s"
         raise RequestError(429, message, code="overloaded", retry_after=seconds)
 
-    async def _encode(self, model: Model, token_ids: list[list[int]]) -> tuple[Model, np.ndarray]:
-        """By any encoder of the model: what one that was lost had accepted goes to another."""
+    async def _encode(self, model: ActiveModel, token_ids: TokenIds) -> tuple[ActiveModel, np.ndarray]:
+        """Encode on any replica; a request on a replica that fails is retried on another.
+
+        Encoding has no side effects, so a repeated call is safe. A retry uses the version that is served by
+        then: the replica may have ended because its version was replaced.
+        """
         for attempt in itertools.count(1):
             try:
                 return model, await model.encoder(token_ids)
             except (RayActorError, RayServeException) as error:
                 if attempt == ATTEMPTS:
-                    message = "the encoders of this model are gone; its operators must look"
+                    message = "no encoder of this model answers; see the logs of Ray Serve"
                     raise RequestError(503, message, code="no_encoder", retry_after=10) from error
             self.metrics.retries.inc()
-            await asyncio.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
+            await asyncio.sleep(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
             model = self.models.get(model.served.name, model)
         raise AssertionError
 
 
 async def call(encoder: DeploymentHandle, token_ids: TokenIds) -> np.ndarray:
-    """[n, d] vectors by any replica; if they are wanted no more, it is told."""
+    """[n, d] vectors from any replica. Cancelling this coroutine cancels the call on the replica."""
     response = encoder.encode.remote(token_ids)
     try:
         vectors: np.ndarray = await response
     except asyncio.CancelledError:
-        response.cancel()
+        response.cancel()  # drops it from the queue of the replica
         raise
     return vectors
 
 
-def ingress_application(models: list[Served], limits: Limits, place: Place) -> Any:
-    """The application in front of encoders; deployed again at its place, it only learns new versions."""
-    # Without a version of its own, Ray Serve replaces the replicas of what is deployed again, and one that
-    # listens itself would refuse connections meanwhile.
-    made_of = [__version__, place.host, place.port, [digest.hex() for digest in place.key_digests]]
-    deployment: Any = Ingress.options(  # type: ignore[attr-defined]
-        version=fingerprint(made_of),
-        _internal=True,
+def ingress_application(models: list[ServedModel], limits: Limits, endpoint: Endpoint) -> Any:
+    """The application in front of the encoders. Deployed again at the same endpoint, it keeps its replicas.
+
+    The version covers what the constructor depends on. A replica that was replaced would refuse connections
+    until the next one listens; models and limits arrive through `reconfigure` instead.
+    """
+    digests = [digest.hex() for digest in endpoint.key_digests]
+    deployment: Any = with_version(
+        Ingress,  # type: ignore[arg-type]
+        fingerprint([__version__, endpoint.host, endpoint.port, digests]),
         max_ongoing_requests=limits.ongoing_requests,
         ray_actor_options={"num_cpus": 0.1},
-        user_config={"models": [asdict(served) for served in models], "limits": asdict(limits)},
+        user_config={"models": [asdict(model) for model in models], "limits": asdict(limits)},
     )
-    return deployment.bind(place)
+    return deployment.bind(endpoint)

@@ -1,18 +1,18 @@
-"""The keys that clients may send: on the cluster's machines, from the environment or from a file it names."""
+"""API keys: from an environment variable, or from a file that one names."""
 
 import os
 
-from boom_ray.errors import BoomError
+from boom_ray.errors import InputError
 
 KEY_VARIABLE = "BOOM_RAY_API_KEY"
 KEYS_FILE_VARIABLE = "BOOM_RAY_API_KEYS_FILE"
 
 
 def read_keys() -> list[str]:
-    """The keys that clients may send.
+    """The keys that clients may send, from the environment of this process.
 
     Raises:
-        BoomError: if the file of keys cannot be read, or holds none.
+        InputError: if the file of keys cannot be read, or contains none.
     """
     path = os.environ.get(KEYS_FILE_VARIABLE)
     if not path:
@@ -22,7 +22,7 @@ def read_keys() -> list[str]:
         with open(path, encoding="utf-8") as file:
             keys = [line.strip() for line in file if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise BoomError(f"{KEYS_FILE_VARIABLE}: {path} cannot be read: {error}") from error
+        raise InputError(f"{KEYS_FILE_VARIABLE}: {path} cannot be read: {error}") from error
     if not keys:
-        raise BoomError(f"{KEYS_FILE_VARIABLE}: {path} holds no key. Put one on each line")
+        raise InputError(f"{KEYS_FILE_VARIABLE}: {path} contains no key. Write one on each line")
     return keys

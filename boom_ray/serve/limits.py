@@ -1,21 +1,21 @@
-"""What bounds the load of an endpoint, all of it derived from one setting: tokens in one forward pass."""
+"""Limits on the load of an endpoint, all derived from one setting: tokens in one forward pass."""
 
 from dataclasses import dataclass
 
-QUEUED_PASSES = 16  # a request that is accepted waits for no more of them
-LEAST_TOKENS = 4  # of an input: start, word, end and some air
-MAX_INPUTS = 2048
-HELD_BODIES = 16  # of the longest that are allowed
+MAX_QUEUED_PASSES = 16  # an accepted request waits for at most so many
+MIN_INPUT_TOKENS = 4  # start, one word, end, and a margin
+MAX_INPUTS = 2048  # as OpenAI's API
+MAX_HELD_BODIES = 16  # of the maximum size
 BYTES_PER_TOKEN = 16  # generous: most languages need 3 to 6, and JSON may escape
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much an endpoint takes on.
+    """Limits on the load of an endpoint.
 
     Attributes:
         pass_tokens: Tokens in one forward pass of an encoder.
-        max_length: Longest input of any served model, in tokens.
+        max_length: Maximum tokens of an input of any served model.
         num_encoders: Encoders that share the load of one model.
     """
 
@@ -25,25 +25,25 @@ class Limits:
 
     @property
     def waiting_tokens(self) -> int:
-        """Tokens accepted and not answered; beyond, clients are told to come back."""
-        return self.pass_tokens * QUEUED_PASSES * self.num_encoders
+        """Maximum tokens that are accepted and not yet answered; beyond it, requests get status 429."""
+        return self.pass_tokens * MAX_QUEUED_PASSES * self.num_encoders
 
     @property
     def ongoing_requests(self) -> int:
-        """Requests under way at most, were they all as short as can be."""
-        return max(64, self.waiting_tokens // LEAST_TOKENS)
+        """Maximum concurrent requests: as many of minimum length as the waiting tokens allow."""
+        return max(64, self.waiting_tokens // MIN_INPUT_TOKENS)
 
     @property
     def ongoing_calls(self) -> int:
-        """Calls of encoders under way at once: one that is computed and one that waits at each."""
+        """Maximum concurrent calls of encoders: each computes one while the next waits."""
         return 2 * self.num_encoders
 
     @property
     def body_bytes(self) -> int:
-        """Longest body: as many inputs as are allowed, but no more than a hundred passes."""
+        """Maximum size of a body: the maximum number of inputs of maximum length, or a hundred passes."""
         return min(MAX_INPUTS * self.max_length, 100 * self.pass_tokens) * BYTES_PER_TOKEN
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of all bodies that are not answered yet."""
-        return HELD_BODIES * self.body_bytes
+        """Maximum size of all bodies that are not yet answered."""
+        return MAX_HELD_BODIES * self.body_bytes

@@ -1,4 +1,4 @@
-"""What Prometheus sees of an endpoint, beside Ray Serve's own metrics."""
+"""Prometheus metrics of an endpoint, in addition to those of Ray Serve."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ SHARES = [0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1]
 
 
 class RequestMetrics:
-    """Of one ingress: by route, version of the model, and status."""
+    """Metrics of the ingress, by route, version of the model, and status."""
 
     def __init__(self) -> None:
         labels = ("route", "version", "status")
@@ -18,24 +18,26 @@ class RequestMetrics:
         self.seconds = Histogram(f"{PREFIX}request_seconds", "Time to answer", SECONDS, labels)
         self.tokens = Counter(f"{PREFIX}tokens_total", "Tokens embedded", ("version",))
         self.load = Gauge(f"{PREFIX}accepted_tokens", "Tokens accepted and not yet answered")
-        self.retries = Counter(
-            f"{PREFIX}retries_total", "Requests sent to another encoder after one was lost"
-        )
+        self.retries = Counter(f"{PREFIX}retries_total", "Requests retried after a replica failed")
 
     def queue(self, version: str) -> Callable[[int, list[float]], None]:
-        """What is told of every call of an encoder of a version."""
+        """The `on_pass` callback of the queue of a version."""
         queue = QueueMetrics(version, "ingress")
         return lambda tokens, waited: queue.left(waited)
 
     def answered(self, route: str, version: str, status: int, seconds: float) -> None:
-        """One request was answered."""
+        """Count an answered request."""
         tags = {"route": route, "version": version, "status": str(status)}
         self.requests.inc(1, tags)
         self.seconds.observe(seconds, tags)
 
 
 class EncoderMetrics:
-    """Of one encoder, with a budget of tokens in a pass."""
+    """Metrics of an encoder replica.
+
+    Args:
+        budget: Maximum tokens in a pass.
+    """
 
     def __init__(self, version: str, budget: int) -> None:
         self.budget, tags = budget, {"version": version}
@@ -46,23 +48,23 @@ class EncoderMetrics:
         self.queue = QueueMetrics(version, "encoder")
 
     def passed(self, tokens: int, waited: list[float]) -> None:
-        """One pass begins, of calls that waited so many seconds each."""
+        """Count a pass at its start, with the seconds that each of its calls waited."""
         self.passes.inc()
         self.fill.observe(tokens / self.budget)
         self.queue.left(waited)
 
 
 class QueueMetrics:
-    """Of one queue: of requests in the ingress, or of calls at an encoder."""
+    """Metrics of one queue: of requests in the `ingress`, or of calls at an `encoder`."""
 
-    def __init__(self, version: str, place: str) -> None:
-        keys = ("version", "place")
+    def __init__(self, version: str, queue: str) -> None:
+        keys = ("version", "place")  # the label's name is in users' dashboards
         self.seconds = Histogram(
             f"{PREFIX}queue_seconds", "Time before the next encoder or pass", SECONDS, keys
         )
-        self.seconds.set_default_tags({"version": version, "place": place})
+        self.seconds.set_default_tags({"version": version, "place": queue})
 
     def left(self, waited: list[float]) -> None:
-        """Some left the queue, after so many seconds each."""
+        """Count requests that leave the queue, by the seconds they waited."""
         for seconds in waited:
             self.seconds.observe(seconds)

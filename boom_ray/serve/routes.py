@@ -1,4 +1,8 @@
-"""The routes: OpenAI's embeddings API, text-embeddings-inference's, and what an operator asks."""
+"""The routes: OpenAI's embeddings API, text-embeddings-inference's, and health checks.
+
+To add a route, write a function like `_add_health` and call it in `build_app`. Raise `RequestError` for every
+refusal: the app turns it into OpenAI's shape.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,6 +10,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -15,22 +20,22 @@ from starlette.exceptions import HTTPException
 from boom_ray import __version__
 from boom_ray.serve.guard import Guard
 from boom_ray.serve.limits import MAX_INPUTS
-from boom_ray.serve.request import respond, shorten
+from boom_ray.serve.response import response_body, shorten
 from boom_ray.serve.schema import (
     EmbeddingRequest,
     EmbeddingResponse,
     EmbedRequest,
     ErrorResponse,
-    Info,
-    Model,
+    ListedModel,
     ModelList,
     RequestError,
-    Token,
+    ServerInfo,
     TokenizeRequest,
+    TokenSpan,
 )
 
 if TYPE_CHECKING:
-    from boom_ray.serve.ingress import Ingress
+    from boom_ray.serve.ingress import ActiveModel, Ingress
 
 INPUT_KINDS = "a text, a list of texts, a list of token ids, or a list of lists of token ids"
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -39,7 +44,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def build_app(ingress: "Ingress") -> FastAPI:
-    """The routes of one replica: every answer names the model's version, errors have OpenAI's shape."""
+    """The app of one replica. Every response names the model's version; errors have OpenAI's shape."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -56,20 +61,32 @@ def build_app(ingress: "Ingress") -> FastAPI:
     _add_openai(app, ingress)
     _add_tei(app, ingress)
     _add_health(app, ingress)
-    answer_errors(app)
+    add_error_handlers(app)
+    # Callables, not values: models and limits change while the app stays.
     app.add_middleware(
         Guard,
-        key_digests=ingress.key_digests,
+        key_digests=ingress.endpoint.key_digests,
         limits=lambda: ingress.limits,
-        refuse=answer,
+        refuse=error_response,
         version=lambda: ingress.model(None).served.version if ingress.models else "none",
-        answered=ingress.metrics.answered,
+        on_answer=ingress.metrics.answered,
     )
     return app
 
 
 def _json(content: Any) -> Response:
+    """A response without FastAPI's encoder, which walks over every number."""
     return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
+
+
+async def _embed(
+    ingress: "Ingress", body: EmbeddingRequest, request: Request
+) -> "tuple[ActiveModel, list[list[int]], np.ndarray]":
+    """Vectors for a request, whose version and tokens the guard then logs."""
+    model, token_ids, vectors = await ingress.embed(body)
+    request.scope["model_version"] = model.served.version
+    request.scope["num_tokens"] = sum(map(len, token_ids))
+    return model, token_ids, shorten(vectors, body.dimensions)
 
 
 def _add_openai(app: FastAPI, ingress: "Ingress") -> None:
@@ -77,33 +94,30 @@ def _add_openai(app: FastAPI, ingress: "Ingress") -> None:
         "/v1/embeddings", responses={**ERRORS, 200: {"model": EmbeddingResponse}}, response_class=Response
     )
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
-        model, token_ids, vectors = await ingress.embed(body)
-        request.scope["model_version"] = model.served.version
-        request.scope["num_tokens"] = sum(map(len, token_ids))
-        return _json(respond(shorten(vectors, body.dimensions), token_ids, body, model.served.name))
+        model, token_ids, vectors = await _embed(ingress, body, request)
+        return _json(response_body(vectors, token_ids, body, model.served.name))
 
     @app.get("/v1/models", responses=ERRORS)
     async def models() -> ModelList:
-        return ModelList(data=[Model(id=name, created=model.since) for name, model in ingress.models.items()])
+        active = ingress.models.items()
+        return ModelList(data=[ListedModel(id=name, created=model.since) for name, model in active])
 
 
 def _add_tei(app: FastAPI, ingress: "Ingress") -> None:
     @app.post("/embed", responses={**ERRORS, 200: {"model": list[list[float]]}}, response_class=Response)
     async def embed(body: EmbedRequest, request: Request) -> Response:
-        model, token_ids, vectors = await ingress.embed(body.as_openai())
-        request.scope["model_version"] = model.served.version
-        request.scope["num_tokens"] = sum(map(len, token_ids))
-        return _json(list(shorten(vectors, body.dimensions)))
+        _, _, vectors = await _embed(ingress, body.as_openai(), request)
+        return _json(list(vectors))
 
     @app.post("/tokenize", responses=ERRORS)
-    async def tokenize(body: TokenizeRequest) -> list[list[Token]]:
+    async def tokenize(body: TokenizeRequest) -> list[list[TokenSpan]]:
         model, loop = ingress.model(None), asyncio.get_running_loop()
         return await loop.run_in_executor(ingress.tokenizing, partial(model.reader.tokens, body))
 
     @app.get("/info", responses=ERRORS)
-    async def info() -> Info:
+    async def info() -> ServerInfo:
         served, limits = ingress.model(None).served, ingress.limits
-        return Info(
+        return ServerInfo(
             model_id=served.name,
             model_sha=served.digest,
             model_dtype="float32",
@@ -126,7 +140,7 @@ def _add_health(app: FastAPI, ingress: "Ingress") -> None:
 
     @app.get("/ready", responses=ERRORS)
     async def ready() -> dict[str, str]:
-        """Whether the encoders answer too."""
+        """Whether the encoders answer as well."""
         await ingress.embed(EmbeddingRequest(input="ready?"))
         return {"status": "ready"}
 
@@ -134,32 +148,34 @@ def _add_health(app: FastAPI, ingress: "Ingress") -> None:
 # ── Errors ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def answer(error: RequestError) -> JSONResponse:
-    """A refusal in OpenAI's shape."""
+def error_response(error: RequestError) -> JSONResponse:
+    """The response to an error, in OpenAI's shape."""
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after else None
     return JSONResponse(error.body.model_dump(), error.status, headers)
 
 
-def answer_errors(app: FastAPI) -> None:
-    """Give everything that an app's routes raise OpenAI's shape."""
+def add_error_handlers(app: FastAPI) -> None:
+    """Give all errors that the routes of an app raise OpenAI's shape."""
 
     @app.exception_handler(RequestError)
     async def refused(_: Request, error: RequestError) -> JSONResponse:
-        return answer(error)
+        return error_response(error)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
-        return answer(explain(error))
+        return error_response(explain(error))
 
     @app.exception_handler(HTTPException)
     async def unroutable(_: Request, error: HTTPException) -> JSONResponse:
         code = {413: "body_too_large", 429: "overloaded"}.get(error.status_code)
         retry_after = 1 if error.status_code == 429 else None
-        return answer(RequestError(error.status_code, str(error.detail), code=code, retry_after=retry_after))
+        return error_response(
+            RequestError(error.status_code, str(error.detail), code=code, retry_after=retry_after)
+        )
 
 
 def explain(error: RequestValidationError) -> RequestError:
-    """The first thing that is wrong with a body, in one sentence that does not repeat the input."""
+    """The first problem of a body, in one sentence that does not repeat the input."""
     first = error.errors()[0]
     key = str(first["loc"][1]) if len(first["loc"]) > 1 else None
     if first["type"] == "json_invalid":

@@ -1,5 +1,7 @@
-"""The HTTP bodies of OpenAI's embeddings API, with three extensions: `prompt_name`, `input_type`, `truncate`;
-and those of text-embeddings-inference."""
+"""HTTP bodies of OpenAI's embeddings API and of text-embeddings-inference.
+
+Extensions of OpenAI's request: `prompt_name`, `input_type` and `truncate`.
+"""
 
 from typing import Literal
 
@@ -7,17 +9,17 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 
 
 class EmbeddingRequest(BaseModel):
-    """What to embed, and how; an unknown key is an error.
+    """Inputs and options; an unknown key is an error.
 
     Attributes:
-        input: One text or several; or the token ids of one or of several, special tokens included.
-        model: Name of the served model, which is the default.
+        input: One text or several; or the token ids of one or several, special tokens included.
+        model: Name of a served model, `name:version`, or a version; by default the first served model.
         encoding_format: Vectors as numbers, or as base64 of little-endian float32.
         dimensions: Leading dimensions to keep, normalized again (Matryoshka); all by default.
-        user: Accepted and not used.
-        prompt_name: The model's prompt that goes before every text.
-        input_type: The same for the prompts that every model of ours has.
-        truncate: Cut longer inputs at the model's maximum length instead of refusing them.
+        user: Accepted and ignored.
+        prompt_name: Name of the model's prompt that is prepended to every text.
+        input_type: The same for the prompts `query` and `document`.
+        truncate: Truncate longer inputs at the model's maximum length instead of refusing them.
     """
 
     model_config = ConfigDict(
@@ -35,7 +37,7 @@ class EmbeddingRequest(BaseModel):
     truncate: StrictBool = False
 
 
-class Embedding(BaseModel):
+class EmbeddingItem(BaseModel):
     """One vector: [d] numbers, or base64 of as many little-endian float32."""
 
     object: Literal["embedding"] = "embedding"
@@ -44,23 +46,23 @@ class Embedding(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens that went through the model, prompts and special tokens included."""
+    """Tokens that were encoded, prompts and special tokens included."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class EmbeddingResponse(BaseModel):
-    """The vectors, in the order of the inputs; `prompt_name` is the prompt that went before them."""
+    """The vectors, in the order of the inputs, and the name of the prompt that was prepended."""
 
     object: Literal["list"] = "list"
-    data: list[Embedding]
+    data: list[EmbeddingItem]
     model: str
     usage: Usage
     prompt_name: str | None = None
 
 
-class Model(BaseModel):
+class ListedModel(BaseModel):
     """A served model."""
 
     id: str
@@ -73,11 +75,11 @@ class ModelList(BaseModel):
     """The served models."""
 
     object: Literal["list"] = "list"
-    data: list[Model]
+    data: list[ListedModel]
 
 
 class EmbedRequest(BaseModel):
-    """text-embeddings-inference's `/embed`: what it does not know of OpenAI's is left out."""
+    """Request of text-embeddings-inference's `/embed`."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"inputs": ["a text"]}]})
 
@@ -89,7 +91,7 @@ class EmbedRequest(BaseModel):
     dimensions: StrictInt | None = Field(None, ge=1)
 
     def as_openai(self) -> EmbeddingRequest:
-        """The same request in OpenAI's words."""
+        """The same request in OpenAI's shape."""
         return EmbeddingRequest(
             input=self.inputs,
             truncate=self.truncate,
@@ -99,7 +101,7 @@ class EmbedRequest(BaseModel):
 
 
 class TokenizeRequest(BaseModel):
-    """text-embeddings-inference's `/tokenize`."""
+    """Request of text-embeddings-inference's `/tokenize`."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"inputs": ["a text"]}]})
 
@@ -108,8 +110,8 @@ class TokenizeRequest(BaseModel):
     prompt_name: StrictStr | None = None
 
 
-class Token(BaseModel):
-    """One token; `start` and `stop` are characters of the text."""
+class TokenSpan(BaseModel):
+    """One token; `start` and `stop` are positions in the text, in characters."""
 
     id: int
     text: str
@@ -118,8 +120,8 @@ class Token(BaseModel):
     stop: int
 
 
-class Info(BaseModel):
-    """text-embeddings-inference's `/info`, of the default model."""
+class ServerInfo(BaseModel):
+    """Response of text-embeddings-inference's `/info`, about the default model."""
 
     model_id: str
     model_sha: str
@@ -134,7 +136,7 @@ class Info(BaseModel):
 
 
 class ErrorDetail(BaseModel):
-    """Why a request was refused."""
+    """The reason of an error."""
 
     message: str
     type: str
@@ -143,20 +145,20 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """The body of every answer that is no success."""
+    """The body of every response but a success."""
 
     error: ErrorDetail
 
 
 class RequestError(Exception):
-    """A request that cannot be answered, as its client is told.
+    """An error response. It is not a `BoomError`: its reader is the client, not the operator.
 
     Args:
         status: HTTP status, from 400.
-        message: What is wrong, what is allowed; never the text of the input.
-        param: The key of the body that is at fault.
+        message: The problem and the allowed values; never the text of an input.
+        param: The key of the body that is wrong.
         code: A short name for programs.
-        retry_after: Seconds after which it may be sent again.
+        retry_after: Seconds after which the client may retry.
     """
 
     def __init__(

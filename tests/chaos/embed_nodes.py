@@ -12,8 +12,8 @@ import time
 import ray
 from ray.cluster_utils import Cluster
 
-from boom_ray.embed.options import Options
-from boom_ray.embed.run import embed
+from boom_ray.embed.embed_options import EmbedOptions
+from boom_ray.embed.embedding_run import embed
 
 
 def take_away(cluster: Cluster, target: str) -> None:
@@ -35,7 +35,7 @@ def main() -> None:
         cluster.add_node(num_cpus=2)
     ray.init(address=cluster.address, log_to_driver=False)
     threading.Thread(target=take_away, args=(cluster, target), daemon=True).start()
-    record = embed(model, source, target, Options(num_workers=2, chunk_tokens=1))
+    record = embed(model, source, target, EmbedOptions(num_workers=2, chunk_tokens=1))
     print("ROWS", record.config.rows, flush=True)
     ray.shutdown()
     cluster.shutdown()

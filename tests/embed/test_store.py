@@ -1,4 +1,4 @@
-"""Batch embedding over an object store that fails: everything once, or nothing and a clear error."""
+"""Batch embedding on an object store that fails: a complete output, or a clear error and no record."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ ROWS = 300
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Iterator[tuple[str, FaultyProxy]]:
-    """A bucket behind a proxy that can fail, with rows in it; the environment leads there."""
+    """A bucket with rows, and the failing proxy in front of it; the environment names the proxy."""
     environment = os.environ.get("BOOM_RAY_SWIFT_ENV")
     if not environment:
         pytest.skip("BOOM_RAY_SWIFT_ENV is not set; tests/run.sh sets it")
@@ -48,7 +48,7 @@ def store(tmp_path_factory) -> Iterator[tuple[str, FaultyProxy]]:
 
 
 def embed(model: str, bucket: str, name: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`boom-ray embed` as a user runs it, with the Ray it starts on the spot."""
+    """`boom-ray embed` as a user runs it, with a Ray of its own."""
     command = [sys.executable, "-m", "boom_ray.cli", "embed", model, f"{bucket}/in", f"{bucket}/{name}"]
     return subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=300
@@ -65,7 +65,7 @@ def ids_in(target: str) -> list[int]:
 
 
 @pytest.mark.slow
-def test_uploads_that_are_cut_or_refused_are_repeated(store, published_qwen3):
+def test_interrupted_uploads_are_retried(store, published_qwen3):
     bucket, proxy = store
     proxy.fail("reset", times=6)
     run = embed(published_qwen3, bucket, "cut")
@@ -77,7 +77,7 @@ def test_uploads_that_are_cut_or_refused_are_repeated(store, published_qwen3):
 
 
 @pytest.mark.slow
-def test_a_store_that_stays_down_ends_the_run_without_a_record_and_the_next_finishes(store, published_qwen3):
+def test_a_store_that_stays_down_ends_the_run_and_the_next_run_resumes(store, published_qwen3):
     bucket, proxy = store
     proxy.fail("500", times=10**6)
     run = embed(published_qwen3, bucket, "down")
@@ -91,7 +91,7 @@ def test_a_store_that_stays_down_ends_the_run_without_a_record_and_the_next_fini
 
 
 @pytest.mark.slow
-def test_what_is_not_allowed_or_not_there_fails_before_a_model_is_loaded(store, tmp_path, published_qwen3):
+def test_denied_or_missing_buckets_fail_before_a_model_is_loaded(store, tmp_path, published_qwen3):
     bucket, _ = store
     os.makedirs(tmp_path / "weightless")
     for name in storage.list_files(published_qwen3):

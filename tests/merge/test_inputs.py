@@ -247,7 +247,7 @@ def test_the_record_has_the_settings_and_the_range_of_coefficients(models, publi
     settings = Merge(method="karcher", weights=[3, 1], dtype="float32", iterations=1)
     record, merged = merge_models(models, str(tmp_path / "out"), published_qwen3, settings)
     coefficients = record.config.merge.coefficients
-    assert list(record.config.items()) == [
+    assert list(record.config.merge.model_dump().items()) == [
         *{"method": "karcher", "space": "deltas", "weights": [0.75, 0.25], "dtype": "float32"}.items(),
         *{"scale": 1.0, "iterations": 1, "density": 0.5, "seed": 0, "normalize": None}.items(),
         ("coefficients", coefficients),

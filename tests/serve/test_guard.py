@@ -1,4 +1,4 @@
-"""What stands around every route, without Ray: how much is let in at once."""
+"""The middleware around every route, without Ray: limits on bodies and requests."""
 
 import asyncio
 import json
@@ -8,13 +8,13 @@ from fastapi import FastAPI, Request
 
 from boom_ray.serve.guard import Guard
 from boom_ray.serve.limits import Limits
-from boom_ray.serve.routes import answer, answer_errors
+from boom_ray.serve.routes import add_error_handlers, error_response
 
 LIMITS = Limits(pass_tokens=1, max_length=1)
 
 
 class Endpoint:
-    """A route that reads its body, and answers when it is let."""
+    """A route that reads its body, and answers when the test allows it."""
 
     def __init__(self) -> None:
         self.go, app = asyncio.Event(), FastAPI()
@@ -25,22 +25,22 @@ class Endpoint:
             await self.go.wait()
             return len(body)
 
-        answer_errors(app)
+        add_error_handlers(app)
         self.seen: list[tuple[Any, ...]] = []
         self.guard = Guard(
-            app, (), lambda: LIMITS, answer, lambda: "v0001", lambda *answered: self.seen.append(answered)
+            app, (), lambda: LIMITS, error_response, lambda: "v0001", lambda *answer: self.seen.append(answer)
         )
 
-    def post(self, *pieces: bytes) -> "asyncio.Task[tuple[int, dict[bytes, bytes], Any]]":
-        return asyncio.create_task(self._post(list(pieces)))
+    def post(self, *chunks: bytes) -> "asyncio.Task[tuple[int, dict[bytes, bytes], Any]]":
+        return asyncio.create_task(self._post(list(chunks)))
 
-    async def _post(self, pieces: list[bytes]) -> tuple[int, dict[bytes, bytes], Any]:
+    async def _post(self, chunks: list[bytes]) -> tuple[int, dict[bytes, bytes], Any]:
         sent: list[Any] = []
 
         async def receive() -> Any:
-            if not pieces:
+            if not chunks:
                 await asyncio.Event().wait()
-            return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
+            return {"type": "http.request", "body": chunks.pop(0), "more_body": bool(chunks)}
 
         async def send(message: Any) -> None:
             sent.append(message)
@@ -56,7 +56,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def test_bodies_that_wait_are_held_up_to_a_limit():
+def test_waiting_bodies_are_held_up_to_a_limit():
     async def run() -> None:
         endpoint, longest = Endpoint(), b"x" * LIMITS.body_bytes
         waiting = [endpoint.post(longest) for _ in range(LIMITS.held_bytes // LIMITS.body_bytes)]
@@ -67,22 +67,23 @@ def test_bodies_that_wait_are_held_up_to_a_limit():
         assert [(await one)[0] for one in waiting] == [200] * len(waiting)
         assert (await endpoint.post(longest))[0] == 200
         assert (endpoint.guard.held_bytes, endpoint.guard.ongoing) == (0, 0)
+        assert sorted(status for _, _, status, _ in endpoint.seen) == [200] * (len(waiting) + 1) + [429]
 
     asyncio.run(run())
 
 
-def test_a_body_in_pieces_is_refused_with_the_piece_that_is_too_much():
+def test_a_body_in_chunks_is_refused_at_the_first_chunk_beyond_the_limit():
     async def run() -> None:
         endpoint = Endpoint()
-        pieces = [b"x" * (LIMITS.body_bytes - 1), b"xx", b"never read"]
-        status, _, body = await endpoint._post(pieces)
-        assert (status, body["error"]["code"], pieces) == (413, "body_too_large", [b"never read"])
+        chunks = [b"x" * (LIMITS.body_bytes - 1), b"xx", b"never read"]
+        status, _, body = await endpoint._post(chunks)
+        assert (status, body["error"]["code"], chunks) == (413, "body_too_large", [b"never read"])
         assert endpoint.guard.held_bytes == 0
 
     asyncio.run(run())
 
 
-def test_more_requests_than_can_be_under_way_are_refused():
+def test_requests_beyond_the_limit_are_refused():
     async def run() -> None:
         endpoint = Endpoint()
         waiting = [endpoint.post(b"") for _ in range(LIMITS.ongoing_requests)]

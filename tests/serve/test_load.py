@@ -1,4 +1,4 @@
-"""A minute of load on an endpoint whose encoders die and whose versions change: no request is lost."""
+"""A minute of load on an endpoint whose encoders fail and whose versions change: no request fails."""
 
 import json
 import os
@@ -21,20 +21,20 @@ from transformers import Qwen3ForCausalLM
 from boom_ray.model import directory
 from boom_ray.runs import versions
 from boom_ray.serve.app import serve_models
-from boom_ray.serve.build import Settings
+from boom_ray.serve.serve_settings import ServeSettings
 from tests.conftest import publish
-from tests.serve.crowd import processes
+from tests.serve.clients import processes
 from tests.serve.test_serve import call, cosines, free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(3600)]
 MINUTE = 60
 INPUT = ["a text", "two words, and more of them"]
-TWO_ENCODERS = Settings(pass_tokens=512, min_replicas=2, max_replicas=2)
+TWO_ENCODERS = ServeSettings(pass_tokens=512, min_replicas=2, max_replicas=2)
 
 
 @pytest.fixture(scope="module")
 def run(qwen3, tmp_path_factory) -> str:
-    """A run with two versions that embed differently."""
+    """A run with two versions whose vectors differ."""
     root = tmp_path_factory.mktemp("storage") / "test"
     other = str(tmp_path_factory.mktemp("other") / "qwen3")
     shutil.copytree(qwen3, other)
@@ -60,9 +60,9 @@ def url(run) -> Iterator[str]:
 
 
 def under_load(url: str, run: str, act: Callable[[], None], seconds: float = MINUTE) -> Counter:
-    """How many answers had which status and version, while something happens and until time is over.
+    """Count responses by status and version while `act` runs, for `seconds`.
 
-    Every vector must be the one of the version that its answer names.
+    Every vector must be that of the version that its response names.
     """
     expected = {v: directory.load_encoder(f"{run}/models/{v}").encode(INPUT) for v in ("v0001", "v0002")}
     assert cosines(expected["v0001"], expected["v0002"]).max() < 0.99
@@ -93,7 +93,7 @@ def under_load(url: str, run: str, act: Callable[[], None], seconds: float = MIN
     return seen
 
 
-def test_encoders_that_die_for_a_minute_fail_no_request(url, run):
+def test_killed_encoders_fail_no_request(url, run):
     killed = []
 
     def kill() -> None:

@@ -1,4 +1,4 @@
-"""The endpoint in operation: other clients, limits, keys, lost encoders, new versions, and what is seen."""
+"""The endpoint in operation: other clients, limits, keys, failed encoders, new versions, metrics."""
 
 import asyncio
 import http.client
@@ -23,17 +23,21 @@ import ray
 import schemathesis
 import yaml
 from hypothesis import HealthCheck, given, settings
+from pydantic import ValidationError
 from ray import serve
+from ray._common.utils import import_attr
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
 from schemathesis.checks import not_a_server_error
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi import checks
 
-from boom_ray.errors import BoomError
+from boom_ray.errors import ConflictError, InputError
 from boom_ray.model import directory
 from boom_ray.serve import build
 from boom_ray.serve.app import serve_models
-from boom_ray.serve.build import Settings
+from boom_ray.serve.limits import Limits
+from boom_ray.serve.serve_settings import ServeSettings
 from tests.conftest import publish
 from tests.serve.test_serve import call, cosines, free_port
 
@@ -43,7 +47,7 @@ KEYS = ["one of the keys", "another key"]
 
 @pytest.fixture(scope="module")
 def versions(qwen3, tmp_path_factory) -> dict[str, str]:
-    """Two versions of a model with the same name."""
+    """Two versions of one model."""
     root = tmp_path_factory.mktemp("versions")
     return {name: publish(qwen3, str(root / name), version=name) for name in ("v0001", "v0002")}
 
@@ -55,7 +59,7 @@ def url(versions, tmp_path_factory) -> Iterator[str]:
     keys.write_text("\n".join(KEYS) + "\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BOOM_RAY_API_KEYS_FILE", str(keys))
-        settings = Settings(pass_tokens=512, min_replicas=2, max_replicas=2)
+        settings = ServeSettings(pass_tokens=512, min_replicas=2, max_replicas=2)
         serve_models([versions["v0001"]], port=port, settings=settings, blocking=False)
         yield f"http://127.0.0.1:{port}"
     serve.shutdown()
@@ -66,7 +70,7 @@ def post(url: str, body: dict, key: str = KEYS[1]):
 
 
 def load(url: str, until: threading.Event, clients: int = 4) -> Counter:
-    """How many requests had which status and version, from clients that never pause."""
+    """Count responses by status and version, from clients that never pause."""
     seen: Counter = Counter()
 
     def client(number: int) -> None:
@@ -82,7 +86,7 @@ def load(url: str, until: threading.Event, clients: int = 4) -> Counter:
 
 
 def under_load(url: str, act) -> Counter:
-    """The same while something happens, and for a second before and after."""
+    """The same while `act` runs, and for a second before and after."""
     until = threading.Event()
     with ThreadPoolExecutor(1) as threads:
         seen = threads.submit(load, url, until)
@@ -95,7 +99,7 @@ def under_load(url: str, act) -> Counter:
         return seen.result()
 
 
-def test_the_words_of_text_embeddings_inference(url, versions):
+def test_the_routes_of_text_embeddings_inference(url, versions):
     encoder = directory.load_encoder(versions["v0001"])
     status, headers, vectors = post(f"{url}/embed", {"inputs": ["a text", "another"]})
     assert status == 200 and headers["x-model-version"] == "v0001"
@@ -108,14 +112,14 @@ def test_the_words_of_text_embeddings_inference(url, versions):
     assert post(f"{url}/embed", {"inputs": ""})[0] == 422
 
 
-def test_curl_speaks_to_it(url):
+def test_a_request_with_curl(url):
     command = ["curl", "-s", f"{url}/v1/embeddings", "-H", "Content-Type: application/json",
                "-H", f"Authorization: Bearer {KEYS[0]}", "-d", '{"input": "a text"}']  # fmt: skip
     answer = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     assert len(answer["data"][0]["embedding"]) == 32
 
 
-def test_the_type_of_an_input_chooses_its_prompt_and_is_echoed(url, versions):
+def test_input_type_selects_the_prompt_and_is_echoed(url, versions):
     encoder = directory.load_encoder(versions["v0001"])
     _, _, body = post(f"{url}/v1/embeddings", {"input": "sort", "input_type": "query"})
     assert body["prompt_name"] == "query"
@@ -134,7 +138,7 @@ def test_every_route_but_health_needs_one_of_the_keys(url):
     assert [call(f"{url}/v1/models", key=key)[0] for key in KEYS] == [200, 200]
 
 
-def test_answers_carry_the_identity_of_the_request(url):
+def test_responses_have_the_id_of_the_request(url):
     request = urllib.request.Request(f"{url}/health", headers={"x-request-id": "mine"})
     with urllib.request.urlopen(request) as answer:
         assert answer.headers["x-request-id"] == "mine"
@@ -142,8 +146,8 @@ def test_answers_carry_the_identity_of_the_request(url):
     assert len(ids) == 3
 
 
-def test_a_body_that_is_too_long_is_refused_while_it_arrives(url):
-    limit = build.Limits(512, 128, 2).body_bytes
+def test_a_body_that_is_too_large_is_refused_while_it_arrives(url):
+    limit = Limits(512, 128, 2).body_bytes
     host = url.removeprefix("http://")
     declared = http.client.HTTPConnection(host)
     declared.request("POST", "/v1/embeddings", headers={
@@ -169,10 +173,10 @@ def test_a_body_that_is_too_long_is_refused_while_it_arrives(url):
         assert sent < 50 * limit
 
 
-def test_more_than_it_can_do_is_refused_at_once_and_the_rest_is_answered(url):
+def test_excess_load_is_refused_at_once_and_the_rest_is_answered(url):
     body = {"input": ["many words " * 40] * 20, "truncate": True}
 
-    async def ask(session: aiohttp.ClientSession) -> tuple[int, str | None]:
+    async def send(session: aiohttp.ClientSession) -> tuple[int, str | None]:
         headers = {"Authorization": f"Bearer {KEYS[0]}"}
         async with session.post(f"{url}/v1/embeddings", json=body, headers=headers) as answer:
             await answer.read()
@@ -181,7 +185,7 @@ def test_more_than_it_can_do_is_refused_at_once_and_the_rest_is_answered(url):
     async def crowd() -> list[tuple[int, str | None]]:
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(connector=connector) as session:
-            return await asyncio.gather(*(ask(session) for _ in range(40)))
+            return await asyncio.gather(*(send(session) for _ in range(40)))
 
     answers = asyncio.run(crowd())
     assert {status for status, _ in answers} == {200, 429}
@@ -189,25 +193,25 @@ def test_more_than_it_can_do_is_refused_at_once_and_the_rest_is_answered(url):
     assert post(f"{url}/v1/embeddings", {"input": "afterwards"})[0] == 200
 
 
-def test_a_client_that_goes_away_frees_its_place(url):
+def test_a_client_that_disconnects_frees_its_capacity(url):
     host = url.removeprefix("http://")
     body = json.dumps({"input": ["many words " * 40] * 200, "truncate": True})
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEYS[0]}"}
     for _ in range(5):
-        gone = http.client.HTTPConnection(host)
-        gone.request("POST", "/v1/embeddings", body, headers)
+        client = http.client.HTTPConnection(host)
+        client.request("POST", "/v1/embeddings", body, headers)
         time.sleep(0.05)
-        gone.close()
+        client.close()
     deadline = time.monotonic() + 30
     while post(f"{url}/v1/embeddings", {"input": ["many words " * 40] * 3, "truncate": True})[0] != 200:
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
-def test_the_dashboard_shows_metrics_that_there_are_and_they_hold_no_text(url):
+def test_the_metrics_of_the_dashboard_exist_and_contain_no_text(url):
     with open(os.path.join(os.path.dirname(__file__), "../../cluster/grafana/serving.json")) as file:
         wanted = set(re.findall(r"ray_boom_ray_serve_[a-z_]+", file.read()))
-    wanted.remove("ray_boom_ray_serve_retries_total")  # which is there after the first
+    wanted.remove("ray_boom_ray_serve_retries_total")  # exists after the first retry
     assert len(wanted) == 7
     assert post(f"{url}/v1/embeddings", {"input": "unmistakable"})[0] == 200
     addresses = [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes()]
@@ -230,19 +234,19 @@ PROMISES = [
 ]
 
 
-def test_every_answer_is_one_that_our_openapi_document_promises(url):
-    """To its examples, to requests drawn from it, and to others that break it."""
+def test_every_response_conforms_to_the_openapi_document(url):
+    """To its examples, to generated requests, and to requests that violate it."""
     seen = defaultdict[tuple[str, str], set[int]](set)
 
     def try_out(cases, kind: str) -> None:
         @settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(case=cases)
-        def ask(case):
-            answer = case.call(headers={"Authorization": f"Bearer {KEYS[0]}"})
-            seen[kind, case.path].add(answer.status_code // 100)
-            case.validate_response(answer, checks=PROMISES)
+        def check(case):
+            response = case.call(headers={"Authorization": f"Bearer {KEYS[0]}"})
+            seen[kind, case.path].add(response.status_code // 100)
+            case.validate_response(response, checks=PROMISES)
 
-        ask()
+        check()
 
     document = schemathesis.openapi.from_url(f"{url}/openapi.json")
     for operation in [found.ok() for found in document.get_all_operations()]:
@@ -269,7 +273,7 @@ def test_a_killed_encoder_fails_no_request(url):
     assert set(seen) == {(200, "v0001")}
 
 
-def test_a_corrupt_version_never_takes_over(url, versions, tmp_path):
+def test_a_corrupt_version_is_never_served(url, versions, tmp_path):
     damaged, different = str(tmp_path / "damaged"), str(tmp_path / "different")
     shutil.copytree(versions["v0002"], damaged)
     weights = next(name for name in os.listdir(damaged) if name.endswith(".safetensors"))
@@ -286,8 +290,8 @@ def test_a_corrupt_version_never_takes_over(url, versions, tmp_path):
 
     def deploy() -> None:
         for bad in (damaged, different):
-            with pytest.raises(BoomError) as refusal:
-                serve_models([bad], settings=Settings(512, 2, 2), blocking=False)
+            with pytest.raises(InputError) as refusal:
+                serve_models([bad], settings=ServeSettings(512, 2, 2), blocking=False)
             reasons.append(str(refusal.value))
 
     seen = under_load(url, deploy)
@@ -296,30 +300,34 @@ def test_a_corrupt_version_never_takes_over(url, versions, tmp_path):
     assert len(serve.status().applications) == 2
 
 
+@pytest.mark.parametrize("key", ["max_replica", "pass_token"])
+def test_a_misspelled_setting_in_a_config_file_is_refused(key):
+    with pytest.raises(ValidationError, match=key):
+        build.IngressArguments.model_validate({"models": ["a"], "settings": {key: 2}})
+
+
 def test_a_new_version_takes_over_under_load(url, versions):
     seen = under_load(url, lambda: serve_models(
-        [versions["v0002"]], settings=Settings(512, 2, 2), blocking=False
+        [versions["v0002"]], settings=ServeSettings(512, 2, 2), blocking=False
     ))  # fmt: skip
     assert set(seen) == {(200, "v0001"), (200, "v0002")}
     assert call(f"{url}/health", key=None)[2]["version"] == "v0002"
     assert len(serve.status().applications) == 2
 
 
-def test_a_model_that_is_served_is_not_ended_by_serving_another(url, published_minilm, tmp_path):
+def test_serving_another_model_does_not_end_a_served_one(url, published_minilm, tmp_path):
     other = str(tmp_path / "other")
     shutil.copytree(published_minilm, other, ignore=shutil.ignore_patterns("artifact.json"))
-    with pytest.raises(BoomError, match="serves test, which is not among"):
+    with pytest.raises(ConflictError, match="serves test,"):
         serve_models([other], blocking=False)
     assert call(f"{url}/health", key=None)[2]["model"] == "test"
 
 
-def test_two_models_by_their_names_behind_the_same_keys(
-    url, versions, published_minilm, tmp_path, monkeypatch
-):
+def test_two_models_are_served_by_their_names(url, versions, published_minilm, tmp_path, monkeypatch):
     monkeypatch.delenv("BOOM_RAY_API_KEYS_FILE")
     other = str(tmp_path / "other")
     shutil.copytree(published_minilm, other, ignore=shutil.ignore_patterns("artifact.json"))
-    serve_models([versions["v0002"], other], settings=Settings(512, 1, 1), blocking=False)
+    serve_models([versions["v0002"], other], settings=ServeSettings(512, 1, 1), blocking=False)
     sizes = {
         name: len(post(f"{url}/v1/embeddings", {"input": "a", "model": name})[2]["data"][0]["embedding"])
         for name in ("test", "other")
@@ -329,25 +337,29 @@ def test_two_models_by_their_names_behind_the_same_keys(
     assert [one["id"] for one in call(f"{url}/v1/models", key=KEYS[0])[2]["data"]] == ["test", "other"]
 
 
-def test_the_configuration_is_what_serve_deploy_takes(versions, tmp_path):
+def test_the_config_file_is_valid_for_serve_deploy(versions, tmp_path):
     path = str(tmp_path / "serve.yaml")
-    build.write_config([versions["v0001"]], Settings(), "127.0.0.1", 8000, path)
+    build.write_config([versions["v0001"]], ServeSettings(device="cpu"), "127.0.0.1", 8000, path)
     with open(path, encoding="utf-8") as file:
         schema = ServeDeploySchema.model_validate(yaml.safe_load(file))
-    assert [one.name for one in schema.applications][-1] == "boom-ray"
+    encoder, ingress = schema.applications
+    assert (ingress.name, ingress.route_prefix, encoder.route_prefix) == ("boom-ray", "/", None)
+    assert build.EncoderArguments.model_validate(encoder.args).model == versions["v0001"]
+    assert build.IngressArguments.model_validate(ingress.args).settings == ServeSettings(device="cpu")
 
 
 @pytest.mark.slow
-def test_what_the_configuration_deploys_answers_behind_the_proxies_of_ray_serve(versions, tmp_path):
+def test_the_config_file_deploys_an_endpoint_behind_the_proxies_of_ray_serve(versions, tmp_path):
     path, port = str(tmp_path / "serve.yaml"), free_port()
-    build.write_config([versions["v0001"]], Settings(), "127.0.0.1", port, path)
+    build.write_config([versions["v0001"]], ServeSettings(), "127.0.0.1", port, path)
     with open(path, encoding="utf-8") as file:
-        encoder, ingress = yaml.safe_load(file)["applications"]
+        config = ServeDeploySchema.model_validate(yaml.safe_load(file))
     serve.shutdown()
     serve.start(http_options={"port": port})
     try:
-        serve.run(build.encoder(encoder["args"]), name=encoder["name"], route_prefix=None)
-        serve.run(build.ingress(ingress["args"]), name=ingress["name"], route_prefix=ingress["route_prefix"])
+        for one in config.applications:
+            builder = call_user_app_builder_with_args_if_necessary(import_attr(one.import_path), one.args)
+            serve.run(builder, name=one.name, route_prefix=one.route_prefix)
         status, headers, body = post(f"http://127.0.0.1:{port}/v1/embeddings", {"input": ["a", "b"]})
         assert (status, headers["x-model-version"], len(body["data"])) == (200, "v0001", 2)
     finally:

@@ -1,4 +1,4 @@
-"""More load than an endpoint can take, and load for long: what it refuses, and what its processes hold."""
+"""Overload and long load: refusals, latency, and the memory of the processes."""
 
 import asyncio
 import os
@@ -13,10 +13,10 @@ from ray import serve
 
 from boom_ray.model import directory
 from boom_ray.serve.app import serve_models
-from boom_ray.serve.build import Settings
 from boom_ray.serve.limits import Limits
+from boom_ray.serve.serve_settings import ServeSettings
 from tests import texts
-from tests.serve.crowd import Crowd, Watch
+from tests.serve.clients import LoadGenerator, MemoryMonitor
 from tests.serve.test_serve import call, free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(3600)]
@@ -28,33 +28,33 @@ MIB = 1 << 20
 def busy_url(published_minilm) -> Iterator[str]:
     """An endpoint whose encoder is the bottleneck."""
     port = free_port()
-    serve_models([published_minilm], port=port, settings=Settings(pass_tokens=512), blocking=False)
+    serve_models([published_minilm], port=port, settings=ServeSettings(pass_tokens=512), blocking=False)
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
 
 
 @pytest.fixture
 def idle_url(published_qwen3) -> Iterator[str]:
-    """An endpoint whose encoder has little to do."""
+    """An endpoint whose encoder is mostly idle."""
     port = free_port()
     serve_models([published_qwen3], port=port, blocking=False)
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
 
 
-def test_at_four_times_its_capacity_it_answers_what_it_accepts_in_time_and_refuses_the_rest(
+def test_at_four_times_its_capacity_an_endpoint_refuses_the_excess_and_answers_the_rest_in_time(
     busy_url, published_minilm
 ):
     encoder = directory.load_encoder(published_minilm)
     body = {"input": [text[:160] for pair in texts.functions("email") for text in pair][:8], "truncate": True}
     tokens = sum(map(len, encoder.tokenize(body["input"])))
     at_capacity = Limits(512, 128).waiting_tokens // tokens
-    asyncio.run(Crowd(busy_url, body).closed(2, 3))
-    normal, more = Crowd(busy_url, body), Crowd(busy_url, body)
+    asyncio.run(LoadGenerator(busy_url, body).closed(2, 3))
+    normal, more = LoadGenerator(busy_url, body), LoadGenerator(busy_url, body)
     asyncio.run(normal.closed(at_capacity, 20))
     assert {status for status, *_ in normal.answers} == {200}
     rate = len(normal.answers) / 20
-    with Watch(0.5) as samples:
+    with MemoryMonitor(0.5) as samples:
         asyncio.run(more.open(4 * rate, 30))
     refused = [after for status, _, after in more.answers if status == 429]
     grown = {kind: (max(one[kind] for one in samples) - samples[0][kind]) // MIB for kind in samples[0]}
@@ -90,14 +90,14 @@ def test_memory_stays_flat_for_twenty_minutes(idle_url):
                         await answer.read()
                         seen[answer.status] += 1
                 except TimeoutError:
-                    seen["gone"] += 1
+                    seen["cancelled"] += 1
                 await asyncio.sleep(0.2)
         return seen
 
-    with Watch(SOAK_SECONDS / 80) as samples:
+    with MemoryMonitor(SOAK_SECONDS / 80) as samples:
         seen = asyncio.run(load(time.monotonic() + SOAK_SECONDS))
     print(f"answers: {dict(seen)}")
-    assert set(seen) <= {200, 422, "gone"} and min(seen[200], seen[422]) > 100
+    assert set(seen) <= {200, 422, "cancelled"} and min(seen[200], seen[422]) > 100
     for kind in samples[0]:
         quarters = np.array_split([one[kind] / MIB for one in samples], 4)
         start, second, third, last = (float(np.median(quarter)) for quarter in quarters)

@@ -1,4 +1,4 @@
-"""The endpoint over real HTTP: vectors are those of sentence-transformers, bad requests get clear errors."""
+"""The endpoint over HTTP: vectors equal those of sentence-transformers, bad requests get clear errors."""
 
 import base64
 import json
@@ -22,7 +22,7 @@ import ray
 from ray import serve
 from sentence_transformers import SentenceTransformer
 
-from boom_ray.errors import BoomError
+from boom_ray.errors import InputError, NotFoundError
 from boom_ray.serve.app import serve_models
 from tests import texts
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 @dataclass
 class Server:
-    """A running endpoint, its client, and the model as others load it."""
+    """A running endpoint, its client, and the model as sentence-transformers loads it."""
 
     url: str
     client: openai.OpenAI
@@ -69,13 +69,15 @@ def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 SCRIPT = """
 import sys
 from boom_ray.runtime import cluster
+from boom_ray.runtime.console import show_log
 from boom_ray.serve.app import serve_models
+show_log()
 cluster.connect()
 serve_models([sys.argv[1]], port=int(sys.argv[2]))
 """
 
 
-def test_the_command_says_when_it_is_ready_and_ends_cleanly_on_sigterm(published_qwen3):
+def test_the_command_reports_when_it_is_ready_and_ends_cleanly_on_sigterm(published_qwen3):
     port = free_port()
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-c", SCRIPT, published_qwen3, str(port)]
@@ -95,28 +97,28 @@ def test_the_command_says_when_it_is_ready_and_ends_cleanly_on_sigterm(published
 def test_a_model_that_cannot_be_loaded_is_one_clear_error(published_qwen3, tmp_path):
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         os.symlink(os.path.join(published_qwen3, name), tmp_path / name)
-    with pytest.raises(BoomError, match="cannot be loaded as a model") as refusal:
+    with pytest.raises(InputError, match=f"{tmp_path}: .*cannot be loaded as a model") as refusal:
         serve_models([str(tmp_path)], port=free_port(), blocking=False)
     assert "\n" not in str(refusal.value)
     assert not serve.status().applications
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "somewhere.example"])
-def test_other_machines_are_let_in_only_with_a_key(host, published_qwen3, monkeypatch):
+def test_an_address_that_other_machines_reach_needs_a_key(host, published_qwen3, monkeypatch):
     monkeypatch.delenv("BOOM_RAY_API_KEY", raising=False)
-    with pytest.raises(BoomError, match="BOOM_RAY_API_KEY"):
+    with pytest.raises(InputError, match="BOOM_RAY_API_KEY"):
         serve_models([published_qwen3], host, free_port(), blocking=False)
 
 
 def test_a_port_in_use_is_named(published_qwen3):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(BoomError, match=f"port {port}"):
+        with pytest.raises(InputError, match=f"port {port}"):
             serve_models([published_qwen3], port=port, blocking=False)
 
 
-def test_no_model_is_named(tmp_path):
-    with pytest.raises(BoomError, match="nothing-here"):
+def test_a_missing_model_is_named(tmp_path):
+    with pytest.raises(NotFoundError, match="nothing-here"):
         serve_models([str(tmp_path / "nothing-here")], port=free_port(), blocking=False)
 
 
@@ -134,13 +136,13 @@ def server(request) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def mixed() -> list[str]:
-    """50 texts from one letter to many words, none longer than the models take."""
+    """50 texts from one letter to many words, none longer than the models' maximum."""
     pieces = [text[:120] for pair in texts.functions("email") for text in pair][:47]
     return ["a", "two words", "ünïcödé ✓ 漢字", *pieces]
 
 
 def received(answer: openai.types.CreateEmbeddingResponse) -> np.ndarray:
-    """The vectors of an answer [n, d]; the client leaves base64 as it is when asked for it."""
+    """The vectors of a response [n, d]; the client decodes base64 only if it was not requested."""
     rows = [row.embedding for row in sorted(answer.data, key=lambda row: row.index)]
     return np.stack(
         [np.frombuffer(base64.b64decode(row), "<f4") if isinstance(row, str) else row for row in rows]
@@ -157,14 +159,14 @@ def test_the_official_client_gets_the_vectors_of_sentence_transformers(server, m
     assert answer.model == "test"
 
 
-def test_dimensions_are_the_leading_ones_normalized_again(server, mixed):
+def test_leading_dimensions_are_normalized_again(server, mixed):
     answer = server.client.embeddings.create(model="test", input=mixed[:9], dimensions=16)
     leading = server.expected(mixed[:9])[:, :16]
     expected = leading / np.linalg.norm(leading, axis=1, keepdims=True)
     assert np.abs(received(answer) - expected).max() < 1e-5
 
 
-def test_token_ids_are_embedded_as_they_are(server, mixed):
+def test_token_ids_are_embedded_unchanged(server, mixed):
     token_ids = server.token_ids(mixed[:5])
     expected = server.expected(mixed[:5])
     several = server.client.embeddings.create(model="test", input=token_ids)
@@ -173,7 +175,7 @@ def test_token_ids_are_embedded_as_they_are(server, mixed):
     assert cosines(received(one), expected[3:4]).min() >= 0.99999
 
 
-def test_a_prompt_goes_before_the_text(server, mixed):
+def test_a_prompt_is_prepended(server, mixed):
     options = {"extra_body": {"prompt_name": "query"}}
     answer = server.client.embeddings.create(model="test", input=mixed[3], **options)
     prompt = server.reference.prompts["query"]
@@ -181,28 +183,28 @@ def test_a_prompt_goes_before_the_text(server, mixed):
     assert cosines(received(answer), server.expected([mixed[3]])).max() < 0.999
 
 
-def test_a_long_text_is_refused_with_limit_and_length_or_cut_if_asked(server):
+def test_a_long_text_is_refused_with_limit_and_length_or_truncated_on_request(server):
     long = "word " * 700
     length = len(server.reference.tokenizer(long)["input_ids"])
     assert length > server.reference.max_seq_length == 128
     with pytest.raises(openai.UnprocessableEntityError) as refusal:
         server.client.embeddings.create(model="test", input=["short", long])
     assert refusal.value.code == "context_length_exceeded"
-    assert f"input 1 has {length} tokens; the model takes 128" in refusal.value.message
+    assert all(part in refusal.value.message for part in ("input 1", f"{length} tokens", "128"))
 
     answer = server.client.embeddings.create(model="test", input=long, extra_body={"truncate": True})
     assert cosines(received(answer), server.expected([long])).min() >= 0.99999
     assert answer.usage.prompt_tokens == 128
 
 
-def test_requests_side_by_side_get_their_own_vectors(server, mixed):
+def test_concurrent_requests_get_their_own_vectors(server, mixed):
     expected = server.expected(mixed)
 
-    def ask(index: int) -> np.ndarray:
+    def send(index: int) -> np.ndarray:
         return received(server.client.embeddings.create(model="test", input=mixed[index : index + 3]))
 
     with ThreadPoolExecutor(16) as threads:
-        answers = list(threads.map(ask, range(24)))
+        answers = list(threads.map(send, range(24)))
     for index, vectors in enumerate(answers):
         assert cosines(vectors, expected[index : index + 3]).min() >= 0.99999
 
@@ -220,7 +222,7 @@ def test_health_is_answered_while_the_model_computes(server):
         assert len(large.result().data) == 150
 
 
-def test_the_model_is_listed_and_every_answer_names_its_version(server):
+def test_the_model_is_listed_and_every_response_names_its_version(server):
     assert [model.id for model in server.client.models.list()] == ["test"]
     answers = [
         call(f"{server.url}/health", key=None),
@@ -234,6 +236,21 @@ def test_the_model_is_listed_and_every_answer_names_its_version(server):
     assert {headers["x-model-version"] for _, headers, _ in answers} == {"v0001"}
 
 
+@pytest.mark.parametrize("model", ["test", "v0001", "test:v0001"])
+def test_openais_client_names_the_model_by_name_or_version(server, model):
+    response = server.client.embeddings.create(model=model, input=["how do I sort a list?"])
+    assert cosines(received(response), server.expected(["how do I sort a list?"])).min() >= 0.99999
+    assert response.model == "test"
+
+
+@pytest.mark.parametrize("model", ["v0002", "test:v0002", "Test", "", "v0001:test"])
+def test_openais_client_gets_404_for_an_unknown_model(server, model):
+    with pytest.raises(openai.NotFoundError) as refusal:
+        server.client.embeddings.create(model=model, input=["a"])
+    assert (refusal.value.code, refusal.value.param) == ("model_not_found", "model")
+    assert repr(model) in refusal.value.message and "test:v0001" in refusal.value.message
+
+
 @pytest.mark.parametrize("key", [None, "", "wrong", KEY.upper(), "\xfc", KEY[:-1]])
 def test_v1_needs_the_key(server, key):
     for path, body in (("models", None), ("embeddings", b'{"input": "a"}'), ("embeddings", b"{")):
@@ -243,9 +260,9 @@ def test_v1_needs_the_key(server, key):
 
 BAD_REQUESTS = {
     "broken JSON": ('{"input": ', 400, "not valid JSON"),
-    "bytes that are no UTF-8": (b'{"input": "\xff"}', 400, "body"),
+    "bytes that are not UTF-8": (b'{"input": "\xff"}', 400, "body"),
     "deep nesting": ("[" * 100_000, 400, "body"),
-    "no object": ("[1]", 422, "dictionary"),
+    "not an object": ("[1]", 422, "dictionary"),
     "nothing": ("", 422, "body"),
     "no input": ("{}", 422, "input"),
     "null": ('{"input": null}', 422, "a list of texts"),

@@ -1,28 +1,26 @@
-"""One request: its inputs checked and turned into token ids, its vectors into the body of the answer."""
+"""From the inputs of a request to token ids, checked."""
 
-import base64
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from boom_ray import storage
 from boom_ray.model import directory, tokenizer
 from boom_ray.model.spec import EncoderSpec
 from boom_ray.serve.limits import MAX_INPUTS
-from boom_ray.serve.schema import EmbeddingRequest, RequestError, Token, TokenizeRequest
+from boom_ray.serve.schema import EmbeddingRequest, RequestError, TokenizeRequest, TokenSpan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
-class Reader:
-    """What turns inputs into token ids of one model, in one thread: a tokenizer keeps truncation as state.
+class RequestReader:
+    """Turns inputs into token ids of one model. For one thread: a tokenizer keeps truncation as state.
 
     Attributes:
-        spec: The model's maximum length and prompts.
+        tokenizer: Tokenizer of the model.
+        spec: Maximum length and prompts of the model.
         dimensions: Length of its embeddings.
         vocabulary: Number of its token ids.
     """
@@ -33,8 +31,8 @@ class Reader:
     vocabulary: int
 
     @classmethod
-    def load(cls, uri: str) -> "Reader":
-        """Of a model directory; its weights are not read."""
+    def load(cls, uri: str) -> "RequestReader":
+        """The reader of a model directory, without its weights."""
         local = storage.local_directory(uri)
         spec = directory.read_spec(local)
         with open(f"{local}/config.json", encoding="utf-8") as file:
@@ -42,14 +40,14 @@ class Reader:
         return cls(tokenizer.load(local, spec), spec, directory.dimension_of(local), vocabulary)
 
     def prompt_name(self, request: EmbeddingRequest) -> str | None:
-        """The prompt a request asks for.
+        """The name of the prompt that a request selects.
 
         Raises:
-            RequestError: if the model has none of that name.
+            RequestError: if the model has no such prompt, or the request selects two.
         """
         name, prompts = request.prompt_name or request.input_type, self.spec.prompts
         if request.prompt_name and request.input_type not in (None, request.prompt_name):
-            message = "give prompt_name or input_type, not two that differ"
+            message = "prompt_name and input_type differ; send one of them"
             raise RequestError(422, message, "input_type", "two_prompts")
         if name is not None and name not in prompts:
             message = f"no prompt {name!r}; the model has: {', '.join(sorted(prompts)) or 'none'}"
@@ -60,7 +58,8 @@ class Reader:
         """The token ids of every input of a request.
 
         Raises:
-            RequestError: if an input is empty, too long or unknown, or a setting does not fit the model.
+            RequestError: if an input is empty, too long or not in the vocabulary, or an option does not fit
+                the model.
         """
         prompt = self.prompt_name(request)
         if request.dimensions is not None and request.dimensions > self.dimensions:
@@ -70,31 +69,33 @@ class Reader:
         if isinstance(inputs, str) or (inputs and isinstance(inputs[0], int)):
             inputs = [inputs]
         if not inputs or not all(inputs):
-            raise RequestError(422, "input is empty, or holds an empty text or list", "input", "empty_input")
+            raise RequestError(
+                422, "input is empty, or contains an empty text or list", "input", "empty_input"
+            )
         if len(inputs) > MAX_INPUTS:
-            message = f"input holds {len(inputs)} texts; allowed: {MAX_INPUTS} in one request"
+            message = f"input has {len(inputs)} texts; allowed: {MAX_INPUTS} in one request"
             raise RequestError(422, message, "input", "too_many_inputs")
         if isinstance(inputs[0], str):
             check_unicode(inputs)
-            before = self.spec.prompts[prompt] if prompt else ""
-            return self._tokenize([before + text for text in inputs], request.truncate)
+            prefix = self.spec.prompts[prompt] if prompt else ""
+            return self._tokenize([prefix + text for text in inputs], request.truncate)
         if prompt is not None:
-            raise RequestError(422, "a prompt goes before texts, not before token ids", "prompt_name")
+            raise RequestError(422, "a prompt is prepended to texts, not to token ids", "prompt_name")
         return self._check_tokens(inputs, request.truncate)
 
-    def tokens(self, request: TokenizeRequest) -> list[list[Token]]:
-        """What `/tokenize` answers: the tokens of each text, with their places in it."""
+    def tokens(self, request: TokenizeRequest) -> list[list[TokenSpan]]:
+        """The tokens of each text with their positions, the response of `/tokenize`."""
         texts = [request.inputs] if isinstance(request.inputs, str) else request.inputs
         check_unicode(texts)
         name = self.prompt_name(EmbeddingRequest(input="-", prompt_name=request.prompt_name))
-        before = self.spec.prompts[name] if name else ""
+        prefix = self.spec.prompts[name] if name else ""
         self.tokenizer.backend_tokenizer.no_truncation()
         found = self.tokenizer.backend_tokenizer.encode_batch(
-            [before + text for text in texts], add_special_tokens=request.add_special_tokens
+            [prefix + text for text in texts], add_special_tokens=request.add_special_tokens
         )
         return [
             [
-                Token(id=id, text=text, special=bool(special), start=start, stop=stop)
+                TokenSpan(id=id, text=text, special=bool(special), start=start, stop=stop)
                 for id, text, special, (start, stop) in zip(
                     one.ids, one.tokens, one.special_tokens_mask, one.offsets, strict=True
                 )
@@ -103,19 +104,19 @@ class Reader:
         ]
 
     def _tokenize(self, texts: list[str], truncate: bool) -> list[list[int]]:
-        cutting: dict[str, Any] = (
+        options: dict[str, Any] = (
             {"truncation": True, "max_length": self.spec.max_length} if truncate else {"verbose": False}
         )
-        token_ids = self.tokenizer(texts, return_attention_mask=False, **cutting)["input_ids"]
+        token_ids = self.tokenizer(texts, return_attention_mask=False, **options)["input_ids"]
         self._check_lengths(token_ids)
         return token_ids
 
     def _check_tokens(self, token_ids: list[list[int]], truncate: bool) -> list[list[int]]:
         limit = self.spec.max_length
         if not all(0 <= token < self.vocabulary for ids in token_ids for token in ids):
-            message = f"input holds a token id that is not in the model's vocabulary of {self.vocabulary}"
+            message = f"input has a token id outside the model's vocabulary of {self.vocabulary}"
             raise RequestError(422, message, "input", "unknown_token")
-        if truncate:
+        if truncate:  # the last token stays: last-token pooling needs the end token
             return [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in token_ids]
         self._check_lengths(token_ids)
         return token_ids
@@ -131,42 +132,13 @@ class Reader:
 
 
 def check_unicode(texts: list[str]) -> None:
-    """Refuse what cannot be encoded.
+    """Refuse texts that UTF-8 cannot encode.
 
     Raises:
-        RequestError: if a text holds half of a surrogate pair.
+        RequestError: if a text contains half of a surrogate pair, which JSON can express.
     """
     try:
         "".join(texts).encode()
     except UnicodeEncodeError as error:
-        message = "input holds half of a surrogate pair, which is no valid Unicode"
+        message = "input has half of a surrogate pair, which is not valid Unicode"
         raise RequestError(422, message, "input", "invalid_unicode") from error
-
-
-def shorten(vectors: np.ndarray, dimensions: int | None) -> np.ndarray:
-    """The first `dimensions` of [n, d] vectors, normalized again; as they are for None."""
-    if dimensions is None:
-        return vectors
-    leading = vectors[:, :dimensions]
-    return leading / np.maximum(np.linalg.norm(leading, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-
-
-def respond(
-    vectors: np.ndarray, token_ids: list[list[int]], request: EmbeddingRequest, model: str
-) -> dict[str, Any]:
-    """The body of a successful answer, an `EmbeddingResponse`; numbers are left to the JSON encoder."""
-    encoded: list[Any] = list(vectors)
-    if request.encoding_format == "base64":
-        encoded = [base64.b64encode(vector.astype("<f4").tobytes()).decode() for vector in vectors]
-    tokens = sum(map(len, token_ids))
-    answer = {
-        "object": "list",
-        "data": [
-            {"object": "embedding", "index": index, "embedding": vector}
-            for index, vector in enumerate(encoded)
-        ],
-        "model": model,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-    }
-    prompt = request.prompt_name or request.input_type
-    return answer | ({"prompt_name": prompt} if prompt else {})

@@ -1,4 +1,4 @@
-"""Clients of an endpoint, and what its processes hold meanwhile."""
+"""Load on an endpoint, and the memory of its processes."""
 
 import asyncio
 import contextlib
@@ -11,24 +11,24 @@ import psutil
 
 
 def processes(kind: str) -> list[psutil.Process]:
-    """Those of Ray Serve below this process whose title holds a word."""
+    """Ray processes below this one whose title contains `kind`."""
     found = []
     for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+        with contextlib.suppress(psutil.Error):  # the process has ended
             title = " ".join(process.cmdline())
             if title.startswith("ray::") and kind in title:
                 found.append(process)
     return found
 
 
-class Crowd:
-    """Requests of one kind, and what became of them: status, seconds, and Retry-After."""
+class LoadGenerator:
+    """Sends one request many times, and keeps status, seconds and Retry-After of every response."""
 
     def __init__(self, url: str, body: dict) -> None:
         self.url, self.body = f"{url}/v1/embeddings", body
         self.answers: list[tuple[int, float, str | None]] = []
 
-    async def ask(self, session: aiohttp.ClientSession) -> None:
+    async def send(self, session: aiohttp.ClientSession) -> None:
         since = time.perf_counter()
         async with session.post(self.url, json=self.body) as answer:
             await answer.read()
@@ -36,47 +36,47 @@ class Crowd:
             self.answers.append((answer.status, seconds, answer.headers.get("Retry-After")))
 
     async def closed(self, clients: int, seconds: float) -> None:
-        """Clients that each wait for their answer before they ask again."""
+        """A closed loop: each client waits for the response before it sends the next request."""
         end = time.perf_counter() + seconds
 
         async def client(session: aiohttp.ClientSession) -> None:
             while time.perf_counter() < end:
-                await self.ask(session)
+                await self.send(session)
 
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
             await asyncio.gather(*(client(session) for _ in range(clients)))
 
     async def open(self, rate: float, seconds: float) -> None:
-        """So many requests a second, whatever becomes of them."""
+        """An open loop: `rate` requests a second, whatever the responses."""
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-            asked = []
+            requests = []
             for _ in range(int(rate * seconds)):
-                asked.append(asyncio.create_task(self.ask(session)))
+                requests.append(asyncio.create_task(self.send(session)))
                 await asyncio.sleep(1 / rate)
-            await asyncio.gather(*asked)
+            await asyncio.gather(*requests)
 
     def p99(self) -> float:
         return float(np.percentile([seconds for status, seconds, _ in self.answers if status == 200], 99))
 
 
-def held() -> dict[str, int]:
-    """Bytes that each kind of process holds alone, all of its processes together."""
+def private_memory() -> dict[str, int]:
+    """Bytes of private memory of each kind of process, summed over its processes."""
     return {
         kind: sum(info.rss - info.shared for one in processes(kind) for info in [one.memory_info()])
         for kind in (":ingress", ":encoder")
     }
 
 
-class Watch:
-    """Samples of `held` while a block runs."""
+class MemoryMonitor:
+    """Samples of `private_memory` while a block runs."""
 
-    def __init__(self, every: float) -> None:
-        self.every, self.over, self.samples = every, threading.Event(), [held()]
+    def __init__(self, interval: float) -> None:
+        self.interval, self.over, self.samples = interval, threading.Event(), [private_memory()]
         self.thread = threading.Thread(target=self._sample)
 
     def _sample(self) -> None:
-        while not self.over.wait(self.every):
-            self.samples.append(held())
+        while not self.over.wait(self.interval):
+            self.samples.append(private_memory())
 
     def __enter__(self) -> list[dict[str, int]]:
         self.thread.start()

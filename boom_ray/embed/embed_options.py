@@ -1,0 +1,69 @@
+"""The options of an embedding run."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from boom_ray.errors import InputError
+
+Precision = Literal["float32", "bfloat16"]
+VectorType = Literal["float32", "float16", "int8", "binary"]
+OUTPUT_COLUMNS = {"id", "chunk", "embedding", "text_xxh3"}
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """Options of an embedding run.
+
+    Attributes:
+        text_column: Column of texts (strings). Longer texts are truncated at the model's maximum length.
+        id_column: Column of ids (integers or strings).
+        prompt_name: Name of the model's prompt that is prepended to every text; none by default.
+        prompt: Text of a prompt, instead of a name.
+        columns: Input columns to copy to the output.
+        filter: Condition that rows must satisfy, such as `lang == 'en' and stars > 3`.
+        limit: Maximum number of rows to embed.
+        empty_text: Whether an empty text is an error or is embedded.
+        dimensions: Keep this many leading dimensions and normalize again (Matryoshka); all by default.
+        dtype: Type of the stored vectors.
+        chunk: Split texts into chunks of at most this many tokens; by default they are truncated.
+        overlap: Tokens that consecutive chunks share.
+        chunk_output: `mean`: one vector per text. `each`: one vector per chunk.
+        since: Earlier outputs of the same model; rows that one of them contains are skipped.
+        num_workers: Maximum number of encoders; by default one per GPU, or the number that a short
+            measurement of the CPUs finds fastest.
+        precision: Precision of weights and activations; by default bfloat16 on GPUs, and on CPUs bfloat16
+            only if it is faster and the vectors agree with float32.
+        chunk_tokens: Padded tokens in one forward pass.
+
+    Raises:
+        InputError: if options contradict each other.
+    """
+
+    text_column: str = "text"
+    id_column: str = "id"
+    prompt_name: str | None = None
+    prompt: str | None = None
+    columns: tuple[str, ...] = ()
+    filter: str | None = None
+    limit: int | None = None
+    empty_text: Literal["refuse", "embed"] = "refuse"
+    dimensions: int | None = None
+    dtype: VectorType = "float32"
+    chunk: int | None = None
+    overlap: int = 0
+    chunk_output: Literal["mean", "each"] = "mean"
+    since: tuple[str, ...] = ()
+    num_workers: int | None = None
+    precision: Precision | None = None
+    chunk_tokens: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.prompt_name is not None and self.prompt is not None:
+            raise InputError("prompt_name and prompt exclude each other. Set one of them")
+        if self.overlap and not self.chunk:
+            raise InputError(f"overlap {self.overlap}: needs chunk, the number of tokens in a chunk")
+        if self.chunk and self.overlap >= self.chunk // 2:
+            raise InputError(f"overlap {self.overlap}: allowed below half of chunk {self.chunk}")
+        reserved = OUTPUT_COLUMNS & set(self.columns)
+        if reserved:
+            raise InputError(f"columns: {', '.join(sorted(reserved))} is a column of the output. Omit it")

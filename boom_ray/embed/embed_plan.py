@@ -1,0 +1,102 @@
+"""The plan of an embedding run, and the pool of encoders that carries it out."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from boom_ray.embed.probe import ComputeSettings
+from boom_ray.embed.text_source import TextSource
+from boom_ray.embed.vectors import Reduction
+from boom_ray.model.spec import EncoderSpec
+
+MIN_ROWS, MAX_ROWS, TARGET_PARTITIONS = 128, 16384, 64
+
+
+@dataclass(frozen=True)
+class EmbedPlan:
+    """Everything that determines the content of the output, and its location.
+
+    Attributes:
+        source: The input.
+        model: URI of the model directory.
+        spec: Pooling and maximum length of the model.
+        prompt: Text before every input.
+        rows: Rows of each unit to embed.
+        earlier_keys: Ray reference of the sorted `row_keys` of rows to skip.
+        target: URI below which the partitions are written.
+        reduction: From embeddings to stored numbers.
+    """
+
+    source: TextSource
+    model: str
+    spec: EncoderSpec
+    prompt: str
+    rows: list[int]
+    earlier_keys: Any
+    target: str
+    reduction: Reduction
+
+    @property
+    def partition_rows(self) -> int:
+        """Maximum rows of a partition: a function of the input alone, so that any cluster can resume."""
+        return min(max(sum(self.rows) // TARGET_PARTITIONS, MIN_ROWS), MAX_ROWS)
+
+    def partitions(self, number: int) -> Iterator[tuple[str, pa.Table]]:
+        """File name and rows of each partition of unit `number`."""
+        unit, left = self.source.units[number], self.rows[number]
+        tables = self.source.partitions(unit, self.partition_rows, ray.get(self.earlier_keys))
+        for index, table in enumerate(tables):
+            if left <= 0:
+                return
+            yield f"part-{number:06d}-{index:06d}.parquet", table.slice(0, left)
+            left -= len(table)
+
+    def first_texts(self, count: int) -> list[str]:
+        """Texts of the first rows to embed."""
+        texts: list[str] = []
+        for number in range(len(self.rows)):
+            for _, table in self.partitions(number):
+                texts += table["text"].to_pylist()
+                if len(texts) >= count:
+                    return texts[:count]
+        return texts
+
+
+@dataclass(frozen=True)
+class EncoderPool:
+    """The encoders and their shares of the cluster.
+
+    Attributes:
+        size: Maximum number of encoders, each an actor.
+        num_cpus: CPUs an actor reserves: at most one, and all together leave one for reading and writing.
+        num_gpus: GPUs an actor reserves.
+        compute: Precision and threads of an encoder. Threads may exceed `num_cpus`: the other stages need
+            little time on the same CPUs.
+    """
+
+    size: int
+    num_cpus: float
+    num_gpus: float
+    compute: ComputeSettings
+
+    @classmethod
+    def of(cls, num_workers: int | None, num_partitions: int, compute: ComputeSettings) -> "EncoderPool":
+        """A pool on the cluster this process is connected to.
+
+        Args:
+            num_workers: Maximum encoders; by default one per GPU, or per `compute.threads` CPUs.
+            num_partitions: Partitions to encode: more encoders would be idle.
+        """
+        cpus, gpus = (ray.cluster_resources().get(kind, 0) for kind in ("CPU", "GPU"))
+        wanted = num_workers or int(gpus) or int(cpus) // (compute.threads or int(cpus) or 1)
+        size = max(1, min(wanted, num_partitions))
+        nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+        return cls(
+            size=size,
+            num_cpus=min(1, max(0, cpus - 1) / size),
+            num_gpus=min(1, gpus / size),
+            compute=replace(compute, threads=max(1, int(min(cpus // size, max(nodes))))),
+        )

@@ -1,0 +1,291 @@
+"""One embedding run: everything is checked first, then encoded as a stream, and the record is written last.
+
+The partitions of the output are a function of the input and the options. Each is stored in one step under its
+own name. A run that was killed is finished by the next run with the same input: it keeps the partitions that
+are stored, and needs no other bookkeeping. Ray Data's own checkpoints keep the ids of finished rows in files
+next to the output, which could disagree with it.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from ray.data import DataContext
+from ray.exceptions import RayError, RayTaskError
+
+from boom_ray import artifacts, storage
+from boom_ray.artifacts import EmbeddingsRecord, FileEntry, Parent, staging
+from boom_ray.artifacts.contents import EmbeddingsConfig, EmbeddingsMetrics
+from boom_ray.artifacts.staging import Stage
+from boom_ray.embed import int8_scales, probe
+from boom_ray.embed.embed_options import EmbedOptions, Precision
+from boom_ray.embed.embed_plan import EmbedPlan, EncoderPool
+from boom_ray.embed.encode import encoded_partitions
+from boom_ray.embed.metrics import STAGES, EmbedMetrics
+from boom_ray.embed.partition import Partition, PartitionCounts
+from boom_ray.embed.probe import ComputeSettings
+from boom_ray.embed.survey import Survey, read_earlier, survey
+from boom_ray.embed.text_source import open_source
+from boom_ray.embed.vectors import Reduction
+from boom_ray.errors import BoomError, ClusterError, ConflictError, NotFoundError, StorageError
+from boom_ray.model import directory
+from boom_ray.runtime.cluster import result_of
+from boom_ray.runtime.progress import Progress
+
+logger = logging.getLogger(__name__)
+GONE = "gone.json"
+MIN_PROBED_ROWS = 1024  # a smaller run is over before a probe is
+BLOCK_BYTES = 1 << 16  # a partition is one row and larger, so that it is a block of its own
+
+
+@dataclass(frozen=True)
+class _Output:
+    """The partitions of an output.
+
+    Attributes:
+        partitions: All of them.
+        written: Those that this run wrote, with their times.
+        precision: Precision they were computed in.
+    """
+
+    partitions: list[Partition]
+    written: list[Partition]
+    precision: Precision
+
+    @property
+    def rows(self) -> int:
+        return sum(partition.texts for partition in self.partitions)
+
+    @property
+    def tokens(self) -> int:
+        return sum(partition.tokens for partition in self.partitions)
+
+    def work(self) -> EmbeddingsMetrics | None:
+        """Seconds per stage over all processes; `span`, first text to last file; `padding`, a fraction."""
+        if not self.written:
+            return None
+        total = {stage: sum(getattr(part, stage) for part in self.written) for stage in STAGES}
+        span = max(part.ended for part in self.written) - min(part.began for part in self.written)
+        padded = sum(part.padded for part in self.written)
+        padding = 1 - sum(part.tokens for part in self.written) / padded
+        values = {**total, "span": span, "padding": padding}
+        return EmbeddingsMetrics(**{key: round(value, 4) for key, value in values.items()})
+
+
+def embed(model: str, source: str, target: str, options: EmbedOptions | None = None) -> EmbeddingsRecord:
+    """Embed every text of a source into parquet.
+
+    The output has the columns `id` (as in the source), `text_xxh3` (uint64 hash of the text), the copied
+    columns, `chunk` (with one vector per chunk) and `embedding` (fixed_size_list). The order of rows is
+    arbitrary.
+
+    Args:
+        model: URI of a model directory.
+        source: URI of a file, or of a directory of files of one format: parquet, jsonl, csv or text.
+        target: URI of the artifact to make.
+
+    Returns:
+        The record of the embeddings.
+
+    Raises:
+        ConflictError: if the target exists, an output of `since` cannot be extended, or the source changes
+            during the run.
+        NotFoundError: if the source, a column or the prompt does not exist.
+        InputError: if a row or an option is invalid, or the model cannot be loaded.
+        StorageError: if reading or writing fails. The partitions stored until then are kept for the next run,
+            invisible to readers.
+        ClusterError: if Ray loses processes more often than it restarts them.
+    """
+    options = options or EmbedOptions()
+    _prepare_ray_data()
+    staging.refuse_existing(target)
+    started = time.monotonic()
+    parent, spec = directory.identify(model), directory.read_spec(storage.local_directory(model))
+    settings = _vector_settings(model, spec.prompts, options)
+    reduction = Reduction.of(
+        directory.dimension_of(storage.local_directory(model)), options.dimensions, options.dtype
+    )
+    settings |= {"dimensions": reduction.dimensions, "dtype": options.dtype}
+    opened = open_source(source, options)
+    earlier = read_earlier(options.since, parent.digest, settings)
+    with _explained(f"{source}: cannot be read"):
+        seen = survey(opened, earlier)
+    identity = artifacts.fingerprint([parent.digest, settings, seen.content, options.columns, options.since,
+                                     options.precision])  # fmt: skip
+    plan = EmbedPlan(
+        opened, model, spec, settings["prompt"], seen.rows, ray.put(earlier.keys), target, reduction
+    )
+    with staging.resumable(target, identity) as stage:
+        output = _encode(replace(plan, target=stage.uri), stage, seen)
+        seconds = time.monotonic() - started
+        return stage.commit(_record(stage, identity, parent, settings, plan, seen, output, seconds))
+
+
+def _record(
+    stage: Stage,
+    identity: str,
+    parent: Parent,
+    settings: dict[str, Any],
+    plan: EmbedPlan,
+    seen: Survey,
+    output: _Output,
+    seconds: float,
+) -> EmbeddingsRecord:
+    """The record of an output."""
+    scales = int8_scales.stored(stage)
+    options = plan.source.options
+    return EmbeddingsRecord(
+        name=storage.name_of(stage.target),
+        version=parent.version,
+        fingerprint=identity,
+        config=EmbeddingsConfig(
+            model=parent.digest,
+            **settings,
+            **(scales.to_lists() if scales else {}),
+            rows=output.rows,
+            tokens=output.tokens,
+            precision=output.precision,
+            seconds=round(seconds, 1),
+            unchanged=seen.unchanged,
+            gone=len(seen.deleted),
+            since=list(options.since),
+            source=storage.without_credentials(plan.source.uri),
+            text_column=options.text_column,
+            id_column=options.id_column,
+        ),
+        parents=[parent],
+        metrics=output.work(),
+    )
+
+
+def _prepare_ray_data() -> None:
+    """Let exceptions arrive as they were raised, and keep Ray Data's reports of them to its own log file."""
+    context = DataContext.get_current()
+    context.raise_original_map_exception = True
+    context.enable_progress_bars = False
+    context.target_max_block_size = BLOCK_BYTES
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)
+
+
+def _vector_settings(model: str, prompts: dict[str, str], options: EmbedOptions) -> dict[str, Any]:
+    """The options on which the vectors depend, but for their length and type."""
+    name = options.prompt_name
+    if name is not None and name not in prompts:
+        raise NotFoundError(f"{model}: no prompt {name!r}; it has: {', '.join(sorted(prompts)) or 'none'}")
+    prompt = options.prompt or ("" if name is None else prompts[name])
+    chunks = {"chunk": options.chunk, "overlap": options.overlap, "chunk_output": options.chunk_output}
+    return {"prompt_name": name, "prompt": prompt, **(chunks if options.chunk else {"chunk": None})}
+
+
+def _encode(plan: EmbedPlan, stage: Stage, seen: Survey) -> _Output:
+    """Write the missing partitions."""
+    total, written = sum(seen.rows), list[Partition]()
+    with _explained(f"{plan.source.uri}: cannot be embedded into {stage.target}"):
+        done = _stored_partitions(stage)
+        num_done = sum(partition.texts for partition in done.values())
+        if num_done:
+            logger.info("embed: %d of %d rows are already stored", num_done, total)
+        compute = _compute_settings(plan, stage, total)
+        if num_done < total:
+            pool = EncoderPool.of(plan.source.options.num_workers, -(-total // plan.partition_rows), compute)
+            plan = replace(plan, reduction=int8_scales.calibrated(plan, pool, stage))
+            stream = map(Partition.from_row, encoded_partitions(plan, pool, set(done)).iter_rows())
+            metrics = EmbedMetrics(storage.name_of(stage.target))
+            written = list(_reported(stream, num_done, total, metrics))
+    if seen.deleted:
+        storage.write_bytes(storage.join(stage.local, GONE), json.dumps(seen.deleted).encode())
+    # By file, so that a partition counts once even if Ray Data yields it twice.
+    partitions = done | {partition.file: partition for partition in written}
+    stage.entries |= {
+        name: FileEntry(size=one.size, xxh3_128=one.xxh3_128) for name, one in partitions.items()
+    }
+    output = _Output(list(partitions.values()), written, compute.precision)
+    if output.rows != total:
+        raise ConflictError(
+            f"{stage.target}: {output.rows} rows were written, {total} read before. Did the source change?"
+            " Run the command again"
+        )
+    return output
+
+
+def _stored_partitions(stage: Stage) -> dict[str, Partition]:
+    """The partitions that an earlier run stored, by file."""
+    names = [name for name in storage.list_files(stage.uri) if name.startswith("part-")]
+    return {name: _stored_partition(storage.join(stage.uri, name)) for name in sorted(names)}
+
+
+def _stored_partition(uri: str) -> Partition:
+    hashed = artifacts.hash_file(uri)
+    with storage.open_input(uri) as file:
+        counts = PartitionCounts.from_metadata(pq.read_metadata(file).metadata or {})
+    return Partition(
+        storage.name_of(uri), counts.texts, counts.tokens, size=hashed.size, xxh3_128=hashed.xxh3_128
+    )
+
+
+def _reported(
+    partitions: Iterator[Partition], done: int, total: int, metrics: EmbedMetrics
+) -> Iterator[Partition]:
+    """Pass partitions on as they are stored, and report rows, pace and remaining time."""
+    started, rows, tokens = time.monotonic(), 0, 0
+    with Progress() as progress:
+        for partition in partitions:
+            rows, tokens = rows + partition.texts, tokens + partition.tokens
+            seconds = time.monotonic() - started
+            left = (total - done - rows) * seconds / rows
+            note = f"rows  {rows / seconds:,.0f} rows/s  {tokens / seconds:,.0f} tokens/s  {left:,.0f} s left"
+            progress.update("embed", done + rows, total, note)
+            metrics.stored(partition, (done + rows) / total)
+            yield partition
+
+
+def _compute_settings(plan: EmbedPlan, stage: Stage, total: int) -> ComputeSettings:
+    """Precision and threads: from the options, from an earlier run, or for a long run from a probe."""
+    options, resources = plan.source.options, ray.cluster_resources()
+    if resources.get("GPU"):
+        return ComputeSettings(options.precision or "bfloat16")
+    if (options.precision and options.num_workers) or total < MIN_PROBED_ROWS:
+        return ComputeSettings(options.precision or "float32")
+    settings = probe.load(stage.uri)
+    if settings is None:
+        cpus = max(1, int(resources.get("CPU", 1)))
+        task = ray.remote(num_cpus=min(1, cpus))(_probe)
+        settings = result_of(task.remote(plan, cpus))
+        probe.save(stage.uri, settings)
+    return replace(settings, precision=options.precision or settings.precision)
+
+
+def _probe(plan: EmbedPlan, cpus: int) -> ComputeSettings:
+    texts = [plan.prompt + text for text in plan.first_texts(probe.NUM_TEXTS)]
+    return probe.measure(plan.model, texts, cpus)
+
+
+@contextmanager
+def _explained(doing: str) -> Iterator[None]:
+    """Turn an exception of Ray Data into one sentence, unless it is a defect of boom-ray."""
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, BoomError):
+            raise type(error.cause)(_first_line(error.cause)) from error
+        if isinstance(error.cause, OSError | pa.ArrowException):
+            raise StorageError(f"{doing}: {_first_line(error.cause)}") from error
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(f"{doing}: {_first_line(error)}") from error
+    except RayError as error:
+        raise ClusterError(f"{doing}: a worker was lost: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    """The message of an exception, without the advice on retries that Ray Data appends."""
+    return str(error).splitlines()[0]
