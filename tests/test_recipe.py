@@ -3,8 +3,9 @@
 import pytest
 import yaml
 
-from boom_ray import recipe, recipe_file
+from boom_ray import recipe
 from boom_ray.errors import BoomError
+from boom_ray.recipe import Recipe
 
 VALUES = {"name": "x", "base_model": "base", "data": {"tasks": [{"name": "a", "path": "a.jsonl"}]}}
 
@@ -12,7 +13,7 @@ VALUES = {"name": "x", "base_model": "base", "data": {"tasks": [{"name": "a", "p
 def load(tmp_path, **sections):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(VALUES | sections))
-    return recipe_file.load(str(path))
+    return Recipe.load(str(path))
 
 
 @pytest.mark.parametrize(
@@ -55,13 +56,13 @@ def test_all_mistakes_are_listed_at_once(tmp_path):
 def test_a_file_that_is_not_a_recipe(tmp_path, text):
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(BoomError, match=r"recipe\.yaml"):
-        recipe_file.load(str(tmp_path / "recipe.yaml"))
+        Recipe.load(str(tmp_path / "recipe.yaml"))
 
 
 def test_yaml_never_builds_objects(tmp_path):
     (tmp_path / "recipe.yaml").write_text("name: !!python/object/apply:os.getcwd []")
     with pytest.raises(BoomError, match="not valid YAML"):
-        recipe_file.load(str(tmp_path / "recipe.yaml"))
+        Recipe.load(str(tmp_path / "recipe.yaml"))
 
 
 def test_paths_are_relative_to_the_recipe_and_uris_are_kept(tmp_path, monkeypatch):

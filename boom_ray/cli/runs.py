@@ -21,9 +21,9 @@ storage_option = click.option(
 @signals.heeded()
 def run(recipe: str, storage_uri: str | None, baseline: bool) -> None:
     """Sample bags, train a model on each, merge them, and measure the result."""
-    from boom_ray.recipe_file import load
+    from boom_ray.recipe import Recipe
 
-    loaded = load(recipe, storage_uri)
+    loaded = Recipe.load(recipe, storage_uri)
     from boom_ray.evaluation import compare, tables
     from boom_ray.pipeline.run import run as make
     from boom_ray.runs.layout import Layout
@@ -57,9 +57,9 @@ def run(recipe: str, storage_uri: str | None, baseline: bool) -> None:
 def plan(recipe: str, storage_uri: str | None, assume: tuple[str, ...], **given: Any) -> None:
     """Work out rows, memory, time, bytes and price of a run, without running it."""
     from boom_ray.planner.assumptions import parse
-    from boom_ray.recipe_file import load
+    from boom_ray.recipe import Recipe
 
-    loaded, numbers = load(recipe, storage_uri), parse(assume)
+    loaded, numbers = Recipe.load(recipe, storage_uri), parse(assume)
     if given["price"] is not None:
         numbers["price.per_gpu_hour"] = given["price"]
     from boom_ray.planner import plan as planner
@@ -75,9 +75,9 @@ def plan(recipe: str, storage_uri: str | None, assume: tuple[str, ...], **given:
 @signals.heeded()
 def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
     """Train the bags' models that are missing."""
-    from boom_ray.recipe_file import load
+    from boom_ray.recipe import Recipe
 
-    loaded = load(recipe, storage_uri)
+    loaded = Recipe.load(recipe, storage_uri)
     if bag is not None and bag > len(loaded.bags.ratios):
         raise BoomError(f"--bag {bag}: the recipe has bags 1 to {len(loaded.bags.ratios)}")
     from boom_ray.pipeline.training import train as train_models
@@ -113,9 +113,9 @@ def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
 @signals.heeded()
 def update(recipe: str, storage_uri: str | None, **given: Any) -> None:
     """Bring new data into a published version: train a small model on it, and merge."""
-    from boom_ray.recipe_file import load
+    from boom_ray.recipe import Recipe
 
-    loaded = load(recipe, storage_uri)
+    loaded = Recipe.load(recipe, storage_uri)
     from boom_ray.pipeline.update.make import update as bring_in
     from boom_ray.runs.updates import UpdateRequest, parse_requirements, read_tasks
 

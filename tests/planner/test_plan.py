@@ -7,7 +7,6 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from boom_ray import recipe_file
 from boom_ray.cli import main
 from boom_ray.data.batches import num_steps
 from boom_ray.planner import hardware
@@ -16,6 +15,7 @@ from boom_ray.planner.calibration import Calibration, store, stored
 from boom_ray.planner.estimate import estimate
 from boom_ray.planner.outlook import bottleneck, head_memory, outlook
 from boom_ray.planner.plan import gather
+from boom_ray.recipe import Recipe
 from boom_ray.train.schedule import best
 
 
@@ -46,7 +46,7 @@ def plan(*arguments: str):
 def test_a_billion_rows_are_counted_and_not_drawn(billion):
     result = plan(billion, "--gpus", "4096", "--price", "2", "--assume", "data.padding=0")
     assert result.exit_code == 0, result.output
-    steps = num_steps([round(999_999_000 * 0.05), 50], recipe_file.load(billion).train)
+    steps = num_steps([round(999_999_000 * 0.05), 50], Recipe.load(billion).train)
     assert "bag-100: 5 % of every task, 50,000,000 rows" in result.output
     assert f"{steps:,} steps" in result.output
     assert "at 2 an hour" in result.output and "data.padding" in result.output
@@ -54,7 +54,7 @@ def test_a_billion_rows_are_counted_and_not_drawn(billion):
 
 
 def known_of(path: str, assume: Assumptions):
-    return gather(recipe_file.load(path), None, assume)
+    return gather(Recipe.load(path), None, assume)
 
 
 def estimated(path: str, num_gpus: int, given: dict[str, float]):
@@ -113,7 +113,7 @@ def test_the_head_node_holds_a_controller_for_each_bag_side_by_side(billion):
 
 
 def test_a_calibration_counts_for_the_processors_it_was_made_on(billion):
-    recipe = recipe_file.load(billion)
+    recipe = Recipe.load(billion)
     store(recipe, Calibration("A100-80", 16, {"rank.flops": 123e12}, "2026-01-01T00:00:00+00:00"))
     own, other = plan(billion, "--assume", "data.padding=0"), plan(billion, "--gpu-type", "H100")
     assert own.exit_code == other.exit_code == 0, own.output + other.output
