@@ -65,7 +65,8 @@ def explain(error: ValidationError, section: type[BaseModel]) -> list[str]:
             # Our own errors name the value as far as it may be shown: a URI can contain a password.
             own = isinstance(entry.get("ctx", {}).get("error"), BoomError)
             got = "" if own or isinstance(entry["input"], dict | list) else f", got {entry['input']!r}"
-            problems.append(f"{location}: {entry['msg'].removeprefix('Value error, ')}{got}")
+            message = f"{entry['msg'].removeprefix('Value error, ')}{got}"
+            problems.append(message if own and not entry["loc"] else f"{location}: {message}")
     return problems
 
 
