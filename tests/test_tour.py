@@ -23,6 +23,7 @@ def test_no_outputs_are_stored():
     assert cells("markdown")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_every_cell_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
