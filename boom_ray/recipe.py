@@ -4,6 +4,7 @@ Everything that changes the weights is part of a recipe's identity. What only sa
 stands in the `execution` blocks, in `storage` and in paths, and never enters a fingerprint.
 """
 
+import os
 import re
 from typing import Annotated, Any, Literal
 
@@ -14,11 +15,15 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
     model_serializer,
     model_validator,
 )
 
-from boom_ray import storage
+from boom_ray import recipe_file, storage
+from boom_ray.errors import InputError
+from boom_ray.storage import absolute
 
 TaskType = Literal["retrieval", "sts", "classification", "clustering"]
 Pooling = Literal["mean", "cls", "lasttoken"]
@@ -70,8 +75,16 @@ def _density(value: float | list[float]) -> float | list[float]:
     return value
 
 
-Name = Annotated[str, AfterValidator(_identifier)]
 Density = Annotated[float | list[float], AfterValidator(_density)]
+
+
+def _absolute(uri: str, info: ValidationInfo) -> str:
+    """Resolve a URI against `directory` of the validation context, by default the working directory."""
+    return absolute(uri, (info.context or {}).get("directory"))
+
+
+Name = Annotated[str, AfterValidator(_identifier)]
+Uri = Annotated[str, AfterValidator(_absolute)]
 QueryTemplate = Annotated[str, AfterValidator(_query_template)]
 
 
@@ -90,7 +103,7 @@ class BaseModelSource(Section):
         max_length: Tokens the published model accepts; its own limit by default.
     """
 
-    path: str
+    path: Uri
     pooling: Pooling | None = None
     max_length: int | None = Field(None, ge=8)
 
@@ -105,7 +118,7 @@ class Task(Section):
     """
 
     name: Name
-    path: str
+    path: Uri
     type: TaskType = "retrieval"
     instruction: str | None = None
     limit: int | None = Field(None, ge=1)
@@ -317,15 +330,27 @@ class Evaluate(Section):
         max_length: Tokens after which texts are truncated; each model's own limit by default.
     """
 
-    data: str | None = None
+    data: Uri | None = None
     max_length: int | None = Field(None, ge=8)
 
 
 class Recipe(Section):
-    """The whole recipe."""
+    """A run: the base model, the corpus, and how its models are trained, merged and evaluated.
+
+    Relative paths are resolved when the recipe is validated: those in a file relative to the file, those in
+    Python relative to the working directory.
+
+    Attributes:
+        name: Name of the run; `<storage>/<name>` holds everything it makes.
+        storage: A local directory or `s3://bucket/prefix`.
+
+    Example:
+        >>> recipe = Recipe.load("recipe.yaml", storage="s3://bucket/runs")
+        >>> recipe = Recipe(name="week-1", base_model="hf://owner/name", data={"tasks": [...]})
+    """
 
     name: Name
-    storage: str = "~/boom-ray"
+    storage: Uri = Field("~/boom-ray", validate_default=True)
     base_model: Annotated[
         BaseModelSource, BeforeValidator(lambda value: {"path": value} if isinstance(value, str) else value)
     ]
@@ -346,9 +371,35 @@ class Recipe(Section):
                 )
         return self
 
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], storage: str | None = None) -> "Recipe":
+        """Read and check a recipe.
+
+        `${NAME}` stands for an environment variable.
+
+        Args:
+            path: The YAML file.
+            storage: Overrides the recipe's `storage`; relative to the working directory.
+
+        Raises:
+            NotFoundError: if there is no such file.
+            InputError: listing every problem, with the nearest allowed key for a key that is unknown.
+        """
+        path = os.fspath(path)
+        values = recipe_file.read(path)
+        if not isinstance(values, dict):
+            raise InputError(f"{path}: a recipe is a mapping of sections: {', '.join(cls.model_fields)}")
+        if storage is not None:
+            values["storage"] = absolute(storage)
+        context = {"directory": os.path.dirname(os.path.abspath(path))}
+        try:
+            return cls.model_validate(recipe_file.expand(values, path), context=context)
+        except ValidationError as error:
+            raise InputError.of(recipe_file.explain(error, cls), f"{path}: not a valid recipe:") from None
+
     @property
     def root(self) -> str:
-        """Where everything this recipe makes is stored."""
+        """URI of the run: everything this recipe makes is stored below it."""
         return storage.join(self.storage, self.name)
 
 

@@ -1,4 +1,4 @@
-"""Reads a recipe from its file: variables, paths, and every mistake in one message."""
+"""Recipe files: YAML with environment variables, and every mistake in one message."""
 
 import difflib
 import os
@@ -8,87 +8,65 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from boom_ray import storage
-from boom_ray.errors import BoomError
-from boom_ray.recipe import Recipe
+from boom_ray.errors import BoomError, InputError, NotFoundError
 
 
-def load(path: str, storage_uri: str | None = None) -> Recipe:
-    """Read and check a recipe.
-
-    Relative paths in it are relative to the file; `${NAME}` stands for an environment variable.
-
-    Args:
-        path: The YAML file.
-        storage_uri: Overrides `storage`; relative to the working directory.
+def read(path: str) -> Any:
+    """The content of a YAML file.
 
     Raises:
-        BoomError: listing every problem, with the nearest allowed key for a key that is unknown.
+        NotFoundError: if there is no such file.
+        InputError: if the file is not YAML.
     """
     if not os.path.isfile(path):
-        raise BoomError(f"{path}: no such recipe")
+        raise NotFoundError(f"{path}: no such recipe")
     try:
         with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file)
+            return yaml.safe_load(file)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BoomError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise BoomError(f"{path}: a recipe is a mapping of sections: {', '.join(Recipe.model_fields)}")
-    if storage_uri is not None:
-        values["storage"] = storage.absolute(storage_uri)
-    try:
-        recipe = Recipe.model_validate(_expanded(values, path))
-    except ValidationError as error:
-        raise BoomError.of(explain(error, Recipe), f"{path}: not a valid recipe:") from error
-    return _absolute(recipe, os.path.dirname(os.path.abspath(path)))
+        raise InputError(f"{path}: not valid YAML: {error}") from error
 
 
-def _expanded(value: Any, path: str) -> Any:
+def expand(value: Any, path: str) -> Any:
+    """Replace every `${NAME}` in a recipe's strings by the environment variable.
+
+    Args:
+        path: The file, for errors.
+
+    Raises:
+        InputError: if a variable is not set.
+    """
     if isinstance(value, dict):
-        return {key: _expanded(item, path) for key, item in value.items()}
+        return {key: expand(item, path) for key, item in value.items()}
     if isinstance(value, list):
-        return [_expanded(item, path) for item in value]
+        return [expand(item, path) for item in value]
     if not isinstance(value, str):
         return value
 
     def variable(match: re.Match[str]) -> str:
         if match[1] not in os.environ:
-            raise BoomError(f"{path}: {value}: the environment variable {match[1]} is not set")
+            raise InputError(f"{path}: {value}: the environment variable {match[1]} is not set")
         return os.environ[match[1]]
 
     return re.sub(r"\$\{(\w+)\}", variable, value)
 
 
-def _absolute(recipe: Recipe, base: str) -> Recipe:
-    def resolved(section: Any, **names: str) -> Any:
-        return section.model_copy(update={key: storage.absolute(value, base) for key, value in names.items()})
-
-    data = recipe.data.model_copy(
-        update={"tasks": [resolved(task, path=task.path) for task in recipe.data.tasks]}
-    )
-    evaluate = recipe.evaluate
-    return resolved(recipe, storage=recipe.storage).model_copy(
-        update={
-            "base_model": resolved(recipe.base_model, path=recipe.base_model.path),
-            "data": data,
-            "evaluate": resolved(evaluate, data=evaluate.data) if evaluate.data else evaluate,
-        }
-    )
-
-
 def explain(error: ValidationError, section: type[BaseModel]) -> list[str]:
-    """Every mistake in a section, or in a list of such sections, by its place."""
+    """Every mistake in a section, or in a list of such sections, by its location."""
     problems = []
     for entry in error.errors(include_url=False):
-        place = ".".join(str(part) for part in entry["loc"]) or "recipe"
+        location = ".".join(str(part) for part in entry["loc"]) or "recipe"
         if entry["type"] == "extra_forbidden":
             allowed = _allowed_keys(section, entry["loc"][:-1])
             nearest = difflib.get_close_matches(str(entry["loc"][-1]), allowed, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"allowed: {', '.join(allowed)}"
-            problems.append(f"{place}: unknown key; {hint}")
+            problems.append(f"{location}: unknown key; {hint}")
         else:
-            got = "" if isinstance(entry["input"], dict | list) else f", got {entry['input']!r}"
-            problems.append(f"{place}: {entry['msg'].removeprefix('Value error, ')}{got}")
+            # Our own errors name the value as far as it may be shown: a URI can contain a password.
+            own = isinstance(entry.get("ctx", {}).get("error"), BoomError)
+            got = "" if own or isinstance(entry["input"], dict | list) else f", got {entry['input']!r}"
+            message = f"{entry['msg'].removeprefix('Value error, ')}{got}"
+            problems.append(message if own and not entry["loc"] else f"{location}: {message}")
     return problems
 
 

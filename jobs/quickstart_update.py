@@ -20,7 +20,6 @@ from boom_ray.model import directory
 from boom_ray.pipeline.run import run
 from boom_ray.pipeline.update.make import update
 from boom_ray.recipe import Evaluate, Recipe
-from boom_ray.recipe_file import load
 from boom_ray.runs.layout import Layout
 from boom_ray.runs.scores import main_score, mean_scores
 from boom_ray.runs.updates import UpdateRequest, read_tasks
@@ -102,7 +101,7 @@ def table(recipe: Recipe, lines: list[Line]) -> Table:
 
 def main() -> None:
     """Make all models, and print the table."""
-    recipe = load(os.path.join(os.path.dirname(__file__), "recipes", "quickstart-update.yaml"))
+    recipe = Recipe.load(os.path.join(os.path.dirname(__file__), "recipes", "quickstart-update.yaml"))
     console.print(table(recipe, list(lines_of(recipe))))
 
 

@@ -12,7 +12,6 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from boom_ray import recipe_file
 from boom_ray.artifacts import ModelRecord, staging
 from boom_ray.artifacts.contents import ModelConfig
 from boom_ray.model import directory, self_test
@@ -157,7 +156,7 @@ def make_recipe(corpus_files: dict[str, str], beir: str, tmp_path: Any) -> Any:
         values = recipe_values(base, corpus_files, beir, str(tmp_path / "runs")) | sections
         path = tmp_path / "recipe.yaml"
         path.write_text(yaml.safe_dump(values))
-        return recipe_file.load(str(path))
+        return Recipe.load(str(path))
 
     return make
 

@@ -31,14 +31,15 @@ WITHOUT_RAY = [
 #: Every room, top floor first: a room imports from floors below its own, never from its own or above.
 FLOORS = [
     ["cli"],
+    ["api"],
     ["planner"],
     ["pipeline"],
     ["train", "merge", "evaluation", "embed", "serve", "report"],
     ["runs"],
     ["data", "model"],
     ["artifacts"],
-    ["recipe_file"],
     ["recipe"],
+    ["recipe_file"],
     ["storage"],
     ["runtime"],
     ["errors"],

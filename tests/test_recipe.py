@@ -3,8 +3,9 @@
 import pytest
 import yaml
 
-from boom_ray import recipe, recipe_file
-from boom_ray.errors import BoomError
+from boom_ray import recipe
+from boom_ray.errors import InputError, NotFoundError
+from boom_ray.recipe import Recipe
 
 VALUES = {"name": "x", "base_model": "base", "data": {"tasks": [{"name": "a", "path": "a.jsonl"}]}}
 
@@ -12,7 +13,7 @@ VALUES = {"name": "x", "base_model": "base", "data": {"tasks": [{"name": "a", "p
 def load(tmp_path, **sections):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(VALUES | sections))
-    return recipe_file.load(str(path))
+    return Recipe.load(str(path))
 
 
 @pytest.mark.parametrize(
@@ -40,13 +41,13 @@ def load(tmp_path, **sections):
     ],
 )
 def test_a_mistake_is_named(tmp_path, sections, message):
-    with pytest.raises(BoomError) as caught:
+    with pytest.raises(InputError) as caught:
         load(tmp_path, **sections)
     assert message in str(caught.value)
 
 
 def test_all_mistakes_are_listed_at_once(tmp_path):
-    with pytest.raises(BoomError) as caught:
+    with pytest.raises(InputError) as caught:
         load(tmp_path, train={"epochs": 0, "group_size": 1})
     assert "train.epochs" in str(caught.value) and "train.group_size" in str(caught.value)
 
@@ -54,14 +55,14 @@ def test_all_mistakes_are_listed_at_once(tmp_path):
 @pytest.mark.parametrize("text", ["a: [", "- a list", "", "\x00"])
 def test_a_file_that_is_not_a_recipe(tmp_path, text):
     (tmp_path / "recipe.yaml").write_text(text)
-    with pytest.raises(BoomError, match=r"recipe\.yaml"):
-        recipe_file.load(str(tmp_path / "recipe.yaml"))
+    with pytest.raises(InputError, match=r"recipe\.yaml"):
+        Recipe.load(str(tmp_path / "recipe.yaml"))
 
 
 def test_yaml_never_builds_objects(tmp_path):
     (tmp_path / "recipe.yaml").write_text("name: !!python/object/apply:os.getcwd []")
-    with pytest.raises(BoomError, match="not valid YAML"):
-        recipe_file.load(str(tmp_path / "recipe.yaml"))
+    with pytest.raises(InputError, match="not valid YAML"):
+        Recipe.load(str(tmp_path / "recipe.yaml"))
 
 
 def test_paths_are_relative_to_the_recipe_and_uris_are_kept(tmp_path, monkeypatch):
@@ -88,3 +89,48 @@ def test_identity_holds_what_changes_the_weights_and_nothing_else(tmp_path):
     plain = load(tmp_path)
     assert recipe.identity(one.train) == recipe.identity(plain.train)
     assert recipe.identity(other.train) != recipe.identity(plain.train)
+
+
+PYTHON = {
+    "name": "x",
+    "base_model": {"path": "base"},
+    "data": {"tasks": [{"name": "a", "path": "rows/*.jsonl"}]},
+}
+
+
+def test_a_recipe_made_in_python_has_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    made = Recipe(**PYTHON, evaluate={"data": "eval"})
+    assert made.storage == "/home/someone/boom-ray" and made.root == "/home/someone/boom-ray/x"
+    assert made.base_model.path == f"{tmp_path}/base"
+    assert made.data.tasks[0].path == f"{tmp_path}/rows/*.jsonl"
+    assert made.evaluate.data == f"{tmp_path}/eval"
+    assert Recipe(**PYTHON, storage="runs").root == f"{tmp_path}/runs/x"
+    assert Recipe(**PYTHON, storage="s3://bucket/runs/").root == "s3://bucket/runs/x"
+    assert Recipe.model_validate_json(made.model_dump_json()) == made
+
+
+def test_paths_of_a_file_are_relative_to_it_and_an_override_to_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    values = {**PYTHON, "evaluate": {"data": "../eval"}, "storage": "${NOT_SET_ANYWHERE}"}
+    (tmp_path / "below" / "recipe.yaml").write_text(yaml.safe_dump(values))
+    loaded = Recipe.load("below/recipe.yaml", storage="runs")
+    assert loaded.storage == f"{tmp_path}/runs"
+    assert loaded.base_model.path == f"{tmp_path}/below/base" and loaded.evaluate.data == f"{tmp_path}/eval"
+    assert loaded.data.tasks[0].path == f"{tmp_path}/below/rows/*.jsonl"
+    assert load(tmp_path).storage == "/home/someone/boom-ray"
+
+
+def test_a_password_in_a_uri_is_refused_and_not_repeated(tmp_path):
+    for sections in ({"storage": "s3://key:hush@bucket"}, {"base_model": "s3://key:hush@bucket/base"}):
+        with pytest.raises(InputError, match=r"storage: |base_model\.path: ") as caught:
+            load(tmp_path, **sections)
+        assert "hush" not in str(caught.value)
+
+
+def test_a_recipe_that_does_not_exist(tmp_path):
+    with pytest.raises(NotFoundError, match="nothing-here"):
+        Recipe.load(tmp_path / "nothing-here")

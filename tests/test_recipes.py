@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from boom_ray import recipe_file
 from boom_ray.data.batches import num_steps
 from boom_ray.planner.plan import PlanOptions, plan
+from boom_ray.recipe import Recipe
 
 RECIPES = sorted(glob.glob(os.path.join(os.path.dirname(__file__), "..", "jobs", "recipes", "*.yaml")))
 TASKS = ("docstring-to-code", "code-to-docstring", "docstring-to-package")
@@ -31,7 +31,7 @@ def home(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", RECIPES, ids=[os.path.basename(path) for path in RECIPES])
 def test_a_recipe_can_be_planned(path, home, minilm):
-    recipe = recipe_file.load(path)
+    recipe = Recipe.load(path)
     on_hub = recipe.base_model.path.startswith("hf://")
     config_file = None if on_hub else os.path.join(minilm, "config.json")
     made = plan(recipe, PlanOptions(num_gpus=64, config_file=config_file))

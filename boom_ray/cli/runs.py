@@ -39,9 +39,9 @@ def run(recipe: str, storage_uri: str | None, baseline: bool) -> None:
 
     `boom-ray plan RECIPE` prints what the run takes, without running it.
     """
-    from boom_ray.recipe_file import load
+    from boom_ray.recipe import Recipe
 
-    loaded = load(recipe, storage_uri)
+    loaded = Recipe.load(recipe, storage_uri)
     from boom_ray.evaluation import compare, tables
     from boom_ray.pipeline.run import run as make
     from boom_ray.runs.layout import Layout
@@ -90,9 +90,9 @@ def plan(recipe: str, storage_uri: str | None, calibrate: bool, steps: int, **op
     from boom_ray.planner.plan import PlanOptions
     from boom_ray.planner.plan import plan as make_plan
     from boom_ray.planner.shape import ConfigNotFoundError
-    from boom_ray.recipe_file import load
+    from boom_ray.recipe import Recipe
 
-    loaded, chosen = load(recipe, storage_uri), PlanOptions(**options)
+    loaded, chosen = Recipe.load(recipe, storage_uri), PlanOptions(**options)
     try:
         if calibrate:
             from boom_ray.planner.calibrate import calibrate as measure
@@ -112,9 +112,9 @@ def plan(recipe: str, storage_uri: str | None, calibrate: bool, steps: int, **op
 @signals.heeded()
 def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
     """Train the models of bags that are missing."""
-    from boom_ray.recipe_file import load
+    from boom_ray.recipe import Recipe
 
-    loaded = load(recipe, storage_uri)
+    loaded = Recipe.load(recipe, storage_uri)
     if bag is not None and bag > len(loaded.bags.ratios):
         raise InputError(f"--bag {bag}: the recipe has bags 1 to {len(loaded.bags.ratios)}")
     from boom_ray.pipeline.training import train as train_models
@@ -154,9 +154,9 @@ def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
 @signals.heeded()
 def update(recipe: str, storage_uri: str | None, **given: Any) -> None:
     """Train a small model on new data, and merge it into a published version as the next version."""
-    from boom_ray.recipe_file import load
+    from boom_ray.recipe import Recipe
 
-    loaded = load(recipe, storage_uri)
+    loaded = Recipe.load(recipe, storage_uri)
     from boom_ray.pipeline.update.make import update as bring_in
     from boom_ray.runs.updates import UpdateRequest, parse_requirements, read_tasks
 

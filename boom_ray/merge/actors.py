@@ -26,7 +26,7 @@ LOG_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class MergeResult:
+class MergeOutput:
     """A finished merge.
 
     Attributes:
@@ -146,7 +146,7 @@ class MergeCoordinator:
         workers: list[Any],
         coordinator: Any,
         grams: dict[str, GramMatrix] | None = None,
-    ) -> MergeResult:
+    ) -> MergeOutput:
         """Merge models into files.
 
         Args:
@@ -179,7 +179,7 @@ class MergeCoordinator:
         self.read = sum(place.num_bytes for model in job.all_inputs for place in model.places.values())
         written = _ShardSchedule(job, shards, workers, coordinator).run()
         seconds = time.monotonic() - self.started
-        return MergeResult(job.inputs[0].directory, job.weights, shards, sizes, written, self.read, seconds)
+        return MergeOutput(job.inputs[0].directory, job.weights, shards, sizes, written, self.read, seconds)
 
 
 class _ShardSchedule:

@@ -14,7 +14,7 @@ from boom_ray.artifacts.contents import MergeConfig
 from boom_ray.artifacts.staging import Stage
 from boom_ray.artifacts.tensors import INDEX
 from boom_ray.merge import distances
-from boom_ray.merge.actors import MergeCoordinator, MergeResult, MergeWorker
+from boom_ray.merge.actors import MergeCoordinator, MergeOutput, MergeWorker
 from boom_ray.merge.merge_job import GramMatrix
 from boom_ray.merge.methods import METHODS, DirectionsCancel
 from boom_ray.merge.placement import placements
@@ -36,7 +36,7 @@ def merge_into(
     base: str | None,
     settings: Merge,
     grams: dict[str, GramMatrix] | None = None,
-) -> tuple[MergeConfig, MergeResult]:
+) -> tuple[MergeConfig, MergeOutput]:
     """Write everything of a merged model into a stage, except its card and record.
 
     Args:
@@ -73,7 +73,7 @@ def _merge_on_ray(
     settings: Merge,
     target: str,
     grams: dict[str, GramMatrix] | None,
-) -> MergeResult:
+) -> MergeOutput:
     name = f"merge-{uuid.uuid4().hex[:6]}"
     options = placements([*models, *([base] if base else []), target], settings.execution.num_workers)
     coordinator_class: Any = MergeCoordinator.options(  # type: ignore[attr-defined]
@@ -98,7 +98,7 @@ def _readable(uri: str) -> str:
     return storage.local_directory(uri) if storage.is_hub(uri) else uri
 
 
-def _summary(settings: Merge, merged: MergeResult) -> MergeConfig:
+def _summary(settings: Merge, merged: MergeOutput) -> MergeConfig:
     """Settings for the record, with least, mean and largest coefficient of each model over all tensors."""
     per_tensor = [coefficients_of(settings, merged.weights, gram) for gram in merged.grams.values()]
     found = [coefficients for coefficients in per_tensor if coefficients is not None]
@@ -122,7 +122,7 @@ def coefficients_of(settings: Merge, weights: list[float], gram: GramMatrix) -> 
         return None
 
 
-def _await(coordinator: Any, reference: Any) -> MergeResult:
+def _await(coordinator: Any, reference: Any) -> MergeOutput:
     """The coordinator's result; progress is shown until it is available."""
     started = time.monotonic()
     with Progress() as progress:
@@ -133,7 +133,7 @@ def _await(coordinator: Any, reference: Any) -> MergeResult:
             elif MIB <= done < total:
                 rate = (done + read) / 1e9 / (time.monotonic() - started)
                 progress.update("merge", done // MIB, total // MIB, f"MiB written, {rate:.2f} GB/s")
-        merged: MergeResult = result_of(reference)
+        merged: MergeOutput = result_of(reference)
         size = sum(merged.sizes.values())
         rate = (size + merged.bytes_read) / 1e9 / merged.seconds
         note = f"MiB written in {len(merged.shards)} files in {merged.seconds:.2f} s, {rate:.2f} GB/s"

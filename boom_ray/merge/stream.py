@@ -208,7 +208,7 @@ class TensorMerger:
                 method.scan(number, pieces, self.work, index == len(chunks) - 1)
         if not self._num_scans(name):
             products = torch.tensor(self.job.grams[name], dtype=torch.float64)
-            equal = False  # only tensors that differ are cached: see `MergeResult.reusable`
+            equal = False  # only tensors that differ are cached: see `MergeOutput.reusable`
         elif chunks:
             for index, computed in enumerate(hashes):
                 if computed:

@@ -8,7 +8,7 @@ from boom_ray import artifacts, storage
 from boom_ray.artifacts import ModelRecord, Parent, staging
 from boom_ray.artifacts.contents import MergeConfig, ModelConfig, ModelMetrics, UpdateConfig
 from boom_ray.artifacts.staging import Stage
-from boom_ray.merge.actors import MergeResult
+from boom_ray.merge.actors import MergeOutput
 from boom_ray.merge.driver import merge_into
 from boom_ray.merge.merge_job import GramMatrix
 from boom_ray.model import card, directory, self_test
@@ -23,7 +23,7 @@ def merge_models(
     settings: Merge,
     grams: dict[str, GramMatrix] | None = None,
     metrics: ModelMetrics | None = None,
-) -> tuple[ModelRecord, MergeResult]:
+) -> tuple[ModelRecord, MergeOutput]:
     """Merge models into one, and publish it.
 
     Args:

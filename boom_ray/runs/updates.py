@@ -93,15 +93,13 @@ def read_tasks(uri: str) -> list[Task]:
         name = re.sub(r"[^A-Za-z0-9._-]", "-", storage.name_of(uri).split(".")[0].strip("*-")) or "new"
         return [Task(name=name, path=uri)]
     try:
-        tasks = TypeAdapter(list[Task]).validate_python(yaml.safe_load(storage.read_bytes(uri)))
+        values, context = yaml.safe_load(storage.read_bytes(uri)), {"directory": os.path.dirname(uri)}
+        return TypeAdapter(list[Task]).validate_python(values, context=context)
     except yaml.YAMLError as error:
         raise InputError(f"{uri}: not valid YAML: {error}") from error
     except ValidationError as error:
         problems = recipe_file.explain(error, Task)
         raise InputError.of(problems, f"{uri}: not a list of tasks as in a recipe's data.tasks:") from error
-    return [
-        task.model_copy(update={"path": storage.absolute(task.path, os.path.dirname(uri))}) for task in tasks
-    ]
 
 
 def find(recipe: Recipe, request: UpdateRequest) -> tuple[UpdateRequest, str] | None:

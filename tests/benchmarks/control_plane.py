@@ -66,7 +66,7 @@ def memory(head: Any) -> dict[str, float]:
 
 def prepare(directory: str, num_bags: int) -> Any:
     """A recipe with so many bags of a tiny corpus."""
-    from boom_ray import recipe_file
+    from boom_ray.recipe import Recipe
     from tests import texts
     from tests.conftest import build_qwen3, recipe_values
 
@@ -78,7 +78,7 @@ def prepare(directory: str, num_bags: int) -> Any:
     path = f"{directory}/recipe.yaml"
     with open(path, "w") as file:
         json.dump(values, file)
-    return recipe_file.load(path)
+    return Recipe.load(path)
 
 
 @click.command()

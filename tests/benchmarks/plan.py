@@ -26,7 +26,7 @@ matplotlib.use("agg")
 
 from matplotlib import pyplot  # noqa: E402
 
-from boom_ray import artifacts, recipe_file, storage  # noqa: E402
+from boom_ray import artifacts, storage  # noqa: E402
 from boom_ray.data import bags  # noqa: E402
 from boom_ray.planner import calibration, hardware, simulate  # noqa: E402
 from boom_ray.planner.assumptions import Assumptions  # noqa: E402
@@ -168,7 +168,7 @@ def draw(
 @click.option("--storage", "storage_uri", metavar="URI")
 def reality(recipe: str, storage_uri: str | None) -> None:
     """Predicted and measured time of each stage."""
-    loaded = recipe_file.load(recipe, storage_uri)
+    loaded = Recipe.load(recipe, storage_uri)
     found = calibration.stored(loaded)
     assert found is not None, "run boom-ray plan --calibrate first"
     assume = Assumptions({}, found.values)

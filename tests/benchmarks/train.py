@@ -64,8 +64,8 @@ def _description(package: str) -> str:
 
 def ours(base: str, task: str, file: str, steps: int, out: str) -> None:
     """boom-ray: one bag, one rank."""
-    from boom_ray import recipe_file
     from boom_ray.pipeline.training import train
+    from boom_ray.recipe import Recipe
 
     values = {
         "name": "bench",
@@ -87,7 +87,7 @@ def ours(base: str, task: str, file: str, steps: int, out: str) -> None:
     path = os.path.join(out, "recipe.yaml")
     with open(path, "w", encoding="utf-8") as handle:
         yaml.safe_dump(values, handle)
-    train(recipe_file.load(path))
+    train(Recipe.load(path))
     with open(os.path.join(out, "bench", "models", "bag-1", "metrics.jsonl"), encoding="utf-8") as handle:
         moments = [json.loads(line)["time"] for line in handle]
     _write(out, moments)

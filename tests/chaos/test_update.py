@@ -13,9 +13,10 @@ import pytest
 import ray
 import yaml
 
-from boom_ray import artifacts, recipe_file
+from boom_ray import artifacts
 from boom_ray.pipeline.run import run
 from boom_ray.pipeline.update.make import update
+from boom_ray.recipe import Recipe
 from boom_ray.runs.updates import UpdateRequest, read_tasks
 from tests import texts
 from tests.conftest import recipe_values
@@ -30,7 +31,7 @@ def command(qwen3, corpus_files, beir, tmp_path) -> tuple[list[str], UpdateReque
     """A published v0001 under `runs`, a copy under `unharmed`, and an update of it, to run or to call."""
     values = recipe_values(qwen3, corpus_files, beir, f"{tmp_path}/runs") | {"bags": {"ratios": [40, 60]}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
-    run(recipe_file.load(f"{tmp_path}/recipe.yaml"))
+    run(Recipe.load(f"{tmp_path}/recipe.yaml"))
     shutil.copytree(tmp_path / "runs", tmp_path / "unharmed")
     pairs = list(texts.functions("http"))
     rows = [{"query": text, "pos": [code]} for text, code in pairs[:24]]
@@ -106,7 +107,7 @@ def test_an_update_killed_at_every_stage_makes_the_same_child(command, tmp_path)
     assert glob(stage) == [] and not os.path.exists(f"{root}/models/v0003")
     assert artifacts.verify(f"{mine}/models/bag-1").created == trained.created, "trained once"
 
-    unharmed = recipe_file.load(f"{tmp_path}/recipe.yaml", f"{tmp_path}/unharmed")
+    unharmed = Recipe.load(f"{tmp_path}/recipe.yaml", f"{tmp_path}/unharmed")
     expected = artifacts.verify(update(unharmed, request))
     found = artifacts.verify(child)
     assert found.digest == expected.digest and found.metrics == expected.metrics

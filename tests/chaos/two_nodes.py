@@ -11,9 +11,9 @@ import time
 import ray
 from ray.cluster_utils import Cluster
 
-from boom_ray import recipe_file
 from boom_ray.artifacts import checkpoints
 from boom_ray.pipeline.training import train
+from boom_ray.recipe import Recipe
 
 
 def take_away(cluster: Cluster, root: str) -> None:
@@ -27,7 +27,7 @@ def take_away(cluster: Cluster, root: str) -> None:
 
 def main() -> None:
     """Start the nodes, train, and say which models there are."""
-    loaded = recipe_file.load(sys.argv[1])
+    loaded = Recipe.load(sys.argv[1])
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "900"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     for _ in range(2):

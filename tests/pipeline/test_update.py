@@ -13,7 +13,7 @@ import yaml
 from click.testing import CliRunner
 from pydantic import ValidationError
 
-from boom_ray import artifacts, recipe_file, storage
+from boom_ray import artifacts, storage
 from boom_ray.cli import main
 from boom_ray.errors import BoomError
 from boom_ray.model import self_test
@@ -50,7 +50,7 @@ def run(qwen3, corpus_files, beir, tmp_path_factory) -> tuple[Recipe, str, str]:
     root = tmp_path_factory.mktemp("updated")
     values = recipe_values(qwen3, corpus_files, beir, str(root / "runs")) | {"bags": {"ratios": [40, 60]}}
     (root / "recipe.yaml").write_text(yaml.safe_dump(values))
-    loaded = recipe_file.load(str(root / "recipe.yaml"))
+    loaded = Recipe.load(str(root / "recipe.yaml"))
     run_pipeline(loaded)
     evaluation = texts.write_beir(str(root / "new" / "http"), list(texts.functions("http"))[24:44])
     return loaded, new_rows(root / "http.jsonl", "http"), evaluation

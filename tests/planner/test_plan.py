@@ -7,7 +7,6 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from boom_ray import recipe_file
 from boom_ray.cli import main
 from boom_ray.data.batches import num_steps
 from boom_ray.errors import InputError, NotFoundError
@@ -18,6 +17,7 @@ from boom_ray.planner.estimate import Estimate, estimate
 from boom_ray.planner.forecast import bottleneck, forecast, head_memory
 from boom_ray.planner.plan import PlanOptions, gather, plan
 from boom_ray.planner.shape import ConfigNotFoundError
+from boom_ray.recipe import Recipe
 from boom_ray.train.schedule import best
 
 
@@ -48,8 +48,8 @@ def invoke(*arguments: str):
 def test_a_billion_rows_are_counted_and_not_sampled(billion):
     result = invoke(billion, "--gpus", "4096", "--price", "2", "--assume", "data.padding=0")
     assert result.exit_code == 0, result.output
-    made = plan(recipe_file.load(billion), PlanOptions(num_gpus=4096, price=2, overrides={"data.padding": 0}))
-    steps = num_steps([round(999_999_000 * 0.05), 50], recipe_file.load(billion).train)
+    made = plan(Recipe.load(billion), PlanOptions(num_gpus=4096, price=2, overrides={"data.padding": 0}))
+    steps = num_steps([round(999_999_000 * 0.05), 50], Recipe.load(billion).train)
     last = made.estimate.bags[-1]
     assert (last.name, last.ratio, last.rows, last.steps) == ("bag-100", 5, 50_000_000, steps)
     assert made.estimate.passes == pytest.approx(5) and made.price == pytest.approx(2 * made.held_hours)
@@ -64,7 +64,7 @@ def test_a_billion_rows_are_counted_and_not_sampled(billion):
 
 
 def test_a_baseline_is_one_more_bag_but_not_merged(billion):
-    recipe = recipe_file.load(billion)
+    recipe = Recipe.load(billion)
     without, with_baseline = (plan(recipe, PlanOptions(num_gpus=800, baseline=one)) for one in (False, True))
     last = with_baseline.estimate.bags[-1]
     assert (last.name, last.ratio, last.rows) == ("baseline", 100, 1_000_000_000)
@@ -74,7 +74,7 @@ def test_a_baseline_is_one_more_bag_but_not_merged(billion):
 
 def estimated(path: str, num_gpus: int, overrides: dict[str, float]) -> Estimate:
     assume = Assumptions({"data.padding": 0, **overrides})
-    workload = gather(recipe_file.load(path), None, assume)
+    workload = gather(Recipe.load(path), None, assume)
     cluster = hardware.cluster("H100", num_gpus, workload.recipe.train.execution, assume)
     return estimate(workload, cluster, hardware.rank(cluster, "bf16", assume), assume)
 
@@ -130,13 +130,13 @@ def test_the_head_node_holds_a_controller_per_concurrent_bag(billion):
 
 def calibrated(path: str, values: dict[str, float]) -> Calibration:
     calibration = Calibration("A100-80", 16, values, "2026-01-01T00:00:00+00:00")
-    store(recipe_file.load(path), calibration)
+    store(Recipe.load(path), calibration)
     return calibration
 
 
 def test_a_calibration_applies_to_the_processors_it_was_made_on(billion):
     calibration = calibrated(billion, {"rank.flops": 123e12})
-    recipe = recipe_file.load(billion)
+    recipe = Recipe.load(billion)
     own, other = plan(recipe), plan(recipe, PlanOptions(gpu_type="H100"))
     assert own.calibration == calibration and other.calibration is None
     assert (own.estimate.cluster.gpu_type, own.estimate.cluster.num_gpus) == ("A100-80", 16)
@@ -148,7 +148,7 @@ def test_a_calibration_applies_to_the_processors_it_was_made_on(billion):
 def test_calibrated_values_reach_what_is_measured_before_the_cluster(billion):
     """Texts and the model's shape come first: they must not be assumed before the calibration is read."""
     calibrated(billion, {"data.query_fill": 0.5, "model.hidden": 77.0, "data.padding": 0.5})
-    made = plan(recipe_file.load(billion), PlanOptions(overrides={"data.padding": 0}))
+    made = plan(Recipe.load(billion), PlanOptions(overrides={"data.padding": 0}))
     load = made.estimate.workload.loads["web"]
     assert load.tokens == pytest.approx(256 * 0.5 * 512 + 2048 * 0.35 * 512)
     assert load.computed == load.tokens, "an override has precedence over a calibrated value"
@@ -165,7 +165,7 @@ def test_calibrated_values_reach_what_is_measured_before_the_cluster(billion):
 )
 def test_options_that_no_plan_has_are_refused(billion, tmp_path, options, message):
     with pytest.raises(InputError, match=message):
-        plan(recipe_file.load(billion), options)
+        plan(Recipe.load(billion), options)
     assert not os.path.exists(tmp_path / "runs"), "a plan writes nothing"
 
 

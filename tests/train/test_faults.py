@@ -19,7 +19,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from boom_ray import artifacts, recipe_file
+from boom_ray import artifacts
 from boom_ray.artifacts import checkpoints
 from boom_ray.data import bags, corpus
 from boom_ray.errors import ClusterError, ConflictError, InputError, StorageError
@@ -45,7 +45,7 @@ def one_bag_recipes(directory: Any, base: str, corpus_files: dict[str, str], bei
         values |= {"name": name, "train": options, "bags": {"ratios": [100]}, "evaluate": {}}
         path = directory / "recipe.yaml"
         path.write_text(yaml.safe_dump(values))
-        return recipe_file.load(str(path))
+        return Recipe.load(str(path))
 
     return make
 

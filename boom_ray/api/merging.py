@@ -1,0 +1,108 @@
+"""Merge models."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from boom_ray.api import arguments
+from boom_ray.api.arguments import ModelLike, PathLike
+from boom_ray.api.results import MergeResult
+from boom_ray.errors import InputError
+from boom_ray.recipe import Merge, MergeMethod, SaveDtype
+from boom_ray.runtime.progress import ProgressCallback, reported_to
+
+
+def merge(
+    models: Sequence[ModelLike] = (),
+    *,
+    out: PathLike,
+    base: ModelLike | None = None,
+    method: MergeMethod = "multislerp",
+    weights: Literal["equal", "size"] | Sequence[float] = "equal",
+    dtype: SaveDtype = "bfloat16",
+    scale: float = 1.0,
+    iterations: int = 10,
+    density: float | Sequence[float] = 0.5,
+    seed: int = 0,
+    mergekit_config: PathLike | None = None,
+    search_data: PathLike | None = None,
+    trials: int = 12,
+    num_workers: int = 1,
+    memory_gib: float = 1.0,
+    progress: ProgressCallback | None = None,
+) -> MergeResult:
+    """Merge models of one architecture into one, and publish it.
+
+    Args:
+        models: Two models or more.
+        out: Directory of the merged model.
+        base: The model they were trained from; if given, task vectors are merged instead of weights.
+        method: Merge method.
+        weights: `equal`, `size` (rows behind each model), or one number per model.
+        dtype: Floating-point type of the merged model.
+        scale: Factor on the merged task vector (`task_arithmetic`, `ties`, `dare_linear`).
+        iterations: Steps of `karcher`; 1 is the formula of the BOOM paper.
+        density: Fraction of a task vector that is kept (`ties`, `dare_linear`); one number, or one per model.
+        seed: Seed of the random choice of `dare_linear`.
+        mergekit_config: A YAML file of mergekit that names models, base, method and settings instead.
+        search_data: A directory of evaluation tasks: try methods and weights, and publish the best.
+        trials: Number of merges that a search tries.
+        num_workers: Ray actors that share the work.
+        memory_gib: Memory of one of them.
+        progress: Receives every `ProgressEvent`; by default progress is printed.
+
+    Raises:
+        InputError: if an argument is not valid, or listing why the models cannot be merged.
+        NotFoundError: if a model does not exist.
+        ConflictError: if `out` exists.
+
+    Example:
+        >>> boom.merge(["a", "b"], out="m", base="base", method="multislerp").model
+        '/home/me/m'
+    """
+    from boom_ray.merge import mergekit
+    from boom_ray.runtime import cluster
+
+    chosen: dict[str, Any] = {
+        "method": method,
+        "weights": weights if isinstance(weights, str) else list(weights),
+        "dtype": dtype,
+        "scale": scale,
+        "iterations": iterations,
+        "density": density if isinstance(density, float | int) else list(density),
+        "seed": seed,
+        "space": "weights" if base is None else "deltas",
+        "execution": {"num_workers": num_workers, "memory_bytes": int(memory_gib * (1 << 30))},
+    }
+    settings = arguments.section(Merge, chosen, "not valid merge settings:")
+    arguments.at_least(1, trials=trials)
+    if mergekit_config is not None and models:
+        raise InputError("give models, or mergekit_config, which names them; not both")
+    uris = arguments.model_uris(models)
+    base_uri = None if base is None else arguments.model_uri(base)
+    execution = settings.execution
+    with reported_to(progress):
+        if mergekit_config is not None:
+            uris, base_uri, settings = mergekit.read(arguments.path(mergekit_config))
+            settings = settings.model_copy(update={"execution": execution})
+        if len(uris) < 2:
+            raise InputError(f"models: got {len(uris)}; a merge needs two or more")
+        cluster.connect(dashboard=False)
+        target = arguments.path(out)
+        data = arguments.optional_path(search_data)
+        record, grams = _merge(uris, target, base_uri, settings, data, trials)
+    return MergeResult(target, record, uris, settings.space, grams)
+
+
+def _merge(
+    models: list[str], target: str, base: str | None, settings: Merge, search_data: str | None, trials: int
+) -> Any:
+    """The record of the merged model, and the Gram matrices."""
+    if search_data is not None:
+        from boom_ray.pipeline.merge_search import search
+
+        found = search(models, target, base, settings, search_data, trials)
+        return found.record, found.grams
+    from boom_ray.pipeline.publish import merge_models
+
+    record, merged = merge_models(models, target, base, settings)
+    return record, merged.grams
