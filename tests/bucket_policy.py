@@ -1,4 +1,4 @@
-"""What a request asks of S3, and whether cluster/bucket-policy.json allows it, by the rules of AWS's IAM.
+"""The S3 action of a request, and whether cluster/bucket-policy.json allows it by the rules of AWS IAM.
 
 https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazons3.html
 """
@@ -12,39 +12,39 @@ from urllib.parse import parse_qs, unquote, urlsplit
 POLICY = Path(__file__).parent.parent / "cluster/bucket-policy.json"
 
 
-class Asked(NamedTuple):
-    """One request: an action on a bucket or an object; of a listing, the prefix, if it has one."""
+class S3Request(NamedTuple):
+    """An action on a bucket or an object; for a listing, also its prefix if it has one."""
 
     action: str
     resource: str
     prefix: str | None = None
 
 
-def asked(line: str) -> Asked:
-    """What the first line of an HTTP request asks, with the bucket in the path."""
+def parse(line: str) -> S3Request:
+    """The action of an HTTP request, from its first line with the bucket in the path."""
     method, target, _ = line.split(" ")
     path, query = urlsplit(target).path, parse_qs(urlsplit(target).query, keep_blank_values=True)
     bucket, _, key = unquote(path).lstrip("/").partition("/")
     if not key and "delete" not in query:
         prefix = query.get("prefix", [None])[0]
         action = {"GET": "ListBucket", "HEAD": "ListBucket", "PUT": "CreateBucket", "DELETE": "DeleteBucket"}
-        return Asked(f"s3:{action[method]}", f"arn:aws:s3:::{bucket}", prefix)
+        return S3Request(f"s3:{action[method]}", f"arn:aws:s3:::{bucket}", prefix)
     action = {"GET": "GetObject", "HEAD": "GetObject", "PUT": "PutObject", "DELETE": "DeleteObject"}
-    name = action.get(method, "PutObject")  # POST begins and ends an upload in parts
+    name = action.get(method, "PutObject")  # POST begins and ends a multipart upload
     if "uploadId" in query and method == "DELETE":
         name = "AbortMultipartUpload"
     if "delete" in query:  # the keys are in the body
         name, key = "DeleteObject", "runs/*"
-    return Asked(f"s3:{name}", f"arn:aws:s3:::{bucket}/{key}")
+    return S3Request(f"s3:{name}", f"arn:aws:s3:::{bucket}/{key}")
 
 
-def allows(bucket: str, request: Asked) -> bool:
-    """Whether the policy, with the name of a bucket in it, allows a request."""
+def allows(bucket: str, request: S3Request) -> bool:
+    """Whether the policy allows a request to a bucket."""
     policy = json.loads(POLICY.read_text().replace("my-bucket", bucket))
     return any(_matches(statement, request) for statement in policy["Statement"])
 
 
-def _matches(statement: dict, request: Asked) -> bool:
+def _matches(statement: dict, request: S3Request) -> bool:
     actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
     if request.action not in actions or not fnmatchcase(request.resource, statement["Resource"]):
         return False
@@ -53,7 +53,7 @@ def _matches(statement: dict, request: Asked) -> bool:
 
 
 def actions() -> set[str]:
-    """All actions the policy allows."""
+    """All actions that the policy allows."""
     statements = json.loads(POLICY.read_text())["Statement"]
     return {
         action

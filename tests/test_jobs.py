@@ -223,8 +223,8 @@ def test_the_bucket_policy_allows_what_was_asked_of_the_bucket_and_nothing_besid
     assert storage.exists("s3://bucket/runs/large") and len(storage.read_bytes("s3://bucket/runs/large/file"))
     storage.delete_tree("s3://bucket/runs/large")
     # Arrow also asks for a bucket that cannot be, to see by the answer whose server it is.
-    lines = [line for line in object_store.asked if "extremelyunlikelytoexist" not in line]
-    asked = {bucket_policy.asked(line) for line in lines}
+    lines = [line for line in object_store.request_lines if "extremelyunlikelytoexist" not in line]
+    asked = {bucket_policy.parse(line) for line in lines}
     assert [one for one in asked if not bucket_policy.allows("bucket", one)] == []
     aborted = {"s3:AbortMultipartUpload"}
     assert {one.action for one in asked} | aborted == bucket_policy.actions()
@@ -234,4 +234,4 @@ def test_the_bucket_policy_allows_what_was_asked_of_the_bucket_and_nothing_besid
             elsewhere = one._replace(resource=one.resource.replace("/runs/", "/walks/"))
             assert not bucket_policy.allows("bucket", elsewhere)
     for line in ("PUT /bucket HTTP/1.1", "DELETE /bucket HTTP/1.1", "GET /bucket?prefix=walks%2F HTTP/1.1"):
-        assert not bucket_policy.allows("bucket", bucket_policy.asked(line))
+        assert not bucket_policy.allows("bucket", bucket_policy.parse(line))

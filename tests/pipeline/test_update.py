@@ -138,9 +138,7 @@ def test_pages_of_a_run_and_of_its_update(run, child):
         assert records["v0001"].digest in reader.text and recipe.root in reader.text
 
 
-def test_a_request_without_a_parent_resumes_or_starts_from_the_current_version(
-    run, child, tmp_path
-):
+def test_a_request_without_a_parent_resumes_or_starts_from_the_current_version(run, child, tmp_path):
     recipe, rows, _ = run
     assert update(recipe, wanted(None, read_tasks(rows))).model == child, "found though v0002 is current now"
     other = read_tasks(new_rows(tmp_path / "dom.jsonl", "xml/dom"))
