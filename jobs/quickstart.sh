@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Trains, merges and measures a small embedding model on a machine with Python and pip, without GPU and model hub.
+# From nothing to a merged embedding model on a machine with Python and pip: no GPU, no model hub.
 #   bash jobs/quickstart.sh            all-MiniLM-L6-v2 as the base
-#   bash jobs/quickstart.sh --qwen3    a tiny Qwen3 with random weights, to show the decoder path
-#   bash jobs/quickstart.sh --baseline two sets of bags compared with one model of the full corpus; half an hour
-#   bash jobs/quickstart.sh --update   a package is added later: updates compared with retraining; half an hour
-# All files are in $BOOM_RAY_HOME, by default .quickstart in the repository; delete it to start over.
+#   bash jobs/quickstart.sh --qwen3    a tiny Qwen3 with random weights as the base, to show the decoder path
+#   bash jobs/quickstart.sh --baseline two sets of bags, each compared with one full-corpus model, in half an hour
+#   bash jobs/quickstart.sh --update   new data in three weeks: updates compared with full retraining, in half an hour
+# All files are in $BOOM_RAY_HOME, by default .quickstart in this checkout; delete it to start over.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export BOOM_RAY_HOME=${BOOM_RAY_HOME:-$PWD/.quickstart}
@@ -18,7 +18,7 @@ case "${1:-}" in
 esac
 
 if [ ! -e "$BOOM_RAY_HOME/venv/complete" ]; then
-    echo "installing into $BOOM_RAY_HOME/venv (once, a few minutes)"
+    echo "installing into $BOOM_RAY_HOME/venv (once, takes minutes)"
     rm -rf "$BOOM_RAY_HOME/venv"
     python3 -m venv "$BOOM_RAY_HOME/venv"
     pip=("$BOOM_RAY_HOME/venv/bin/pip" install --quiet --disable-pip-version-check -c cluster/constraints.txt)

@@ -1,4 +1,4 @@
-"""The S3 action of a request, and whether cluster/bucket-policy.json allows it by the rules of AWS IAM.
+"""The action of an S3 request, and whether cluster/bucket-policy.json allows it by the rules of AWS IAM.
 
 https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazons3.html
 """
@@ -13,15 +13,15 @@ POLICY = Path(__file__).parent.parent / "cluster/bucket-policy.json"
 
 
 class S3Request(NamedTuple):
-    """An action on a bucket or an object; for a listing, also its prefix if it has one."""
+    """One request: an action on a bucket or an object; for a listing, its prefix, if any."""
 
     action: str
     resource: str
     prefix: str | None = None
 
 
-def parse(line: str) -> S3Request:
-    """The action of an HTTP request, from its first line with the bucket in the path."""
+def request_of(line: str) -> S3Request:
+    """The request of the first line of an HTTP request, with the bucket in the path."""
     method, target, _ = line.split(" ")
     path, query = urlsplit(target).path, parse_qs(urlsplit(target).query, keep_blank_values=True)
     bucket, _, key = unquote(path).lstrip("/").partition("/")
@@ -30,7 +30,7 @@ def parse(line: str) -> S3Request:
         action = {"GET": "ListBucket", "HEAD": "ListBucket", "PUT": "CreateBucket", "DELETE": "DeleteBucket"}
         return S3Request(f"s3:{action[method]}", f"arn:aws:s3:::{bucket}", prefix)
     action = {"GET": "GetObject", "HEAD": "GetObject", "PUT": "PutObject", "DELETE": "DeleteObject"}
-    name = action.get(method, "PutObject")  # POST begins and ends a multipart upload
+    name = action.get(method, "PutObject")  # POST begins and ends an upload in parts
     if "uploadId" in query and method == "DELETE":
         name = "AbortMultipartUpload"
     if "delete" in query:  # the keys are in the body
@@ -53,7 +53,7 @@ def _matches(statement: dict, request: S3Request) -> bool:
 
 
 def actions() -> set[str]:
-    """All actions that the policy allows."""
+    """All actions the policy allows."""
     statements = json.loads(POLICY.read_text())["Statement"]
     return {
         action

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a server that injects faults: it refuses, delays or resets requests of one kind."""
+"""A TCP proxy in front of a server that can refuse, delay or cut requests of one kind."""
 
 import re
 import socket
@@ -15,17 +15,17 @@ REPLIES = {
 
 
 class FaultyProxy:
-    """Forwards bytes, except for the next `times` requests that begin with `verb`, which get `fault` instead.
+    """Forwards bytes; the next `times` requests that start with `verb` meet `fault` instead.
 
     Attributes:
-        fault: `500` or `403` (the proxy responds), `reset` of the connection, `slow` (two seconds).
-        num_faults: Faults injected so far.
+        fault: `500` or `403` (answered by the proxy), `reset` (cut in the middle), `slow` (two seconds late).
+        met: Number of requests that met the fault so far.
         request_lines: The first line of every request.
         on_request: Called with the first line of every request, before it is forwarded.
     """
 
     def __init__(self, port: int, address: str = "127.0.0.1") -> None:
-        self.upstream, self.verb, self.fault, self.times, self.num_faults = port, b"PUT", "", 0, 0
+        self.upstream, self.verb, self.fault, self.times, self.met = port, b"PUT", "", 0, 0
         self.request_lines: list[str] = []
         self.on_request: Callable[[str], None] = lambda line: None
         self.listener = socket.create_server((address, 0))
@@ -33,8 +33,8 @@ class FaultyProxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def fail(self, fault: str, times: int, verb: str = "PUT") -> None:
-        """Inject a fault into the next requests of a kind."""
-        self.fault, self.times, self.verb, self.num_faults = fault, times, verb.encode(), 0
+        """Let the next requests of a kind fail."""
+        self.fault, self.times, self.verb, self.met = fault, times, verb.encode(), 0
 
     def _accept(self) -> None:
         while True:
@@ -52,7 +52,7 @@ class FaultyProxy:
                 if line := REQUEST_LINE.match(data):
                     self.request_lines.append(line[0].decode())
                     self.on_request(line[0].decode())
-                if self.times > 0 and data.startswith(self.verb) and self._inject(client):
+                if self.times > 0 and data.startswith(self.verb) and self._meet(client):
                     break
                 server.sendall(data)
         except OSError:
@@ -60,16 +60,15 @@ class FaultyProxy:
         client.close()
         server.close()
 
-    def _inject(self, client: socket.socket) -> bool:
-        """Inject the fault into a request; returns whether its connection ends."""
-        self.times, self.num_faults = self.times - 1, self.num_faults + 1
+    def _meet(self, client: socket.socket) -> bool:
+        """Do to a request what is to be done; returns whether its connection ends."""
+        self.times, self.met = self.times - 1, self.met + 1
         if self.fault == "slow":
             time.sleep(2)
             return False
         if self.fault in REPLIES:
             client.sendall(REPLIES[self.fault])
         else:
-            # With a linger time of zero, close() resets the connection.
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         return True
 
@@ -84,7 +83,7 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
 
 @contextmanager
 def faulty_proxy(port: int, address: str = "127.0.0.1") -> Iterator[FaultyProxy]:
-    """Run a proxy at an address, in front of the server at a local port, until the block ends."""
+    """A proxy at an address of this machine before the server at a port of it, until the block ends."""
     proxy = FaultyProxy(port, address)
     try:
         yield proxy

@@ -217,21 +217,21 @@ def test_a_job_embeds_a_store_and_the_dashboard_shows_it(cluster, published_qwen
     assert any("PartitionEncoder" in operator for operator in operators)
 
 
-def test_the_bucket_policy_allows_what_was_asked_of_the_bucket_and_nothing_beside(object_store):
+def test_the_bucket_policy_allows_exactly_the_requests_of_the_jobs(object_store):
     with storage.open_output("s3://bucket/runs/large/file") as file:
         file.write(bytes(12 << 20))  # in parts
     assert storage.exists("s3://bucket/runs/large") and len(storage.read_bytes("s3://bucket/runs/large/file"))
     storage.delete_tree("s3://bucket/runs/large")
-    # Arrow also asks for a bucket that cannot be, to see by the answer whose server it is.
+    # Arrow requests a bucket that cannot exist, to detect the vendor of the server.
     lines = [line for line in object_store.request_lines if "extremelyunlikelytoexist" not in line]
-    asked = {bucket_policy.parse(line) for line in lines}
-    assert [one for one in asked if not bucket_policy.allows("bucket", one)] == []
+    requests = {bucket_policy.request_of(line) for line in lines}
+    assert [one for one in requests if not bucket_policy.allows("bucket", one)] == []
     aborted = {"s3:AbortMultipartUpload"}
-    assert {one.action for one in asked} | aborted == bucket_policy.actions()
-    for one in asked:
+    assert {one.action for one in requests} | aborted == bucket_policy.actions()
+    for one in requests:
         assert not bucket_policy.allows("elsewhere", one)
         if "/runs/" in one.resource:
             elsewhere = one._replace(resource=one.resource.replace("/runs/", "/walks/"))
             assert not bucket_policy.allows("bucket", elsewhere)
     for line in ("PUT /bucket HTTP/1.1", "DELETE /bucket HTTP/1.1", "GET /bucket?prefix=walks%2F HTTP/1.1"):
-        assert not bucket_policy.allows("bucket", bucket_policy.parse(line))
+        assert not bucket_policy.allows("bucket", bucket_policy.request_of(line))

@@ -1,11 +1,11 @@
-"""The planner: a plot of its simulation, and its predictions compared with a finished run.
+"""The planner: its simulation as a picture, and its predictions beside a run that was made.
 
     python tests/benchmarks/plan.py scale [--out cluster/plan.svg]
     python tests/benchmarks/plan.py reality RECIPE [--storage URI]
 
-`scale` plans 100 bags of 5 % each of 10^9 rows with Qwen3-0.6B on 8 to 4,096 H100 in spot nodes of 8,
-with the assumptions that `boom-ray plan` prints. `reality` compares what `boom-ray plan RECIPE
---calibrate` predicts with the times in the records of `boom-ray run RECIPE`. Each prints one JSON line.
+`scale` plans 100 bags of 5 % each of 10^9 rows with Qwen3-0.6B on 8 to 4,096 H100 in spot nodes of 8, with
+the assumptions that `boom-ray plan` prints. `reality` compares what `boom-ray plan RECIPE --calibrate`
+predicts with the times that `boom-ray run RECIPE` left in its records. Each prints one JSON line.
 """
 
 import datetime
@@ -36,17 +36,17 @@ from boom_ray.planner.plan import SIZES, gather, on_cluster  # noqa: E402
 from boom_ray.recipe import Recipe  # noqa: E402
 
 NUM_BAGS, NUM_ROWS = 100, 10**9
-LOSSES = [0.005, 0.02, 0.1]  # per node and hour
-NUM_WORKERS = [8, 64]  # merge workers
+LOSSES = [0.005, 0.02, 0.1]  # of a node, an hour
+NUM_WORKERS = [8, 64]  # of the merge
 
 
 @click.group()
 def main() -> None:
-    """Plot the simulation, or compare predictions with a run."""
+    """See above."""
 
 
 def hypothetical(num_workers: int) -> Recipe:
-    """A recipe of 10^9 rows that do not exist."""
+    """A recipe of 10^9 rows that lie nowhere."""
     return Recipe.model_validate(
         {
             "name": "scale",
@@ -78,7 +78,7 @@ def planned(known: Known, num_gpus: int, given: dict[str, float]) -> tuple[Estim
 @main.command()
 @click.option("--out", default=os.path.join(ROOT, "cluster", "plan.svg"), metavar="FILE.svg")
 def scale(out: str) -> None:
-    """Plan and simulate clusters of growing size, and plot the results."""
+    """Plan and simulate ever larger clusters, and draw it."""
     since = time.time()
     known = gather(hypothetical(NUM_WORKERS[0]), None, Assumptions({}))
     rows = {
@@ -111,7 +111,7 @@ def scale(out: str) -> None:
 
 
 def intervals(made: Estimate, assume: Assumptions) -> tuple[float, dict[float, float], dict[str, float]]:
-    """The best checkpoint interval of a cluster, makespans by interval, and the intervals of the formulas."""
+    """Makespans for intervals between checkpoints on one cluster, and where formulas see the best."""
     works, conditions = works_of(made), conditions_of(made, assume)
     mtbf = 1 / (conditions.failure_rate * works[0].nodes)
     young, daly = simulate.young(conditions.save, mtbf), simulate.daly(conditions.save, mtbf)
@@ -126,7 +126,7 @@ def draw(
     tried: dict[float, float],
     formula: dict[str, float],
 ) -> None:
-    """Plot four panels: time, cost of lost nodes, checkpoint interval, and other stages."""
+    """Four panels: time, what losses cost, the interval between checkpoints, and the other stages."""
     matplotlib.rcParams["svg.hashsalt"] = "plan"
     figure, ((time_axis, cost_axis), (interval_axis, other_axis)) = pyplot.subplots(
         2, 2, figsize=(10, 7), layout="constrained"
@@ -152,7 +152,7 @@ def draw(
         share = [100 * merge / seen.makespan for merge, (_, seen, _) in zip(values, few, strict=True)]
         other_axis.loglog(SIZES, share, ".-", label=f"merge by {workers} workers / training")
     other_axis.loglog(SIZES, [100 * seen.head for _, seen, _ in few], ".-", label="head node, busy")
-    other_axis.axhline(100, color="k", linestyle=":", label="saturated")
+    other_axis.axhline(100, color="k", linestyle=":", label="all of it")
     other_axis.set(xlabel="GPUs", ylabel="% of the time", title="other possible bottlenecks")
     for axis in figure.axes:
         axis.grid(alpha=0.3)
@@ -164,7 +164,7 @@ def draw(
 @click.argument("recipe")
 @click.option("--storage", "storage_uri", metavar="URI")
 def reality(recipe: str, storage_uri: str | None) -> None:
-    """Compare predicted with measured times of each stage."""
+    """Predicted beside measured time of each stage."""
     loaded = recipe_file.load(recipe, storage_uri)
     found = calibration.stored(loaded)
     assert found is not None, "run boom-ray plan --calibrate first"
@@ -188,7 +188,7 @@ def reality(recipe: str, storage_uri: str | None) -> None:
 
 
 def times_of(loaded: Recipe) -> dict[str, float]:
-    """Seconds of each bag from its first step, of training, of the merge and of the evaluation."""
+    """Seconds of each bag from its first step on, of all training, of the merge and of the evaluation."""
     models = storage.join(loaded.root, "models")
     names = [bags.name_of(index) for index in range(len(loaded.bags.ratios))]
     records = {name: artifacts.read_record(storage.join(models, name)) for name in [*names, "v0001"]}
