@@ -32,7 +32,7 @@ PARTS = {
 
 
 def one_step(config: dict[str, Any]) -> None:
-    """The smallest possible training: one optimizer step, reported to the progress actor."""
+    """The least a rank can do: one optimizer step, which it reports to the progress actor."""
     import torch
 
     from boom_ray.train.board import BagState
