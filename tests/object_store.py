@@ -1,7 +1,7 @@
 """A real S3 server on loopback: OpenStack Swift with its S3 API, from PyPI wheels, without root.
 
-Run inside the server's own environment (`pip install swift==2.38.3`), named by the environment
-variable `BOOM_RAY_SWIFT_ENV`; `tests/run.sh` makes it.
+The server has its own environment (`pip install swift==2.38.3`), which `tests/run.sh` creates. The variable
+`BOOM_RAY_SWIFT_ENV` contains its path.
 """
 
 import os
@@ -28,7 +28,7 @@ for kind, port in zip(("account", "container", "object"), sys.argv[2:]):
     builder.get_ring().save(f"{sys.argv[1]}/{kind}.ring.gz")
 """
 
-# Without this Swift logs to syslog, and where /dev/log is absent opens a public UDP port.
+# Without this, Swift logs to syslog, and opens a public UDP port if /dev/log does not exist.
 NO_SYSLOG = """
 from logging.handlers import SysLogHandler
 def hook(conf, name, to_console, route, fmt, logger, adapted):
@@ -38,7 +38,7 @@ def hook(conf, name, to_console, route, fmt, logger, adapted):
             handler.close()
 """
 
-# There is one proxy process, so a dictionary serves where a cluster needs memcached.
+# With one proxy process a dictionary can replace memcached.
 CACHE = """
 import json
 class Cache(dict):
@@ -94,7 +94,7 @@ use = egg:swift#listing_formats
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nothing listens at now."""
+    """Free ports of the loopback interface."""
     sockets = [socket.socket() for _ in range(count)]
     for one in sockets:
         one.bind(("127.0.0.1", 0))
@@ -154,7 +154,7 @@ def s3_server(environment: str, root: str) -> Iterator[dict[str, str]]:
         environment: A virtual environment with `swift`.
 
     Yields:
-        The AWS variables that reach it.
+        The environment variables for clients of AWS S3.
     """
     etc, port = _configure(environment, root)
     variables = {**os.environ, "PYTHONPATH": etc, "PYTHONWARNINGS": "ignore"}

@@ -1,4 +1,4 @@
-"""A reader of HTML pages, for tests: what is written, in which rows, and what a browser would fetch."""
+"""A parser of HTML pages for tests: texts, table rows, and the resources that a browser would fetch."""
 
 from html.parser import HTMLParser
 
@@ -7,11 +7,11 @@ FETCHED = ("src", "srcset", "href", "xlink:href", "action", "data", "poster", "b
 
 
 class Reader(HTMLParser):
-    """Takes a page apart; every tag must be closed where it belongs.
+    """Parses a page; every tag must be closed in order.
 
     Attributes:
-        tags: Every tag as it comes, with its attributes.
-        texts: Every piece of text, but `styles`.
+        tags: Every tag in order, with its attributes.
+        texts: Every piece of text, except `styles`.
         rows: The cells of every row of every table, as text.
     """
 
@@ -36,7 +36,7 @@ class Reader(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
     def fetched(self) -> list[str]:
-        """Every address a browser would open, but places on the page itself."""
+        """Every URL that a browser would fetch; anchors on the page itself are left out."""
         values = [attributes.get(name, "") for _, attributes in self.tags for name in FETCHED]
         return [value for value in values if value and not value.startswith("#")]
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Sets up from nothing, then runs lint, types and tests: `bash tests/run.sh [--slow] [PYTEST ARGUMENT ...]`.
-# Beside the project's own environment stand an S3 server's and that of mergekit, the tool whose merges ours are
-# compared with. All three lie in $BOOM_RAY_TEST_HOME, by default .venv.
+# Creates all environments, then runs lint, types and tests: `bash tests/run.sh [--slow] [PYTEST ARGUMENT ...]`.
+# The environments are the project's, that of an S3 server, and that of mergekit, whose merges the tests compare with.
+# They are in $BOOM_RAY_TEST_HOME, by default .venv.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 home=${BOOM_RAY_TEST_HOME:-$PWD/.venv}
@@ -9,18 +9,18 @@ home=${BOOM_RAY_TEST_HOME:-$PWD/.venv}
 selection=(-m "not slow")
 if [ "${1:-}" = --slow ]; then selection=(); shift; fi
 
-environment() {  # NAME PIP-ARGUMENT...; one whose installation was interrupted is made again
-    local place="$home/$1"; shift
-    [ -e "$place/complete" ] && return
-    echo "setting up $place"
-    rm -rf "$place"
-    python3 -m venv "$place"
+environment() {  # NAME PIP-ARGUMENT...; an interrupted installation starts again
+    local path="$home/$1"; shift
+    [ -e "$path/complete" ] && return
+    echo "setting up $path"
+    rm -rf "$path"
+    python3 -m venv "$path"
     while [ $# -gt 0 ]; do
         # shellcheck disable=SC2086
-        "$place/bin/pip" install --quiet --disable-pip-version-check $1
+        "$path/bin/pip" install --quiet --disable-pip-version-check $1
         shift
     done
-    touch "$place/complete"
+    touch "$path/complete"
 }
 
 environment swift "--only-binary=:all: swift==2.38.3" & swift=$!
@@ -35,5 +35,5 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true
 ruff check .
 ruff format --check .
 mypy
-# Files side by side: most tests wait for processes to start.
+# Two files in parallel: most tests wait for processes to start.
 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "${selection[@]}" "$@"

@@ -1,4 +1,4 @@
-"""What merging and embedding say of themselves where Prometheus looks for it."""
+"""The metrics of merging and embedding at the Prometheus endpoint."""
 
 import re
 import time
@@ -14,10 +14,10 @@ from boom_ray.merge.actors import MergeCoordinator
 
 
 def scraped(label: str) -> dict[str, float]:
-    """Every metric of this project with a label, by its name, and by its stage if it has one."""
+    """Values of all boom-ray metrics with a label, by name, and by stage if there is one."""
     port = ray.nodes()[0]["MetricsExportPort"]
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-        lines = answer.read().decode().splitlines()
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
+        lines = response.read().decode().splitlines()
     found = {}
     for line in lines:
         if line.startswith("ray_boom_ray_") and label in line:
@@ -27,7 +27,7 @@ def scraped(label: str) -> dict[str, float]:
     return found
 
 
-def test_merging_and_embedding_are_seen_by_prometheus(ray_cluster, published_qwen3, tmp_path):
+def test_prometheus_gets_the_metrics_of_merging_and_embedding(ray_cluster, published_qwen3, tmp_path):
     coordinator_class: Any = MergeCoordinator
     coordinator = coordinator_class.remote("one-merge-coordinator")
     pq.write_table(

@@ -1,4 +1,4 @@
-"""Real text that is on every machine: docstrings and code of the standard library."""
+"""Real texts available on every machine: docstrings and code of the standard library."""
 
 import ast
 import inspect
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 def functions(package: str) -> Iterator[tuple[str, str]]:
-    """(docstring, code without it) of the documented functions of one standard library package or module."""
+    """(docstring, code without it) of each documented function of a standard library package or module."""
     root = os.path.join(sysconfig.get_path("stdlib"), package)
     files = (
         [f"{root}.py"]
@@ -36,7 +36,7 @@ def write_jsonl(path: str, rows: list[dict]) -> str:
 
 
 def write_beir(directory: str, pairs: list[tuple[str, str]]) -> str:
-    """A BEIR directory whose queries are docstrings and whose documents are their code."""
+    """Write a BEIR directory with docstrings as queries and their code as documents."""
     write_jsonl(os.path.join(directory, "corpus.jsonl"),
                 [{"_id": f"d{i}", "title": "", "text": c} for i, (_, c) in enumerate(pairs)])  # fmt: skip
     write_jsonl(os.path.join(directory, "queries.jsonl"),
@@ -49,7 +49,7 @@ def write_beir(directory: str, pairs: list[tuple[str, str]]) -> str:
 
 
 def write_corpus(directory: str, num_rows: int = 48) -> dict[str, str]:
-    """A retrieval and a classification task; returns the path of each."""
+    """Write a retrieval and a classification task; returns the path of each."""
     packages = {"email": "email: messages and MIME", "json": "json: encoding", "argparse": "argparse: flags",
                 "ipaddress": "ipaddress: networks"}  # fmt: skip
     pairs = [(package, *pair) for package in packages for pair in list(functions(package))[: num_rows // 4]]

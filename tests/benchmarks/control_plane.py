@@ -1,12 +1,12 @@
-"""What a hundred bags cost beside their training: seconds each, and memory of the head.
+"""The overhead of a hundred bags apart from their training: seconds per bag, and memory of the head.
 
     python tests/benchmarks/control_plane.py [--bags 100] [--nodes 4] [--real]
 
-The bags go through the scheduling of `boom_ray.train.bagging`, each as a trainer of Ray Train with one rank,
-over `--nodes` raylets of one logical CPU, which hold one rank each, beside a head that holds none. Unless
-`--real`, the rank takes one AdamW step of a linear layer instead of training the bag, so that what is
-measured is all but training. After every bag the resident memory of the driver and of each part of the head
-is noted; its growth is the slope of a straight line.
+`boom_ray.train.bagging` schedules each bag as a trainer of Ray Train with one rank, on `--nodes` raylets
+with one logical CPU for one rank each, and a head without ranks. Without `--real`, the rank takes one
+AdamW step of a linear layer instead of training the bag, so that only the overhead is measured. After
+every bag the resident memory of the driver and of each part of the head is recorded; its growth is the
+slope of a fitted line.
 """
 
 import json
@@ -49,7 +49,7 @@ def one_step(config: dict[str, Any]) -> None:
 
 
 def memory(head: Any) -> dict[str, float]:
-    """Resident MiB of the driver, and of each part of Ray on the head, which serve all bags."""
+    """Resident MiB of the processes that serve all bags: the driver, and each part of Ray on the head."""
     found = dict.fromkeys(["driver", *PARTS], 0.0)
     found["driver"] = psutil.Process().memory_info().rss / 2**20
     for _, popen in head.live_processes():
@@ -65,7 +65,7 @@ def memory(head: Any) -> dict[str, float]:
 
 
 def prepare(directory: str, num_bags: int) -> Any:
-    """A recipe with so many bags of a tiny corpus."""
+    """A recipe with `num_bags` bags of a tiny corpus."""
     from boom_ray.recipe import Recipe
     from tests import texts
     from tests.conftest import build_qwen3, recipe_values
@@ -121,7 +121,7 @@ def main(bags: int, nodes: int, real: bool) -> None:
 
 
 def summary(root: str, ended: list[tuple[float, dict[str, float]]], lasted: list[float], real: bool) -> Any:
-    """Seconds and MiB; memory grows by `growth` a bag, over the bags after the first tenth."""
+    """Seconds and MiB; `growth` is the growth of memory per bag after the first tenth of the bags."""
     inside = [_inside(root, name) for name in os.listdir(root) if name.endswith(".json") and "bag" in name]
     sizes = [size for _, size in ended]
     skip = max(1, len(sizes) // 10)

@@ -1,13 +1,14 @@
-"""Texts a second from parquet on an S3 server to parquet there, beside the script a user would write.
+"""Texts per second from parquet to parquet on an S3 server, compared with a script that a user would write.
 
     BOOM_RAY_SWIFT_ENV=... python tests/benchmarks/embed.py [--rows 5000] [--repeats 3] [--memory]
 
 Both embed the same docstrings and functions of the standard library, 8 to 512 tokens long, with
-all-MiniLM-L6-v2 on the CPU, alternating. The script reads with pyarrow, encodes with sentence-transformers in
-batches of 32, which it sorts by length itself, and writes with pyarrow. Both are timed from the first text to
-the last stored, without starting processes and loading the model. The floor is the time that the matrix
-products of the tokens alone take at the rate measured for one. `--memory` embeds a tenth of the rows and then
-all, of at most a hundred characters each, and compares the peaks of proportional memory of all processes.
+all-MiniLM-L6-v2 on the CPU, alternating. The script reads with pyarrow, encodes with
+sentence-transformers in batches of 32, sorted by length, and writes with pyarrow. Both times are from the
+first text to the last stored vector, without starting processes and loading the model. The floor is the
+time of the matrix products of the tokens at the best rate of one product. `--memory` embeds a tenth of
+the rows and then all, with at most a hundred characters each, and compares the peaks of proportional
+memory of all processes.
 """
 
 import json
@@ -72,7 +73,7 @@ print(json.dumps({"seconds": done - started, **spent}))
 
 
 def write_rows(target: str, num_rows: int, characters: int | None = None) -> None:
-    """Texts of mixed length: a docstring, a function, or several functions, as parquet on the store."""
+    """Write texts of mixed length to the store: a docstring, a function, or several functions."""
     from boom_ray import storage
     from tests import texts
 
@@ -91,12 +92,12 @@ def write_rows(target: str, num_rows: int, characters: int | None = None) -> Non
 def _functions(texts: Any, package: str) -> list[tuple[str, str]]:
     try:
         return list(texts.functions(package))
-    except OSError:  # a package that this Python leaves out
+    except OSError:  # a package that this Python does not have
         return []
 
 
 def ours(model: str, source: str, target: str, *options: str) -> dict[str, float]:
-    """`boom-ray embed`, from the first text encoded to the last stored."""
+    """Run `boom-ray embed`; seconds from the first text to the last stored vector."""
     command = [sys.executable, "-m", "boom_ray.cli", "embed", model, source, target, *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
     peak, ended = [0], threading.Event()
@@ -116,7 +117,7 @@ def ours(model: str, source: str, target: str, *options: str) -> dict[str, float
 
 
 def _watch(pid: int, peak: list[int], ended: threading.Event) -> None:
-    """Highest memory of all processes of the run; what several of them share is counted once."""
+    """Peak memory of all processes of the run; shared memory counts once."""
     while not ended.wait(1):
         total = 0
         try:
@@ -128,14 +129,14 @@ def _watch(pid: int, peak: list[int], ended: threading.Event) -> None:
 
 
 def plain(model: str, source: str, target: str) -> dict[str, float]:
-    """The user's script, likewise without its start."""
+    """Run the user's script; seconds without its start-up."""
     command = [sys.executable, "-c", PLAIN, model, source, f"{target}/all.parquet"]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(run.stdout.splitlines()[-1])
 
 
 def floor_seconds(tokens: float) -> float:
-    """Matrix products of the tokens, two operations a weight, at the best rate of one large product."""
+    """Time of the matrix products of all tokens at the best rate of one large product."""
     import torch
     from transformers import AutoModel
 
@@ -188,9 +189,9 @@ def main(rows: int, repeats: int, memory: bool) -> None:
         write_rows("s3://bench/in", rows, 100 if memory else None)
         if memory:
             write_rows("s3://bench/few", rows // 10, 100)
-            alike = ("--num-workers", "1", "--precision", "float32")
+            fixed = ("--num-workers", "1", "--precision", "float32")
             peaks = [
-                ours(model, f"s3://bench/{n}", f"s3://bench/out-{n}", *alike)["peak_mib"]
+                ours(model, f"s3://bench/{n}", f"s3://bench/out-{n}", *fixed)["peak_mib"]
                 for n in ("few", "in")
             ]
             print(json.dumps({"rows": [rows // 10, rows], "peak_mib": peaks}))

@@ -1,17 +1,18 @@
-"""The time and memory of a merge, beside mergekit's and beside the floor, alternating on the same files.
+"""Time and memory of a merge, alternating with mergekit and with the floor on the same files.
 
     python tests/benchmarks/merge.py [--cases base,plain] [--repeats 3]    one JSON line per case
     python tests/benchmarks/merge.py --scaling                             time over models, bytes and workers
 
-Inputs are models of random weights in the shape of Qwen3-0.6B, bfloat16: a base, and small perturbations of
-it. Like everything boom-ray trains they carry a record, which the merge checks them against; mergekit
-ignores it. Both tools are measured as whole processes, `boom-ray merge` with the Ray it starts on the spot.
-What a tool needs to start is measured by the same command on two-layer models; the rest is the *merge
-proper*. The floor is to read all inputs once, with as many threads as workers, and to write one output.
-Before every run the inputs are read and dirty pages flushed, so that all start from the same cache, which
-must be able to hold the inputs.
+Inputs are models with random weights and the shapes of Qwen3-0.6B, bfloat16: a base, and small
+perturbations of it. Like all models of boom-ray they have a record, which the merge checks; mergekit
+ignores it. Both tools are measured as whole processes, `boom-ray merge` including the Ray that it starts.
+The same command on two-layer models measures the start-up; the rest is the *merge proper*. The floor
+reads all inputs once, with as many threads as workers, and writes one output. Before every run the inputs
+are read and dirty pages flushed, so that all runs start with the same page cache, which must have space
+for the inputs.
 
-`BOOM_RAY_MERGEKIT_PYTHON` names a Python with mergekit; tests/run.sh makes one. Linux only (/proc).
+`BOOM_RAY_MERGEKIT_PYTHON` is the path of a Python with mergekit; tests/run.sh creates one. Linux only
+(/proc).
 """
 
 import contextlib
@@ -54,11 +55,11 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 WEIGHTS = "model.safetensors"
 WORKERS = 2
 SAMPLES_PER_SECOND = 20
-SAMPLES_PER_LOOK = 5  # samples between two looks for new processes, which cost more
+SAMPLES_PER_SCAN = 5  # samples between scans for new processes, which are expensive
 PIECE = 4 << 20  # elements
 BUFFER = 8 << 20  # bytes
-# Shards are written while the next is computed, by as many threads as we have workers. torch keeps its
-# default, a thread per core; computing in float32 would be slower.
+# mergekit writes shards while it computes the next, with as many threads as boom-ray has workers. torch keeps
+# its default of a thread per core; computing in float32 would be slower.
 MERGEKIT_FLAGS = ["--quiet", "--async-write", "--write-threads", "2", "--out-shard-size", "200M"]
 SCALING_MODELS = (2, 5, 10)
 SCALING_WORKERS = (1, 2)
@@ -78,11 +79,11 @@ class Shape:
 
     @property
     def name(self) -> str:
-        """For directories."""
+        """Name of its directory."""
         return f"{self.layers}x{self.hidden}-{self.vocabulary}"
 
     def config(self) -> Qwen3Config:
-        """As published beside the weights."""
+        """The configuration that is published with the weights."""
         return Qwen3Config(
             vocab_size=self.vocabulary,
             hidden_size=self.hidden,
@@ -104,7 +105,7 @@ class Shape:
             }
 
     def quarter(self) -> "Shape":
-        """A fourth of the bytes: of the layers and of the vocabulary."""
+        """A quarter of the layers and of the vocabulary, so a quarter of the bytes."""
         return Shape(max(1, self.layers // 4), self.vocabulary // 4, *self._widths())
 
     def _widths(self) -> tuple[int, int, int, int, int]:
@@ -120,7 +121,7 @@ class Inputs:
 
     Attributes:
         models: The models to merge.
-        base: What they are perturbations of, to merge the differences; or None, to merge the weights.
+        base: The model they are perturbations of, to merge task vectors; None to merge weights.
     """
 
     models: list[str]
@@ -128,29 +129,29 @@ class Inputs:
 
     @property
     def files(self) -> list[str]:
-        """The weight files of all of them."""
+        """The weight files of all models."""
         return [os.path.join(path, WEIGHTS) for path in [*self.models, *([self.base] if self.base else [])]]
 
     @property
     def num_bytes(self) -> int:
-        """Of all weight files."""
+        """Bytes of all weight files."""
         return sum(os.path.getsize(file) for file in self.files)
 
     @property
     def output_bytes(self) -> int:
-        """Of what they become."""
+        """Bytes of the merged weights."""
         return os.path.getsize(self.files[0])
 
 
 @dataclass(frozen=True)
 class Run:
-    """One command from its start to its end.
+    """Measurements of one command.
 
     Attributes:
         seconds: Wall time.
-        streaming: Of them, from the first worker being up to the last byte written; None if it does not say.
-        peak: Largest anonymous memory of a process that merges, in bytes.
-        tree_peak: Largest sum over the command's whole process tree, in bytes.
+        streaming: Seconds from the first worker's start to the last byte written; None if not reported.
+        peak: Peak anonymous memory of a merging process, in bytes.
+        tree_peak: Peak of the sum over the command's process tree, in bytes.
     """
 
     seconds: float
@@ -161,7 +162,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Floor:
-    """Seconds to read the inputs, to write an output, and to bring it to the disk."""
+    """Seconds to read the inputs, to write an output, and to sync it to disk."""
 
     read: float
     write: float
@@ -169,10 +170,10 @@ class Floor:
 
 
 def make_models(root: str, shape: Shape, num_models: int) -> list[str]:
-    """Publish a base and perturbations of it; those already under `root` are taken as they are.
+    """Publish a base and perturbations of it; models that exist below `root` are reused.
 
     Returns:
-        Directories, the base's first.
+        Directories, that of the base first.
     """
     paths = [os.path.join(root, shape.name, f"model-{number}") for number in range(num_models + 1)]
     missing = [number for number, path in enumerate(paths) if not artifacts.read_record(path)]
@@ -203,7 +204,7 @@ def _perturbed(base: Tensor, generator: torch.Generator, scale: float) -> Iterat
 
 
 def _publish(stage: Stage, writer: ShardWriter, shape: Shape) -> None:
-    """Write what lies beside the weights, and the record."""
+    """Write the other files of a model, and its record."""
     stage.entries[WEIGHTS] = writer.close()
     stage.tensors |= writer.entries
     shape.config().save_pretrained(stage.local)
@@ -216,7 +217,7 @@ def _publish(stage: Stage, writer: ShardWriter, shape: Shape) -> None:
 
 
 def linked(models: list[str], count: int) -> list[str]:
-    """`count` models out of fewer: copies are hard links, models of their own to whoever merges them."""
+    """Extend a list of models to `count` with copies made of hard links."""
     paths = list(models[:count])
     for number in range(len(paths), count):
         paths.append(f"{models[number % len(models)]}-copy-{number}")
@@ -229,10 +230,10 @@ class Memory(threading.Thread):
     """Samples the anonymous memory of a process and all its descendants.
 
     Attributes:
-        processes: All that were seen.
-        peaks: Largest value seen of each process, in bytes, by its id.
-        tree_peak: Largest sum seen.
-        workers: Processes that were a Ray actor that merges.
+        processes: All observed processes.
+        peaks: Peak of each process in bytes, by PID.
+        tree_peak: Peak of the sum.
+        workers: PIDs of Ray actors that merge.
     """
 
     def __init__(self, pid: int) -> None:
@@ -242,17 +243,17 @@ class Memory(threading.Thread):
         self.tree_peak, self.workers = 0, set[int]()
 
     def run(self) -> None:
-        """Until `stopped` is set."""
+        """Sample until `stopped` is set."""
         turn = 0
         while not self.stopped.wait(1 / SAMPLES_PER_SECOND):
-            if turn % SAMPLES_PER_LOOK == 0:
-                self._look()
+            if turn % SAMPLES_PER_SCAN == 0:
+                self._scan()
             turn += 1
             now = {pid: _anonymous(pid) for pid in self.peaks}
             self.peaks = {pid: max(self.peaks[pid], size) for pid, size in now.items()}
             self.tree_peak = max(self.tree_peak, sum(now.values()))
 
-    def _look(self) -> None:
+    def _scan(self) -> None:
         for child in _children(self.root):
             self.processes.setdefault(child.pid, child)
             self.peaks.setdefault(child.pid, 0)
@@ -269,7 +270,7 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _anonymous(pid: int) -> int:
-    """Bytes of a process that no file backs; 0 if it has ended."""
+    """Anonymous memory of a process in bytes; 0 if it has ended."""
     try:
         with open(f"/proc/{pid}/status", encoding="utf-8") as file:
             return next((int(line.split()[1]) << 10 for line in file if line.startswith("RssAnon:")), 0)
@@ -278,14 +279,14 @@ def _anonymous(pid: int) -> int:
 
 
 def measure(command: list[str], environment: dict[str, str], log: str) -> Run:
-    """Run a command to its end, and wait until all it started is gone.
+    """Run a command, and wait until all its processes have ended.
 
     Raises:
         RuntimeError: with the end of its output, if it fails.
     """
-    with open(log, "wb") as output:
+    with open(log, "wb") as log_file:
         started = time.perf_counter()
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, cwd=ROOT)
+        process = subprocess.Popen(command, stdout=log_file, stderr=log_file, env=environment, cwd=ROOT)
         memory = Memory(process.pid)
         memory.start()
         code = process.wait()
@@ -294,17 +295,17 @@ def measure(command: list[str], environment: dict[str, str], log: str) -> Run:
     memory.join()
     psutil.wait_procs([p for p in memory.processes.values() if p.pid != process.pid], timeout=30)
     with open(log, encoding="utf-8", errors="replace") as file:
-        said = file.read()
+        output = file.read()
     if code:
-        raise RuntimeError(f"{command[0]} ended with {code}:\n{said[-3000:]}")
-    streaming = re.search(r" files in ([\d.]+) s,", said)
+        raise RuntimeError(f"{command[0]} ended with {code}:\n{output[-3000:]}")
+    streaming = re.search(r" files in ([\d.]+) s,", output)
     merging = memory.workers or {process.pid}
     peak = max(memory.peaks[pid] for pid in merging)
     return Run(seconds, float(streaming[1]) if streaming else None, peak, memory.tree_peak)
 
 
 class Tools:
-    """Both tools, as commands on the same inputs.
+    """Runs both tools as commands on the same inputs.
 
     Args:
         scratch: An empty directory for outputs.
@@ -317,23 +318,23 @@ class Tools:
         self.environment |= offline
 
     def ours(self, inputs: Inputs, out: str, workers: int = WORKERS) -> Run:
-        """`boom-ray merge`, of the checkout that this file lies in."""
+        """Run `boom-ray merge` of this checkout."""
         command = [sys.executable, "-m", "boom_ray.cli", "merge", *inputs.models, "--out", out]
         command += ["--num-workers", str(workers), "--dtype", "bfloat16"]
         command += ["--base-model", inputs.base] if inputs.base else []
         return self._timed(command, self.environment | {"PYTHONPATH": ROOT}, inputs, out)
 
     def mergekit(self, inputs: Inputs, out: str) -> Run:
-        """`mergekit-pytorch`, the one of its commands that merges files tensor by tensor as they are."""
+        """Run `mergekit-pytorch`, the command that merges files tensor by tensor without an architecture."""
         models = [os.path.join(path, WEIGHTS) for path in inputs.models]
         entries = [{"model": model, "parameters": {"weight": 1.0}} for model in models]
         config: dict[str, Any] = {"merge_method": "multislerp", "models": entries, "dtype": "bfloat16"}
         config |= {"base_model": os.path.join(inputs.base, WEIGHTS)} if inputs.base else {}
-        place = os.path.join(self.scratch, "mergekit.yml")
-        with open(place, "w", encoding="utf-8") as file:
+        path = os.path.join(self.scratch, "mergekit.yml")
+        with open(path, "w", encoding="utf-8") as file:
             yaml.safe_dump(config, file)
         program = os.path.join(os.path.dirname(mergekit_python()), "mergekit-pytorch")
-        return self._timed([program, place, out, *MERGEKIT_FLAGS], self.environment, inputs, out)
+        return self._timed([program, path, out, *MERGEKIT_FLAGS], self.environment, inputs, out)
 
     def _timed(self, command: list[str], environment: dict[str, str], inputs: Inputs, out: str) -> Run:
         shutil.rmtree(out, ignore_errors=True)
@@ -342,17 +343,17 @@ class Tools:
 
 
 def mergekit_python() -> str:
-    """The Python that has mergekit."""
+    """Path of the Python with mergekit."""
     python = os.environ.get("BOOM_RAY_MERGEKIT_PYTHON")
     if not python:
         raise click.ClickException(
-            "BOOM_RAY_MERGEKIT_PYTHON names no Python with mergekit; tests/run.sh makes one"
+            "BOOM_RAY_MERGEKIT_PYTHON is not set. Set it to a Python with mergekit; tests/run.sh creates one"
         )
     return python
 
 
 def prepare(inputs: Inputs) -> None:
-    """Bring the inputs into the cache, and what earlier runs wrote to the disk."""
+    """Read the inputs into the page cache, and flush dirty pages."""
     os.sync()
     _in_threads(WORKERS, functools.partial(_read_part, inputs.files, WORKERS))
 
@@ -381,7 +382,7 @@ def _in_threads(count: int, work: Any) -> None:
 
 
 def _read_part(files: list[str], parts: int, part: int) -> None:
-    """Read the same share of every file, front to back."""
+    """Read the same part of every file sequentially."""
     buffer = memoryview(bytearray(BUFFER))
     for path in files:
         with open(path, "rb", buffering=0) as file:
@@ -400,14 +401,14 @@ def _write(path: str, size: int) -> None:
 
 
 def largest_difference(one: str, other: str) -> float:
-    """Largest relative difference of a tensor between two model directories, in the Euclidean norm."""
+    """Largest relative difference of a tensor between two model directories, by Euclidean norm."""
     ours, theirs = _open(one), _open(other)
-    assert ours.keys() == theirs.keys(), f"{one} and {other} hold different tensors"
+    assert ours.keys() == theirs.keys(), f"{one} and {other} have different tensors"
     return max(_difference(ours[name].get_tensor(name), theirs[name].get_tensor(name)) for name in ours)
 
 
 def _open(directory: str) -> dict[str, Any]:
-    """Tensor name -> the open file it lies in."""
+    """Tensor name -> open file that contains it."""
     names = sorted(name for name in os.listdir(directory) if name.endswith(".safetensors"))
     files = [safe_open(os.path.join(directory, name), "pt") for name in names]
     return {name: file for file in files for name in file.keys()}  # noqa: SIM118
@@ -422,13 +423,13 @@ def _difference(one: Tensor, other: Tensor) -> float:
 
 
 def compare(tools: Tools, inputs: Inputs, toy: Inputs, repeats: int) -> dict[str, Any]:
-    """Alternate ours, mergekit, the floor, and the start of both tools.
+    """Alternate boom-ray, mergekit, the floor, and the start-up of both tools.
 
     Returns:
         Medians of the ratios of each round, and the rounds.
     """
     outs = [os.path.join(tools.scratch, name) for name in ("ours", "mergekit")]
-    tools.ours(toy, outs[0]), tools.mergekit(toy, outs[1])  # programs come into the cache
+    tools.ours(toy, outs[0]), tools.mergekit(toy, outs[1])  # reads the programs into the page cache
     rounds, difference = [], 0.0
     for turn in range(repeats):
         load = os.getloadavg()[0]
@@ -446,7 +447,7 @@ def compare(tools: Tools, inputs: Inputs, toy: Inputs, repeats: int) -> dict[str
 
 
 def _round(ours: Run, theirs: Run, floor: Floor, starts: tuple[Run, Run]) -> dict[str, Any]:
-    """One round's figures in seconds and MiB, and its ratios, ours over the other."""
+    """Seconds, MiB and ratios (boom-ray over the other) of one round."""
     ours_proper, theirs_proper = ours.seconds - starts[0].seconds, theirs.seconds - starts[1].seconds
     transfer = floor.read + floor.write
     ratios = {
@@ -484,16 +485,16 @@ def _round(ours: Run, theirs: Run, floor: Floor, starts: tuple[Run, Run]) -> dic
 
 
 def _streaming(run: Run) -> float:
-    assert run.streaming is not None, "the merge says how long it streamed"
+    assert run.streaming is not None, "the merge reports its streaming time"
     return run.streaming
 
 
 def scale(tools: Tools, sizes: list[Inputs], repeats: int) -> dict[str, Any]:
-    """Time the streaming over models, bytes and workers.
+    """Time the streaming by number of models, bytes and workers.
 
     Returns:
-        Medians of every point, for each number of workers a plane through them over the bytes read and
-        written, and how much faster the most workers are than one: at the points, and by byte read.
+        Medians of every point; for each number of workers a plane fitted to them over bytes read and written;
+        and the speed-up of the most workers over one: at the points, and per byte read.
     """
     out = os.path.join(tools.scratch, "ours")
     streamed: dict[tuple[int, int, int], list[float]] = {}
@@ -527,7 +528,7 @@ def scale(tools: Tools, sizes: list[Inputs], repeats: int) -> dict[str, Any]:
 
 
 def _plane(points: list[tuple[int, int, float]]) -> dict[str, float]:
-    """The least squares plane through seconds over bytes read and bytes written."""
+    """Fit a plane to seconds over bytes read and bytes written, by least squares."""
     read, written, seconds = np.array(points).T
     factors = np.stack([read / 1e9, written / 1e9, np.ones(len(points))], axis=1)
     found = np.linalg.lstsq(factors, seconds)[0]
@@ -538,7 +539,7 @@ def _plane(points: list[tuple[int, int, float]]) -> dict[str, float]:
 
 
 def machine() -> dict[str, Any]:
-    """Of what the figures depend on."""
+    """The hardware that the figures depend on."""
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
     memory = psutil.virtual_memory().total >> 30
@@ -550,7 +551,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions(with_mergekit: bool) -> dict[str, str]:
-    """Of the tools and of what computes for them."""
+    """Versions of the tools and of torch."""
     found = {name: importlib.metadata.version(name) for name in ("boom-ray", "torch", "ray")}
     if with_mergekit:
         code = "from importlib.metadata import version as v; print(v('mergekit'), v('torch'))"
@@ -588,17 +589,17 @@ def _directory(keep: str | None) -> Iterator[str]:
 @click.option("--models", type=click.IntRange(min=2), default=5, show_default=True, help="Models merged.")
 @click.option(
     "--scale", "shape", callback=_shape, default="28", show_default=True, metavar="LAYERS|tiny",
-    help="Layers of full width, or tiny to try this script.",
+    help="Layers of full width, or tiny to test this script.",
 )  # fmt: skip
 @click.option(
     "--cases",
     callback=_cases,
     default="base,plain",
     show_default=True,
-    help="With a base model, without one.",
+    help="With a base model, or without.",
 )
-@click.option("--keep", metavar="DIR", help="Keep the inputs there, and use those that are there.")
-@click.option("--scaling", is_flag=True, help="Time ours over models, bytes and workers instead.")
+@click.option("--keep", metavar="DIR", help="Keep the inputs there, and reuse existing ones.")
+@click.option("--scaling", is_flag=True, help="Time the merge by models, bytes and workers.")
 def main(repeats: int, models: int, shape: Shape, cases: list[str], keep: str | None, scaling: bool) -> None:
     """Compare boom-ray's merge with mergekit's and with the floor."""
     with _directory(keep) as root, tempfile.TemporaryDirectory(prefix="out-", dir=_made(root)) as scratch:

@@ -137,7 +137,7 @@ def draw(
     few = rows[LOSSES[1]]
     time_axis.loglog(SIZES, [made.train / 86400 for made, _, _ in few], "k:", label="no losses")
     for losses, results in rows.items():
-        label = f"{losses:g} losses a node and hour"
+        label = f"{losses:g} losses per node-hour"
         time_axis.loglog(SIZES, [seen.makespan / 86400 for _, seen, _ in results], ".-", label=label)
         extra = [100 * (seen.best_makespan / made.train - 1) for made, seen, _ in results]
         cost_axis.semilogx(SIZES, extra, ".-", label=label)
@@ -156,7 +156,7 @@ def draw(
         other_axis.loglog(SIZES, share, ".-", label=f"merge by {workers} workers / training")
     other_axis.loglog(SIZES, [100 * seen.head_load for _, seen, _ in few], ".-", label="head node, busy")
     other_axis.axhline(100, color="k", linestyle=":", label="all of it")
-    other_axis.set(xlabel="GPUs", ylabel="% of the time", title="what else could hold a run up")
+    other_axis.set(xlabel="GPUs", ylabel="% of the time", title="other possible bottlenecks")
     for axis in figure.axes:
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small", loc="lower right" if axis is other_axis else "best")

@@ -1,12 +1,12 @@
-"""Requests a second under closed-loop load, beside infinity and a plain FastAPI server, alternating.
+"""Requests per second under closed-loop load, alternating with infinity and a plain FastAPI server.
 
     python tests/benchmarks/serve.py [--seconds 5] [--repeats 1]
 
-The same MiniLM on the same CPU behind OpenAI's API, asked by clients of which each waits for its answer, in a
-process of their own: 1, 8 and 32 clients with 1 and 8 inputs in a request, short texts (a docstring's first
-line) and mixed ones (docstrings and functions). The plain server is sentence-transformers behind FastAPI;
-`cpu` is what a request costs all processes of a server, in seconds: on a shared machine the surest figure.
-infinity is installed into `.venv/infinity`, or below $BOOM_RAY_TEST_HOME, by the first run.
+All serve the same MiniLM on the same CPU with OpenAI's API. The clients, in a separate process, each wait
+for their response: 1, 8 and 32 clients with 1 and 8 inputs per request, short texts (the first line of a
+docstring) and mixed texts (docstrings and functions). The plain server is sentence-transformers behind
+FastAPI. `cpu` is the CPU time per request of all processes of a server, the most reliable figure on a
+shared machine. The first run installs infinity into `.venv/infinity`, or below $BOOM_RAY_TEST_HOME.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ sys.path.insert(0, ROOT)
 TOOLS = ["boom-ray", "infinity", "plain"]
 PACKAGES = ["email", "asyncio", "unittest", "http"]
 
-# Its own requirements leave it with versions it does not start with.
+# infinity does not start with the versions that its own requirements resolve to.
 INFINITY = ["infinity-emb[torch,server]==0.0.78", "transformers==4.48.3", "optimum==1.24.0", "click<8.2"]
 PLAIN = """
 import sys
@@ -60,13 +60,13 @@ uvicorn.run(app, port=int(sys.argv[2]), log_level="warning")
 
 
 def infinity() -> str:
-    """The command of infinity, in an environment of its own that is made if it is not there."""
-    place = os.path.join(os.environ.get("BOOM_RAY_TEST_HOME", f"{ROOT}/.venv"), "infinity")
-    program, complete = f"{place}/bin/infinity_emb", f"{place}/complete"
+    """Path of infinity's command, in its own environment, which is created if missing."""
+    path = os.path.join(os.environ.get("BOOM_RAY_TEST_HOME", f"{ROOT}/.venv"), "infinity")
+    program, complete = f"{path}/bin/infinity_emb", f"{path}/complete"
     if not os.path.exists(complete):
-        print(f"setting up {place}", file=sys.stderr)
-        venv.create(place, clear=True, with_pip=True)
-        install = [f"{place}/bin/pip", "install", "--quiet", "--disable-pip-version-check"]
+        print(f"setting up {path}", file=sys.stderr)
+        venv.create(path, clear=True, with_pip=True)
+        install = [f"{path}/bin/pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*install, "-c", f"{ROOT}/cluster/constraints.txt", "torch"], check=True)
         subprocess.run([*install, *INFINITY], check=True)
         open(complete, "w").close()
@@ -74,7 +74,7 @@ def infinity() -> str:
 
 
 def command(tool: str, model: str, port: int) -> list[str]:
-    """How a server is started."""
+    """The command that starts a server."""
     if tool == "infinity":
         options = ["--device", "cpu", "--engine", "torch", "--port", str(port), "--no-bettertransformer"]
         return [infinity(), "v2", "--model-id", model, "--url-prefix", "/v1", *options,
@@ -86,7 +86,7 @@ def command(tool: str, model: str, port: int) -> list[str]:
 
 @contextlib.contextmanager
 def running(tool: str, model: str) -> Iterator[tuple[str, psutil.Process]]:
-    """A server that answers: its URL, and the process below which all others of it are."""
+    """Run a server; yields its URL and its root process once it responds."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -95,10 +95,10 @@ def running(tool: str, model: str) -> Iterator[tuple[str, psutil.Process]]:
         process = subprocess.Popen(command(tool, model, port), stdout=log, stderr=log, cwd=ROOT)
         try:
             deadline = time.monotonic() + 300
-            while not asyncio.run(answers(url)):
+            while not asyncio.run(responds(url)):
                 if process.poll() is not None or time.monotonic() > deadline:
                     log.seek(0)
-                    raise SystemExit(f"{tool} does not answer:\n{log.read()[-3000:]}")
+                    raise SystemExit(f"{tool} does not respond:\n{log.read()[-3000:]}")
                 time.sleep(0.5)
             yield url, psutil.Process(process.pid)
         finally:
@@ -106,17 +106,17 @@ def running(tool: str, model: str) -> Iterator[tuple[str, psutil.Process]]:
             process.wait(60)
 
 
-async def answers(url: str) -> bool:
+async def responds(url: str) -> bool:
     """Whether a server embeds a text."""
     try:
-        async with aiohttp.ClientSession() as session, session.post(url, json=body(["a text"])) as answer:
-            return answer.status == 200
+        async with aiohttp.ClientSession() as session, session.post(url, json=body(["a text"])) as response:
+            return response.status == 200
     except aiohttp.ClientError:
         return False
 
 
-def processor_seconds(server: psutil.Process) -> float:
-    """What a server's processes have computed so far, those of Ray included."""
+def cpu_seconds(server: psutil.Process) -> float:
+    """CPU time of all processes of a server so far, Ray's included."""
     total = 0.0
     for process in [server, *server.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -129,8 +129,8 @@ def body(texts: list[str]) -> dict[str, Any]:
     return {"input": texts, "model": "test"}
 
 
-async def crowd(url: str, texts: list[str], clients: int, inputs: int, seconds: float) -> dict[str, float]:
-    """Requests a second and the 99th percentile of their time, of clients that never pause."""
+async def load(url: str, texts: list[str], clients: int, inputs: int, seconds: float) -> dict[str, float]:
+    """Requests per second and the 99th percentile of latency, for clients that never pause."""
     times: list[float] = []
     errors = 0
     connector = aiohttp.TCPConnector(limit=0)
@@ -143,9 +143,9 @@ async def crowd(url: str, texts: list[str], clients: int, inputs: int, seconds: 
             while (since := time.perf_counter()) < end:
                 chosen = [texts[(position + k) % len(texts)] for k in range(inputs)]
                 position += inputs
-                async with session.post(url, json=body(chosen)) as answer:
-                    await answer.read()
-                    if answer.status == 200:
+                async with session.post(url, json=body(chosen)) as response:
+                    await response.read()
+                    if response.status == 200:
                         times.append(time.perf_counter() - since)
                     else:
                         errors += 1
@@ -155,7 +155,7 @@ async def crowd(url: str, texts: list[str], clients: int, inputs: int, seconds: 
         spent = time.perf_counter() - began
     ordered = sorted(times)
     p99 = ordered[int(0.99 * (len(times) - 1))]
-    return {"rate": len(times) / spent, "p99": p99, "errors": errors, "answered": len(times)}
+    return {"rate": len(times) / spent, "p99": p99, "errors": errors, "responses": len(times)}
 
 
 def samples() -> dict[str, list[str]]:
@@ -175,7 +175,7 @@ def samples() -> dict[str, list[str]]:
 @click.option("--inputs", default="1,8")
 @click.option("--kinds", default="short,mixed")
 def main(seconds: float, repeats: int, tools: str, clients: str, inputs: str, kinds: str) -> None:
-    """Put every load on one server after the other, and print one JSON line for each load."""
+    """Send every load to one server after the other, and print one JSON line per load."""
     from tests.conftest import publish
 
     found: dict[tuple[str, int, int], dict[str, list[dict[str, float]]]] = {}
@@ -186,15 +186,15 @@ def main(seconds: float, repeats: int, tools: str, clients: str, inputs: str, ki
         with contextlib.ExitStack() as servers:
             started = {tool: servers.enter_context(running(tool, model)) for tool in chosen}
             for url, _ in started.values():
-                asyncio.run(crowd(url, texts["mixed"], 8, 4, 2))
+                asyncio.run(load(url, texts["mixed"], 8, 4, 2))
             numbers, sizes = ([int(one) for one in given.split(",")] for given in (clients, inputs))
             cases = list(itertools.product(kinds.split(","), numbers, sizes))
             for (kind, number, size), (tool, (url, server)) in itertools.product(
                 cases * repeats, started.items()
             ):
-                before = processor_seconds(server)
-                made = asyncio.run(crowd(url, texts[kind], number, size, seconds))
-                made["cpu"] = (processor_seconds(server) - before) / made["answered"]
+                before = cpu_seconds(server)
+                made = asyncio.run(load(url, texts[kind], number, size, seconds))
+                made["cpu"] = (cpu_seconds(server) - before) / made["responses"]
                 found.setdefault((kind, number, size), {}).setdefault(tool, []).append(made)
                 print(tool, kind, number, size, made, file=sys.stderr, flush=True)
     for (kind, number, size), by_tool in found.items():

@@ -1,12 +1,12 @@
-"""Samples a second of the training step, beside sentence-transformers and FlagEmbedding, alternating.
+"""Samples per second of the training step, alternating with sentence-transformers and FlagEmbedding.
 
     python tests/benchmarks/train.py [--bases minilm,qwen3] [--repeats 3] [--steps 6]
 
-One process each, on the same CPU, model and rows: batches of 16 queries with groups of 8, 128 tokens, AdamW,
-float32, of docstrings and code of the standard library. `retrieval` has hard negatives from the same package;
-`classification` has 8 labels that are described in a sentence or two. The first steps are left out; memory
-is the highest resident set of the training process. `BOOM_RAY_FLAG_PYTHON` names a
-Python with FlagEmbedding 1.4.
+Each tool runs in its own process with the same CPU, model and rows: docstrings and code of the standard
+library, batches of 16 queries with groups of 8, 128 tokens, AdamW, float32. `retrieval` has hard
+negatives from the same package; `classification` has 8 labels, each described in a sentence or two.
+Warm-up steps are left out. Memory is the peak resident set of the training process.
+`BOOM_RAY_FLAG_PYTHON` is the path of a Python with FlagEmbedding 1.4.
 """
 
 import ast
@@ -32,7 +32,7 @@ PACKAGES = ["email", "asyncio", "unittest", "xml/etree", "http", "importlib", "c
 
 
 def write_rows(directory: str, num_rows: int) -> dict[str, str]:
-    """The two tasks: name -> jsonl file."""
+    """Write both tasks: name -> jsonl file."""
     from tests import texts
 
     found = {package: list(texts.functions(package)) for package in PACKAGES}
@@ -54,7 +54,7 @@ def write_rows(directory: str, num_rows: int) -> dict[str, str]:
 
 
 def _description(package: str) -> str:
-    """What a package says of itself, 40 to 60 tokens: the label of its functions."""
+    """The docstring of a package, cut to 40 to 60 tokens: the label of its functions."""
     spec = importlib.util.find_spec(package.replace("/", "."))
     with open(spec.origin, encoding="utf-8") as file:
         own = ast.get_docstring(ast.parse(file.read())) or ""
@@ -63,7 +63,7 @@ def _description(package: str) -> str:
 
 
 def ours(base: str, task: str, file: str, steps: int, out: str) -> None:
-    """boom-ray: one bag, one rank."""
+    """Train with boom-ray: one bag, one rank."""
     from boom_ray.pipeline.training import train
     from boom_ray.recipe import Recipe
 
@@ -94,7 +94,7 @@ def ours(base: str, task: str, file: str, steps: int, out: str) -> None:
 
 
 def sentence_transformers(base: str, task: str, file: str, steps: int, out: str) -> None:
-    """SentenceTransformerTrainer with MultipleNegativesRankingLoss."""
+    """Train with SentenceTransformerTrainer and MultipleNegativesRankingLoss."""
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
     from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
@@ -117,7 +117,7 @@ def sentence_transformers(base: str, task: str, file: str, steps: int, out: str)
 
 
 def flag_embedding(base: str, task: str, file: str, steps: int, out: str) -> None:
-    """FlagEmbedding's runner for models with an encoder; mean pooling, in-batch and hard negatives."""
+    """Train with FlagEmbedding's runner for encoder models: in-batch and hard negatives."""
     from FlagEmbedding.finetune.embedder.encoder_only.base import (
         EncoderOnlyEmbedderDataArguments,
         EncoderOnlyEmbedderModelArguments,
@@ -148,7 +148,7 @@ def _common() -> dict[str, Any]:
 
 
 def _clock() -> Any:
-    """Notes the end of every step."""
+    """A callback that records the end of every step."""
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
@@ -170,14 +170,14 @@ TOOLS = {"boom-ray": ours, "sentence-transformers": sentence_transformers, "Flag
 
 
 def measure(tool: str, base: str, task: str, file: str, steps: int) -> tuple[float, float]:
-    """Run one tool in a process of its own; returns samples a second and the peak memory in MiB."""
+    """Run one tool in its own process; returns samples per second and the peak memory in MiB."""
     python = os.environ["BOOM_RAY_FLAG_PYTHON"] if tool == "FlagEmbedding" else sys.executable
     with tempfile.TemporaryDirectory() as out:
         command = [python, os.path.abspath(__file__), "--tool", tool, base, task, file, str(steps), out]
-        place = os.path.join(out, "log")
+        log_path = os.path.join(out, "log")
         peaks: dict[int, int] = {}
         ended = threading.Event()
-        with open(place, "w", encoding="utf-8") as log:
+        with open(log_path, "w", encoding="utf-8") as log:
             environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
             process = psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
             sampler = threading.Thread(target=_sample, args=(process, tool, peaks, ended))
@@ -186,7 +186,7 @@ def measure(tool: str, base: str, task: str, file: str, steps: int) -> tuple[flo
             ended.set()
             sampler.join()
         if code:
-            with open(place, encoding="utf-8") as log:
+            with open(log_path, encoding="utf-8") as log:
                 raise SystemExit(f"{tool} failed:\n{log.read()[-3000:]}")
         with open(os.path.join(out, "moments.json"), encoding="utf-8") as handle:
             moments = json.load(handle)[WARM - 1 :]
@@ -194,7 +194,7 @@ def measure(tool: str, base: str, task: str, file: str, steps: int) -> tuple[flo
 
 
 def _sample(process: psutil.Popen, tool: str, peaks: dict[int, int], ended: threading.Event) -> None:
-    """Resident memory of the process that trains."""
+    """Record the resident memory of the training process."""
     while not ended.wait(0.2):
         try:
             below = process.children(recursive=True) if tool == "boom-ray" else [process]
@@ -206,7 +206,7 @@ def _sample(process: psutil.Popen, tool: str, peaks: dict[int, int], ended: thre
 
 
 def tiny_qwen3(directory: str) -> str:
-    """A Qwen3 of 4 layers with random weights, as a hub has it."""
+    """Write a Qwen3 of 4 layers with random weights, in the format of the hub."""
     from transformers import AutoModelForCausalLM, Qwen3Config
 
     from tests.conftest import build_qwen3_tokenizer

@@ -4,9 +4,9 @@
     ray job submit --working-dir . -- python jobs/run.py recipe.yaml --storage /run/boom-ray-chaos/shared
     python -m tests.chaos.cluster down
 
-Each node is what a machine would be: a network namespace with an address of its own, joined to the others by
-a bridge; processes, a host name and a small disk of its own. It is started by a supervisor that starts it
-again when it ends, as systemd or Kubernetes would. All of it lies under one directory and ends with `down`.
+Each node behaves like a machine: a network namespace on a bridge, with its own address, processes, host name
+and small disk. Its supervisor restarts it when it ends, as systemd or Kubernetes would. All files are in one
+directory; `down` removes everything.
 """
 
 import json
@@ -27,11 +27,11 @@ import psutil
 STATE = "/run/boom-ray-chaos"
 TOKEN = f"{STATE}/token"
 BRIDGE, NETWORK, PREFIX = "boom-ray", "10.213.77", 24
-OUTSIDE = f"{NETWORK}.254"  # this machine, as the nodes see it
+OUTSIDE = f"{NETWORK}.254"  # the address of this machine for the nodes
 DISK_BYTES = 256 << 20
 NUM_WORKERS = 3
 
-# Runs as the first process of the node's own process namespace: all of the node ends with it.
+# Runs as the first process of the node's process namespace, so the whole node ends with it.
 START = """
 hostname {name}
 mount --bind {state}/hosts /etc/hosts
@@ -42,7 +42,7 @@ exec {ray} start --block --disable-usage-stats --node-ip-address={address} --tem
     --object-store-memory=80000000 {role}
 """
 
-# `--kill-child`: a node does not outlive its supervisor.
+# `--kill-child` ends the node with its supervisor.
 SUPERVISE = """
 while true; do
     ip netns exec {name} unshare --uts --mount --pid --fork --kill-child --mount-proc bash {state}/{name}.sh
@@ -54,13 +54,13 @@ done
 
 @dataclass(frozen=True)
 class Node:
-    """One of the nodes; number 0 is the head."""
+    """A node; number 0 is the head."""
 
     number: int
 
     @property
     def name(self) -> str:
-        """Of the host, the network namespace, and the device on the bridge."""
+        """Name of the host, the network namespace, and the device on the bridge."""
         return f"boom-{self.number}"
 
     @property
@@ -70,18 +70,18 @@ class Node:
 
     @property
     def disk(self) -> str:
-        """Where its temporary directory, its cache and Ray's session lie: a file system of its own."""
+        """Its own file system, with the temporary directory, the cache and Ray's session."""
         return f"{STATE}/{self.name}"
 
     @property
     def role(self) -> str:
-        """What distinguishes the head from a worker in `ray start`."""
+        """Arguments of `ray start` for the head or a worker."""
         if self.number:
             return f"--address={HEAD.address}:6379 --num-cpus=1"
         return "--head --port=6379 --num-cpus=0 --dashboard-host=0.0.0.0 --dashboard-port=8265"
 
     def processes(self) -> list[psutil.Process]:
-        """All that runs in it."""
+        """All processes in its network namespace."""
         space = os.stat(f"/run/netns/{self.name}").st_ino
         return [process for process in psutil.process_iter() if _network_of(process) == space]
 
@@ -97,45 +97,45 @@ def _network_of(process: psutil.Process) -> int | None:
         return None
 
 
-def _do(command: str) -> None:
+def _run(command: str) -> None:
     subprocess.run(command.split(), check=True)
 
 
-def lay_network() -> None:
-    """Take down what an earlier cluster left, and make a bridge with this machine at `OUTSIDE`."""
+def create_network() -> None:
+    """Remove an earlier cluster, and create a bridge with this machine at `OUTSIDE`."""
     down()
     os.makedirs(f"{STATE}/shared", mode=0o700)
     with open(os.open(TOKEN, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
         file.write(secrets.token_hex(32))
     with open(f"{STATE}/hosts", "w") as file:
         file.write("127.0.0.1 localhost\n" + "".join(f"{node.address} {node.name}\n" for node in NODES))
-    _do(f"ip link add {BRIDGE} type bridge")
-    _do(f"ip address add {OUTSIDE}/{PREFIX} dev {BRIDGE}")
-    _do(f"ip link set {BRIDGE} up")
+    _run(f"ip link add {BRIDGE} type bridge")
+    _run(f"ip address add {OUTSIDE}/{PREFIX} dev {BRIDGE}")
+    _run(f"ip link set {BRIDGE} up")
     for node in NODES:
         name = node.name
         os.makedirs(node.disk)
-        _do(f"mount -t tmpfs -o size={DISK_BYTES} {name} {node.disk}")
-        _do(f"ip netns add {name}")
-        _do(f"ip link add {name} type veth peer name eth0 netns {name}")
-        _do(f"ip -n {name} address add {node.address}/{PREFIX} dev eth0")
+        _run(f"mount -t tmpfs -o size={DISK_BYTES} {name} {node.disk}")
+        _run(f"ip netns add {name}")
+        _run(f"ip link add {name} type veth peer name eth0 netns {name}")
+        _run(f"ip -n {name} address add {node.address}/{PREFIX} dev eth0")
         for end in (f"-n {name} link set eth0", f"-n {name} link set lo", f"link set {name}"):
-            _do(f"ip {end} up")
+            _run(f"ip {end} up")
         join(node)
 
 
 def join(node: Node) -> None:
     """Connect a node to the others."""
-    _do(f"ip link set {node.name} master {BRIDGE}")
+    _run(f"ip link set {node.name} master {BRIDGE}")
 
 
 def cut_off(node: Node) -> None:
-    """Let every packet from and to a node vanish, as when a cable is pulled."""
-    _do(f"ip link set {node.name} nomaster")
+    """Drop every packet from and to a node, like an unplugged cable."""
+    _run(f"ip link set {node.name} nomaster")
 
 
 def start(environment: dict[str, str]) -> None:
-    """Start a supervisor for every node, which outlives this process, and wait for the cluster.
+    """Start a supervisor for every node, which survives this process, and wait for the cluster.
 
     Args:
         environment: Variables for all nodes, such as credentials.
@@ -158,15 +158,15 @@ def start(environment: dict[str, str]) -> None:
 
 
 def client() -> dict[str, str]:
-    """What a client of the cluster has in its environment; the nodes have it too."""
+    """Environment variables of clients of the cluster, and of its nodes."""
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": TOKEN}
 
 
 def await_nodes(count: int, seconds: float = 180) -> None:
-    """Wait until so many nodes are alive, and the head takes jobs.
+    """Wait until `count` nodes are alive.
 
     Raises:
-        TimeoutError: if they are not by then.
+        TimeoutError: if they are not after `seconds`.
     """
     deadline = time.monotonic() + seconds
     while num_alive() < count:
@@ -176,29 +176,29 @@ def await_nodes(count: int, seconds: float = 180) -> None:
 
 
 def num_alive() -> int:
-    """Nodes the head counts as alive; 0 without a head."""
+    """Number of nodes that the head considers alive; 0 without a head."""
     try:
-        nodes = ask("/nodes?view=summary")["data"]["summary"]
+        nodes = get("/nodes?view=summary")["data"]["summary"]
         return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
     except (OSError, ValueError, KeyError):
         return 0
 
 
-def ask(path: str) -> dict[str, Any]:
-    """What the head's API answers, with the token.
+def get(path: str) -> dict[str, Any]:
+    """GET from the head's API, with the token.
 
     Raises:
-        OSError: if it does not; `urllib.error.HTTPError` has the code.
+        OSError: without a successful response; `urllib.error.HTTPError` has the status.
     """
     with open(TOKEN) as file:
         headers = {"Authorization": f"Bearer {file.read()}"}
     request = urllib.request.Request(DASHBOARD + path, headers=headers)
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return json.load(answer)
+    with urllib.request.urlopen(request, timeout=10) as response:
+        return json.load(response)
 
 
 def down() -> None:
-    """End everything, also what is left of a cluster whose start was interrupted."""
+    """Remove the cluster, also if its start was interrupted."""
     for node in NODES:
         _attempt(lambda node=node: _end_supervisor(node))
         _attempt(lambda node=node: [process.kill() for process in node.processes()])
@@ -216,24 +216,24 @@ def _end_supervisor(node: Node) -> None:
 
 
 def _undo(command: str) -> None:
-    subprocess.run(command.split(), stderr=subprocess.DEVNULL)  # it may not be there
+    subprocess.run(command.split(), stderr=subprocess.DEVNULL)  # it may not exist
 
 
 def _attempt(act: Callable[[], object]) -> None:
     try:
         act()
-    except (OSError, psutil.Error):  # it is not there, or has ended
+    except (OSError, psutil.Error):  # it does not exist, or has ended
         return
 
 
 def main() -> None:
-    """`up`, or `down`."""
+    """Run `up` or `down`."""
     if sys.argv[1:] == ["down"]:
         return down()
     if sys.argv[1:] != ["up"]:
         sys.exit(__doc__)
     try:
-        lay_network()
+        create_network()
         start({name: value for name, value in os.environ.items() if name.startswith("AWS_")})
     except BaseException:
         down()

@@ -1,6 +1,6 @@
-"""An embedding run on two nodes of one machine; one node is taken away once partitions are stored.
+"""An embedding run on two nodes of one machine; one node is removed once partitions are stored.
 
-Run by `test_nodes.py` in a process of its own: `python -m tests.chaos.embed_nodes MODEL SOURCE TARGET`.
+`test_nodes.py` runs it in a separate process: `python -m tests.chaos.embed_nodes MODEL SOURCE TARGET`.
 """
 
 import glob
@@ -16,8 +16,8 @@ from boom_ray.embed.embed_options import EmbedOptions
 from boom_ray.embed.embedding_run import embed
 
 
-def take_away(cluster: Cluster, target: str) -> None:
-    """Kill the second node's raylet, and with it its workers, as soon as anything is stored."""
+def remove_node(cluster: Cluster, target: str) -> None:
+    """Kill the raylet of the second node, and its workers with it, once partitions are stored."""
     parts = os.path.join(
         os.path.dirname(target), f".{os.path.basename(target)}.unfinished-*", "part-*.parquet"
     )
@@ -28,13 +28,13 @@ def take_away(cluster: Cluster, target: str) -> None:
 
 
 def main() -> None:
-    """Start the nodes, embed, and say how many rows there are."""
+    """Start the nodes, embed, and print the number of rows."""
     model, source, target = sys.argv[1:]
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     for _ in range(2):
         cluster.add_node(num_cpus=2)
     ray.init(address=cluster.address, log_to_driver=False)
-    threading.Thread(target=take_away, args=(cluster, target), daemon=True).start()
+    threading.Thread(target=remove_node, args=(cluster, target), daemon=True).start()
     record = embed(model, source, target, EmbedOptions(num_workers=2, chunk_tokens=1))
     print("ROWS", record.config.rows, flush=True)
     ray.shutdown()

@@ -1,4 +1,4 @@
-"""What is done to a cluster: each kind of fault strikes a node, or the store behind it, and passes."""
+"""The faults: each kind affects a node or the object store for a limited time."""
 
 import os
 import random
@@ -13,7 +13,7 @@ from tests.chaos.cluster import HEAD, NODES, WORKERS, Node
 from tests.faulty_proxy import FaultyProxy
 
 KINDS = ("worker", "driver", "raylet", "gcs", "cut", "disk", "store")
-# What the proxy before the store sees of each stage; `{root}` is the path of the run.
+# The requests of each stage to the store; `{root}` is the path of the run.
 STAGES = {
     "corpus": r"PUT {root}/tiny/corpus/",
     "bags": r"PUT {root}/tiny/bags/",
@@ -29,11 +29,11 @@ REQUESTS = {"train": 20, "merge": 6, "evaluate": 3, "publish": 1, "embed": 3, "u
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault, when a stage makes its `request`-th request to the store.
+    """One fault, injected at a stage's `request`-th request to the store.
 
     Attributes:
-        seconds: How long a node is cut off, or its disk full.
-        answer: What the store does instead of what it is asked, `times` times.
+        seconds: Duration of a cut-off node or a full disk.
+        answer: The behaviour of the store for the next `times` requests.
     """
 
     stage: str
@@ -45,54 +45,54 @@ class Fault:
     times: int
 
     def __str__(self) -> str:
-        what = {
+        action = {
             "worker": "kill a worker", "driver": "kill the driver", "gcs": "kill the GCS",
             "raylet": f"kill the raylet of {self.node.name}",
             "cut": f"cut {self.node.name} off for {self.seconds} s",
             "disk": f"fill the disk of {self.node.name} for {self.seconds} s",
             "store": f"{self.times} x {self.answer} from the store",
         }[self.kind]  # fmt: skip
-        return f"{self.stage} request {self.request}: {what}"
+        return f"{self.stage} request {self.request}: {action}"
 
 
 def draw(seed: int) -> list[Fault]:
-    """Three to six faults, in the order of their stages."""
-    chance = random.Random(seed)
+    """Draw three to six faults, ordered by stage."""
+    generator = random.Random(seed)
     faults = []
-    for _ in range(chance.randint(3, 6)):
-        stage, kind = chance.choice(list(STAGES)), chance.choice(KINDS)
+    for _ in range(generator.randint(3, 6)):
+        stage, kind = generator.choice(list(STAGES)), generator.choice(KINDS)
         faults.append(
             Fault(
                 stage=stage,
-                request=chance.randint(1, REQUESTS.get(stage, 2)),
+                request=generator.randint(1, REQUESTS.get(stage, 2)),
                 kind=kind,
-                node=chance.choice(NODES if kind == "disk" else WORKERS),
-                seconds=chance.choice([5, 15, 30, 60]) if kind == "cut" else chance.choice([10, 20]),
-                answer=chance.choice(["slow", "500", "reset"]),
-                times=chance.choice([3, 10, 30]),
+                node=generator.choice(NODES if kind == "disk" else WORKERS),
+                seconds=generator.choice([5, 15, 30, 60] if kind == "cut" else [10, 20]),
+                answer=generator.choice(["slow", "500", "reset"]),
+                times=generator.choice([3, 10, 30]),
             )
         )
     return sorted(faults, key=lambda fault: (list(STAGES).index(fault.stage), fault.request))
 
 
-class Strikes:
-    """Does faults to the cluster and the store, and undoes those that pass.
+class FaultInjector:
+    """Injects faults into the cluster and the store, and ends those with a duration.
 
     Args:
-        seed: Decides which of several processes is killed.
-        say: Takes what is done, as it is done.
+        seed: Determines which of several processes is killed.
+        log: Called with a line for each action.
     """
 
-    def __init__(self, store: FaultyProxy, seed: int, say: Callable[[str], None]) -> None:
-        self.store, self.chance, self.say = store, random.Random(seed), say
+    def __init__(self, store: FaultyProxy, seed: int, log: Callable[[str], None]) -> None:
+        self.store, self.generator, self.log = store, random.Random(seed), log
         self.pending: list[tuple[threading.Timer, Callable[[], None]]] = []
 
-    def strike(self, fault: Fault) -> None:
-        """Do one fault."""
+    def inject(self, fault: Fault) -> None:
+        """Inject one fault."""
         getattr(self, f"_{fault.kind}")(fault)
 
     def end(self) -> None:
-        """Undo what has not passed yet."""
+        """End all faults that are still active."""
         for timer, undo in self.pending:
             if timer.is_alive():
                 timer.cancel()
@@ -106,13 +106,13 @@ class Strikes:
         timer.start()
 
     def _worker(self, fault: Fault) -> None:
-        """Whatever actor or task works now: a rank, an encoder, a part of a merge, a measurement."""
+        """Kill an actor or task that is working: a rank, an encoder, a merge worker, a measurement."""
         busy = [p for node in NODES for p in running(node, "ray::") if not is_infrastructure(p)]
         if not busy:
-            self.say("  there is no worker")
+            self.log("  no worker is running")
             return self._driver(fault)
-        victim = self.chance.choice(busy)
-        self.say(f"  killed {title(victim)}")
+        victim = self.generator.choice(busy)
+        self.log(f"  killed {title(victim)}")
         victim.kill()
 
     def _driver(self, fault: Fault) -> None:
@@ -137,13 +137,13 @@ class Strikes:
         self._undo_after(fault.seconds, lambda: os.path.exists(path) and os.remove(path))
 
     def _store(self, fault: Fault) -> None:
-        verb = self.chance.choice(["PUT", "GET", "HEAD"])
-        self.say(f"  for {verb}")
+        verb = self.generator.choice(["PUT", "GET", "HEAD"])
+        self.log(f"  for {verb}")
         self.store.fail(fault.answer, fault.times, verb)
 
 
 def fill(path: str) -> None:
-    """Leave no byte on the disk that a path is on."""
+    """Fill the disk of a path."""
     with open(path, "ab", buffering=0) as file:
         for size in (1 << 20, 1 << 12):
             try:
@@ -162,11 +162,11 @@ def title(process: psutil.Process) -> str:
 
 
 def running(node: Node, pattern: str) -> list[psutil.Process]:
-    """The processes of a node that have a pattern in their command line."""
+    """The processes of a node whose command line contains a pattern."""
     return [process for process in node.processes() if pattern in title(process) + " "]
 
 
 def is_infrastructure(process: psutil.Process) -> bool:
-    """Whether a process of Ray runs nothing of ours."""
+    """Whether a process runs no code of boom-ray."""
     idle = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
     return not title(process).startswith("ray::") or title(process).startswith(idle)

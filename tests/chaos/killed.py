@@ -1,7 +1,7 @@
-"""`python -m tests.chaos.killed EVENT PATTERN COUNT COMMAND...`: boom-ray, killed at one point of its work.
+"""`python -m tests.chaos.killed EVENT PATTERN COUNT COMMAND...`: boom-ray, killed at a chosen point.
 
-The process ends itself with SIGKILL when Python is about to do EVENT (an audit event, such as `os.rename`)
-for the COUNT-th time with arguments in which PATTERN is found.
+The process sends itself SIGKILL before Python performs EVENT (an audit event, such as `os.rename`) for the
+COUNT-th time with arguments that match PATTERN.
 """
 
 import os
@@ -14,7 +14,7 @@ from boom_ray.cli import main
 
 
 def arm(event: str, pattern: str, count: int) -> None:
-    """Kill this process at the given point."""
+    """Kill this process before the event."""
     left = count
 
     def hook(name: str, arguments: Any) -> None:

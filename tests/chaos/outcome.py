@@ -1,4 +1,4 @@
-"""What a disturbed run came to, beside the undisturbed one: nothing may be lost, and nothing left over."""
+"""Compares a run under faults with an undisturbed one: same artifacts, and no leftover files."""
 
 import json
 import re
@@ -14,25 +14,25 @@ import pyarrow.parquet as pq
 from boom_ray import artifacts, storage
 from boom_ray.errors import BoomError
 
-KEPT = ("run.json", "recipe.json", "evaluation.json", "update.json")  # beside the artifacts
-MOST_APART = 1e-6  # of numbers of embeddings: their sums depend on an encoder's threads
+KEPT = ("run.json", "recipe.json", "evaluation.json", "update.json")  # files outside of artifacts
+MAX_DIFFERENCE = 1e-6  # of embedding values: the order of sums depends on an encoder's threads
 KEPT_BELOW = re.compile(r"/(evaluation|drivers)/")
 
 
 @dataclass
 class Outcome:
-    """What a run came to.
+    """The outcome of a run.
 
     Attributes:
-        seed: None of the undisturbed run.
-        drawn: The faults that were to strike.
-        struck: The kinds of those that did; of the others the moment never came.
-        submissions: Of each job.
-        seconds: Of each job, from its first submission to its success.
-        digests: Of everything that was made.
-        errors: What jobs said that failed.
-        log: What happened, with seconds since the start.
-        wrong: What is not as it must be.
+        seed: None for the undisturbed run.
+        drawn: The faults of the seed.
+        struck: The kinds of the injected faults; for the others the stage made too few requests.
+        submissions: Number of submissions of each job.
+        seconds: Duration of each job, from its first submission to its success.
+        digests: Digests of all artifacts.
+        errors: Output of the failed submissions.
+        log: Events, with seconds since the start.
+        wrong: Problems; empty if the run passes.
     """
 
     seed: int | None
@@ -46,8 +46,8 @@ class Outcome:
     wrong: list[str] = field(default_factory=list)
 
 
-def made(root: str) -> tuple[dict[str, str], list[str]]:
-    """Digests of all artifacts below a place, each checked, and what lies beside them."""
+def verified_digests(root: str) -> tuple[dict[str, str], list[str]]:
+    """Digests of all artifacts below a URI, and problems: damaged artifacts and leftover files."""
     digests, wrong = {}, []
     files = list(storage.list_files(root))
     directories = [
@@ -67,7 +67,7 @@ def made(root: str) -> tuple[dict[str, str], list[str]]:
 
 
 def vectors(root: str) -> pa.Table:
-    """All rows of the embeddings, by id."""
+    """All rows of the embeddings, sorted by id."""
     names = [name for name in storage.list_files(f"{root}/vectors") if name.endswith(".parquet")]
     parts = []
     for name in names:
@@ -77,9 +77,9 @@ def vectors(root: str) -> pa.Table:
 
 
 def compare(outcome: Outcome, root: str, expected: Outcome, expected_root: str) -> None:
-    """Note in an outcome how it differs from the undisturbed one, and what is left over."""
-    outcome.digests, left = made(root)
-    outcome.wrong += left
+    """Add to an outcome its differences from the undisturbed one, and leftover files."""
+    outcome.digests, problems = verified_digests(root)
+    outcome.wrong += problems
     names = [name for name in expected.digests if "v0002" not in name and "core" not in name]
     names = list(expected.digests) if "update" in outcome.submissions else names
     for name in set(names) - {"vectors"}:
@@ -87,15 +87,17 @@ def compare(outcome: Outcome, root: str, expected: Outcome, expected_root: str) 
             outcome.wrong.append(f"{name}: {outcome.digests.get(name)}, undisturbed {expected.digests[name]}")
     ours, theirs = vectors(root), vectors(expected_root)
     if ours.drop(["embedding"]) != theirs.drop(["embedding"]):
-        outcome.wrong.append("vectors: of other rows than the undisturbed ones")
+        outcome.wrong.append("vectors: other rows than the undisturbed ones")
         return
-    apart = np.abs(np.stack(ours["embedding"].to_numpy()) - np.stack(theirs["embedding"].to_numpy())).max()
-    if not apart <= MOST_APART:  # also if one is NaN
-        outcome.wrong.append(f"vectors: {apart:g} from the undisturbed ones")
+    difference = np.abs(
+        np.stack(ours["embedding"].to_numpy()) - np.stack(theirs["embedding"].to_numpy())
+    ).max()
+    if not difference <= MAX_DIFFERENCE:  # also for NaN
+        outcome.wrong.append(f"vectors: {difference:g} from the undisturbed ones")
 
 
 def summary(lines: list[str]) -> dict[str, Any]:
-    """Figures of outcomes, one JSON a line; runs are compared with the undisturbed one before them."""
+    """Statistics of outcomes, one JSON per line; each run is compared with the last undisturbed one."""
     calm: Any = None
     runs, struck, reruns, extra, wrong = 0, Counter[str](), Counter[int](), [], []
     for outcome in map(json.loads, lines):

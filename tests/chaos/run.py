@@ -1,9 +1,8 @@
-"""`python -m tests.chaos.run --seeds 20`: the pipeline as users run it, on a cluster where things break.
+"""`python -m tests.chaos.run --seeds 20`: the pipeline as users run it, on a cluster with injected faults.
 
-Each seed draws three to six faults over the stages and makes the same models in a place of its own, by jobs
-with `ray job submit` that are submitted again, unchanged, as long as they fail. What must come out is what an
-undisturbed run made: every digest is compared, every file is checked. Needs root, Linux, and
-BOOM_RAY_SWIFT_ENV.
+Each seed draws three to six faults over the stages and makes the same models under its own prefix, by jobs
+that are submitted with `ray job submit`, and again, unchanged, while they fail. Every digest must equal that
+of an undisturbed run, and every file is checked. Requires root, Linux, and BOOM_RAY_SWIFT_ENV.
 """
 
 import argparse
@@ -16,9 +15,9 @@ import time
 from collections.abc import Iterable, Iterator
 
 from tests.chaos import cluster
-from tests.chaos.faults import STAGES, Strikes, draw
-from tests.chaos.outcome import Outcome, compare, made, summary
-from tests.chaos.place import INPUT, Head, everything
+from tests.chaos.environment import INPUT, Head, everything
+from tests.chaos.faults import STAGES, FaultInjector, draw
+from tests.chaos.outcome import Outcome, compare, summary, verified_digests
 from tests.faulty_proxy import FaultyProxy
 
 MOST_SUBMISSIONS = 12
@@ -26,7 +25,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 2, 60  # seconds before a job is submitted again, d
 
 
 class Run:
-    """The jobs of one seed, and what strikes while they run."""
+    """The jobs of one seed, and the faults injected while they run."""
 
     def __init__(self, head: Head, store: FaultyProxy, root: str, seed: int | None) -> None:
         self.head, self.store, self.root = head, store, root
@@ -34,32 +33,32 @@ class Run:
         self.faults = [] if seed is None else draw(seed)
         self.outcome.drawn = [str(fault) for fault in self.faults]
         self.updates = seed is None or any(fault.stage == "update" for fault in self.faults)
-        self.strikes = Strikes(store, seed or 0, self._say)
+        self.injector = FaultInjector(store, seed or 0, self._log)
         path = "/" + root.removeprefix("s3://")
         self.stages = {name: re.compile(pattern.format(root=path)) for name, pattern in STAGES.items()}
         self.requests = dict.fromkeys(STAGES, 0)
         self.started = 0.0
         self.lock = threading.Lock()
 
-    def _say(self, text: str) -> None:
+    def _log(self, text: str) -> None:
         line = f"{time.monotonic() - self.started:6.1f} s  {text}"
         self.outcome.log.append(line)
         print(line, flush=True)
 
     def _watch(self, line: str) -> None:
-        """Count the requests of each stage, and strike when it is time."""
+        """Count the requests of each stage, and inject the faults that are due."""
         with self.lock:
             for stage in [stage for stage, pattern in self.stages.items() if pattern.match(line)]:
                 self.requests[stage] += 1
                 now = stage, self.requests[stage]
                 for fault in [fault for fault in self.faults if (fault.stage, fault.request) == now]:
-                    self._say(f"FAULT {fault}")
+                    self._log(f"FAULT {fault}")
                     self.outcome.struck.append(fault.kind)
                     self.faults.remove(fault)
-                    self.strikes.strike(fault)
+                    self.injector.inject(fault)
 
     def run(self, with_update: bool) -> Outcome:
-        """Make everything; the outcome says what was wrong."""
+        """Run all jobs; returns the outcome with all problems."""
         storage_option = f"--storage {self.root}"
         jobs = {
             "run": f"python jobs/run.py recipe.yaml {storage_option}",
@@ -80,7 +79,7 @@ class Run:
             self.outcome.wrong.append(str(error))
         finally:
             self.store.on_request = lambda line: None
-            self.strikes.end()
+            self.injector.end()
         return self.outcome
 
     def _finish(self, name: str, entrypoint: str) -> None:
@@ -88,13 +87,13 @@ class Run:
         for submission in range(1, MOST_SUBMISSIONS + 1):
             self.outcome.submissions[name] = submission
             job = self.head.submit(entrypoint)
-            self._say(f"{name}: submitted")
+            self._log(f"{name}: submitted")
             status = self.head.await_end(job)
-            self._say(f"{name}: {status}")
+            self._log(f"{name}: {status}")
             if status == "SUCCEEDED":
                 return
-            said = self.head.logs(job)
-            self.outcome.errors.append(f"{name}: {status}\n{said[-1500:]}")
+            output = self.head.logs(job)
+            self.outcome.errors.append(f"{name}: {status}\n{output[-1500:]}")
             time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE << (submission - 1)))
         raise TimeoutError(
             f"{name}: not done after {MOST_SUBMISSIONS} submissions\n{self.outcome.errors[-1]}"
@@ -104,12 +103,12 @@ class Run:
 def run_seeds(
     head: Head, store: FaultyProxy, seeds: Iterable[int | None], deadline: float = float("inf")
 ) -> Iterator[Outcome]:
-    """The undisturbed outcome, then that of each seed, as long as there is time."""
+    """Yield the undisturbed outcome, then that of each seed, until the deadline."""
     runs = [Run(head, store, f"s3://bucket/seed-{seed}", seed) for seed in seeds]
     updated = any(run.updates for run in runs)
     calm = Run(head, store, "s3://bucket/calm", None).run(updated)
-    calm.digests, left = made("s3://bucket/calm")
-    calm.wrong += left
+    calm.digests, problems = verified_digests("s3://bucket/calm")
+    calm.wrong += problems
     yield calm
     for run in runs:
         if time.monotonic() > deadline:
@@ -122,13 +121,13 @@ def run_seeds(
 
 
 def main() -> None:
-    """Run seeds, write what came of each, and end with an error if anything is not as it must be."""
+    """Run seeds, write their outcomes, and exit with 1 if any has problems."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--first", type=int, default=1)
-    parser.add_argument("--minutes", type=float, default=600, help="begin no seed after so long")
-    parser.add_argument("--out", help="JSON lines are added to this file; seeds in it are not run again")
-    parser.add_argument("--summary", metavar="FILE", help="only print the figures of what --out has written")
+    parser.add_argument("--minutes", type=float, default=600, help="start no seed after this time")
+    parser.add_argument("--out", help="append JSON lines to this file; skip seeds that it contains")
+    parser.add_argument("--summary", metavar="FILE", help="only print statistics of a file of --out")
     options = parser.parse_args()
     if options.summary:
         with open(options.summary) as file:
@@ -141,11 +140,11 @@ def main() -> None:
             done = {json.loads(line)["seed"] for line in file}
         seeds = [seed for seed in seeds if seed not in done]
     with everything() as (head, store):
-        # once more undisturbed: the first run also starts what the others find started
+        # The first run also warms the cluster up, so the undisturbed run is repeated.
         for outcome in run_seeds(head, store, [None, *seeds], deadline):
             wrong += bool(outcome.wrong)
-            said = {key: value for key, value in vars(outcome).items() if key not in ("log", "errors")}
-            print(json.dumps(said), flush=True)
+            shown = {key: value for key, value in vars(outcome).items() if key not in ("log", "errors")}
+            print(json.dumps(shown), flush=True)
             if options.out:
                 with open(options.out, "a") as file:
                     file.write(json.dumps(vars(outcome)) + "\n")

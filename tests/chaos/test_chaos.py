@@ -1,4 +1,4 @@
-"""The pipeline on a cluster of four nodes where things break, by seed: see `tests.chaos.run`."""
+"""The pipeline on a cluster of four nodes under faults, by seed: see `tests.chaos.run`."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.chaos import cluster
-from tests.chaos.place import Head, everything
+from tests.chaos.environment import Head, everything
 from tests.chaos.run import run_seeds
 from tests.faulty_proxy import FaultyProxy
 
@@ -25,15 +25,15 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[tuple[Head, FaultyProxy]]:
-    """The cluster, and the store behind its proxy."""
+    """The cluster, and the proxy in front of the store."""
     if not os.environ.get("BOOM_RAY_SWIFT_ENV"):
         pytest.skip("BOOM_RAY_SWIFT_ENV is not set; tests/run.sh sets it")
     with everything() as both:
         yield both
 
 
-def code(*headers: str) -> str:
-    """What the job API answers to a client with these headers."""
+def status(*headers: str) -> str:
+    """HTTP status of the job API for a client with these headers."""
     command = [
         "curl",
         "-s",
@@ -47,15 +47,15 @@ def code(*headers: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_the_job_api_answers_only_who_has_the_token(running):
+def test_the_job_api_requires_the_token(running):
     with open(cluster.TOKEN) as file:
         token = file.read()
-    assert code() == "401" and code("-H", "Authorization: Bearer wrong") in ("401", "403")
-    assert code("-H", f"Authorization: Bearer {token}") == "200"
+    assert status() == "401" and status("-H", "Authorization: Bearer wrong") in ("401", "403")
+    assert status("-H", f"Authorization: Bearer {token}") == "200"
 
 
 @pytest.mark.timeout(3600)
-def test_whatever_breaks_submitting_again_makes_the_same(running):
+def test_resubmitted_jobs_make_the_artifacts_of_an_undisturbed_run(running):
     calm, *disturbed = run_seeds(*running, SEEDS)
     assert calm.wrong == [] and set(calm.submissions.values()) == {1}
     assert [outcome.wrong for outcome in disturbed] == [[] for _ in SEEDS]

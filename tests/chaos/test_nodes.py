@@ -1,4 +1,4 @@
-"""Nodes that go: what they carried resumes on others, and what others carry never notices."""
+"""Lost nodes: their work resumes on other nodes, and the work of other nodes is not affected."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ def moments(root: str, bag: str) -> list[float]:
 
 
 def run(*module: str) -> str:
-    """What a script with a cluster of its own prints."""
+    """Output of a script that starts its own cluster."""
     done = subprocess.run(
         [sys.executable, "-m", *module],
         capture_output=True, text=True, timeout=550, env={**os.environ, "RAY_AUTH_MODE": "disabled"},
@@ -35,7 +35,7 @@ def run(*module: str) -> str:
 
 
 @pytest.mark.slow
-def test_two_bags_on_two_nodes_end_published_although_one_node_goes(minilm, corpus_files, beir, tmp_path):
+def test_two_bags_are_published_although_one_of_two_nodes_is_lost(minilm, corpus_files, beir, tmp_path):
     values: dict[str, Any] = recipe_values(minilm, corpus_files, beir, str(tmp_path))
     values["bags"] = {"ratios": [90, 100]}
     values["evaluate"] = {}
@@ -55,7 +55,7 @@ def test_two_bags_on_two_nodes_end_published_although_one_node_goes(minilm, corp
 
 
 @pytest.mark.slow
-def test_a_node_that_goes_costs_an_embedding_run_no_row(published_qwen3, tmp_path):
+def test_an_embedding_run_loses_no_row_with_a_lost_node(published_qwen3, tmp_path):
     pieces = [text for pair in texts.functions("email") for text in pair]
     rows = [f"{index} {pieces[index % len(pieces)]}" for index in range(12_000)]
     source = tmp_path / "in"

@@ -1,4 +1,4 @@
-"""An update that is killed at every stage, one after the other, and ends as if nothing had happened."""
+"""An update that is killed at every stage makes the child of an undisturbed one."""
 
 import os
 import shutil
@@ -23,16 +23,16 @@ from tests.conftest import recipe_values
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
-Seen = Callable[[], object]
+Condition = Callable[[], object]
 
 
 @pytest.fixture
 def command(qwen3, corpus_files, beir, tmp_path) -> tuple[list[str], UpdateRequest]:
-    """A published v0001 under `runs`, a copy under `unharmed`, and an update of it, to run or to call."""
+    """An update of a published v0001 in `runs`, as a command and as a request; a copy is in `undisturbed`."""
     values = recipe_values(qwen3, corpus_files, beir, f"{tmp_path}/runs") | {"bags": {"ratios": [40, 60]}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
     run(Recipe.load(f"{tmp_path}/recipe.yaml"))
-    shutil.copytree(tmp_path / "runs", tmp_path / "unharmed")
+    shutil.copytree(tmp_path / "runs", tmp_path / "undisturbed")
     pairs = list(texts.functions("http"))
     rows = [{"query": text, "pos": [code]} for text, code in pairs[:24]]
     texts.write_jsonl(f"{tmp_path}/http.jsonl", rows)
@@ -45,7 +45,7 @@ def command(qwen3, corpus_files, beir, tmp_path) -> tuple[list[str], UpdateReque
 
 
 def start(*command: str) -> subprocess.Popen[str]:
-    """A driver of the cluster that these tests share."""
+    """Start a driver on the cluster that these tests share."""
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     return subprocess.Popen(
         [sys.executable, "-m", *command],
@@ -56,11 +56,11 @@ def start(*command: str) -> subprocess.Popen[str]:
     )
 
 
-def kill_when(command: list[str], seen: Seen) -> None:
-    """Start the update, and kill its driver as soon as something is to be seen."""
+def kill_when(command: list[str], condition: Condition) -> None:
+    """Start the update, and kill its driver once a condition holds."""
     driver = start("boom_ray.cli", *command)
     deadline = time.monotonic() + 200
-    while not seen():
+    while not condition():
         assert driver.poll() is None and time.monotonic() < deadline, driver.communicate(timeout=10)
         time.sleep(0.002)
     driver.kill()
@@ -68,10 +68,10 @@ def kill_when(command: list[str], seen: Seen) -> None:
 
 
 def kill_at(command: list[str], event: str, pattern: str, count: int = 1) -> None:
-    """Run the update in a process that is killed before it does something."""
+    """Run the update in a process that is killed before an event."""
     driver = start("tests.chaos.killed", event, pattern, str(count), *command)
-    said, _ = driver.communicate(timeout=250)
-    assert driver.returncode == -signal.SIGKILL, said
+    output, _ = driver.communicate(timeout=250)
+    assert driver.returncode == -signal.SIGKILL, output
 
 
 @pytest.mark.timeout(1500)
@@ -84,30 +84,34 @@ def test_an_update_killed_at_every_stage_makes_the_same_child(command, tmp_path)
     kill_at(arguments, "os.mkdir", r"/core/\.v0001-40\.stage")
     assert os.path.exists(f"{mine}/update.json") and not os.path.exists(f"{root}/core/v0001-40")
     kill_at(arguments, "os.rename", r"/core/v0001-40'")
-    assert not os.path.exists(f"{root}/core/v0001-40"), "drawn, and not visible yet"
+    assert not os.path.exists(f"{root}/core/v0001-40"), "drawn, but not visible yet"
 
     kill_when(arguments, lambda: glob(f"{mine}/checkpoints/bag-1/*"))
     assert os.path.exists(f"{root}/core/v0001-40") and not os.path.exists(f"{mine}/models/bag-1")
 
-    known = len(os.listdir(f"{root}/evaluation"))
+    num_cached = len(os.listdir(f"{root}/evaluation"))
     kill_when(arguments, lambda: glob(f"{stage}/*.safetensors"))
     trained = artifacts.verify(f"{mine}/models/bag-1")
-    assert len(os.listdir(f"{root}/evaluation")) == known, "merging, and nothing measured yet"
+    assert len(os.listdir(f"{root}/evaluation")) == num_cached, "merging, but nothing measured yet"
 
     kill_at(arguments, "os.rename", r"/evaluation/[0-9a-f]+\.json'", count=2)
-    assert len([name for name in os.listdir(f"{root}/evaluation") if name.endswith(".json")]) == known + 1
+    assert (
+        len([name for name in os.listdir(f"{root}/evaluation") if name.endswith(".json")]) == num_cached + 1
+    )
 
     kill_at(arguments, "os.rename", r"/models/v0002'")
-    (left,) = glob(stage)
-    assert os.path.exists(f"{left}/artifact.json") and not os.path.exists(child), "complete, not visible yet"
+    (staged,) = glob(stage)
+    assert os.path.exists(f"{staged}/artifact.json") and not os.path.exists(child), (
+        "complete, but not visible yet"
+    )
 
     driver = start("boom_ray.cli", *arguments)
-    said, _ = driver.communicate(timeout=250)
-    assert driver.returncode == 0 and child in said, said
+    output, _ = driver.communicate(timeout=250)
+    assert driver.returncode == 0 and child in output, output
     assert glob(stage) == [] and not os.path.exists(f"{root}/models/v0003")
     assert artifacts.verify(f"{mine}/models/bag-1").created == trained.created, "trained once"
 
-    unharmed = Recipe.load(f"{tmp_path}/recipe.yaml", f"{tmp_path}/unharmed")
-    expected = artifacts.verify(update(unharmed, request))
+    undisturbed = Recipe.load(f"{tmp_path}/recipe.yaml", f"{tmp_path}/undisturbed")
+    expected = artifacts.verify(update(undisturbed, request).model)
     found = artifacts.verify(child)
     assert found.digest == expected.digest and found.metrics == expected.metrics

@@ -1,6 +1,6 @@
-"""Two bags on two nodes of one machine; one node is taken away once both bags have checkpoints.
+"""Two bags on two nodes of one machine; one node is removed once both bags have checkpoints.
 
-Run by `test_nodes.py` in a process of its own: `python -m tests.chaos.two_nodes RECIPE`.
+`test_nodes.py` runs it in a separate process: `python -m tests.chaos.two_nodes RECIPE`.
 """
 
 import os
@@ -16,8 +16,8 @@ from boom_ray.pipeline.training import train
 from boom_ray.recipe import Recipe
 
 
-def take_away(cluster: Cluster, root: str) -> None:
-    """Kill the second node's raylet, and with it its workers, as soon as both bags can resume."""
+def remove_node(cluster: Cluster, root: str) -> None:
+    """Kill the raylet of the second node, and its workers with it, once both bags can resume."""
     bags = [os.path.join(root, "checkpoints", name) for name in ("bag-1", "bag-2")]
     while not all(checkpoints.newest(bag) for bag in bags):
         time.sleep(0.1)
@@ -26,14 +26,14 @@ def take_away(cluster: Cluster, root: str) -> None:
 
 
 def main() -> None:
-    """Start the nodes, train, and say which models there are."""
+    """Start the nodes, train, and print the URIs of the models."""
     loaded = Recipe.load(sys.argv[1])
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "900"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     for _ in range(2):
         cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address, log_to_driver=False)
-    threading.Thread(target=take_away, args=(cluster, loaded.root), daemon=True).start()
+    threading.Thread(target=remove_node, args=(cluster, loaded.root), daemon=True).start()
     for uri in train(loaded):
         print("MODEL", uri, flush=True)
     ray.shutdown()

@@ -1,4 +1,4 @@
-"""Where chaos happens: a cluster of four nodes, and an object store behind a proxy that can fail."""
+"""The environment: a cluster of four nodes, and an object store behind a proxy that injects faults."""
 
 import os
 import shutil
@@ -33,44 +33,44 @@ NUM_TEXTS = 300
 
 
 class Head:
-    """The job API, with the token."""
+    """A client of the job API, with the token."""
 
     def __init__(self, working_directory: str) -> None:
         self.working_directory = working_directory
         self.environment = {**os.environ, **cluster.client(), "RAY_ADDRESS": DASHBOARD}
 
     def submit(self, entrypoint: str) -> str:
-        """`ray job submit`, again while the head does not have the job; returns the job's id."""
+        """Run `ray job submit` until the head has the job; returns the job's id."""
         job = f"chaos-{uuid.uuid4().hex}"
         command = ["ray", "job", "submit", "--no-wait", f"--submission-id={job}",
                    f"--working-dir={self.working_directory}", "--", *entrypoint.split()]  # fmt: skip
         deadline = time.monotonic() + SECONDS_FOR_A_JOB
         while True:
             done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
-            if done.returncode == 0 or "submission_id" in self._asked(f"/api/jobs/{job}"):
+            if done.returncode == 0 or "submission_id" in self._get(f"/api/jobs/{job}"):
                 return job
             if time.monotonic() > deadline:
                 raise TimeoutError(done.stdout + done.stderr)
             time.sleep(2)
 
     def await_end(self, job: str) -> str:
-        """SUCCEEDED, FAILED or STOPPED; LOST if the head has forgotten it."""
+        """Wait for SUCCEEDED, FAILED or STOPPED; LOST if the head does not know the job."""
         deadline = time.monotonic() + SECONDS_FOR_A_JOB
         while time.monotonic() < deadline:
-            status = self._asked(f"/api/jobs/{job}").get("status", "LOST")
+            status = self._get(f"/api/jobs/{job}").get("status", "LOST")
             if status not in ("PENDING", "RUNNING", "UNKNOWN"):
                 return status
             time.sleep(0.5)
         raise TimeoutError(f"{job} has not ended after {SECONDS_FOR_A_JOB} s:\n{self.logs(job)}")
 
     def logs(self, job: str) -> str:
-        """What the job printed, as far as the head knows."""
-        return self._asked(f"/api/jobs/{job}/logs").get("logs", "")
+        """Output of the job, as far as the head has it."""
+        return self._get(f"/api/jobs/{job}/logs").get("logs", "")
 
-    def _asked(self, path: str) -> dict[str, Any]:
-        """A job's answer; nothing for a job that is not known; UNKNOWN while the head does not answer."""
+    def _get(self, path: str) -> dict[str, Any]:
+        """Response about a job; empty for an unknown job; status UNKNOWN while the head does not respond."""
         try:
-            return cluster.ask(path)
+            return cluster.get(path)
         except urllib.error.HTTPError as error:
             return {} if error.code == 404 else {"status": "UNKNOWN"}
         except (OSError, ValueError):
@@ -79,16 +79,16 @@ class Head:
 
 @contextmanager
 def everything() -> Iterator[tuple[Head, FaultyProxy]]:
-    """A store with the input, a proxy before it, and the cluster, until the block ends."""
+    """Run a store with the input, a proxy in front of it, and the cluster, until the block ends."""
     swift = os.environ.get("BOOM_RAY_SWIFT_ENV")
     if not swift:
         sys.exit("BOOM_RAY_SWIFT_ENV is not set; tests/run.sh sets it")
-    with tempfile.TemporaryDirectory() as place:
-        os.makedirs(f"{place}/store")
-        cluster.lay_network()
+    with tempfile.TemporaryDirectory() as directory:
+        os.makedirs(f"{directory}/store")
+        cluster.create_network()
         try:
             with (
-                s3_server(swift, f"{place}/store") as variables,
+                s3_server(swift, f"{directory}/store") as variables,
                 faulty_proxy(int(variables["AWS_ENDPOINT_URL"].rsplit(":", 1)[1]), OUTSIDE) as store,
                 patch.dict(os.environ, variables),
             ):
@@ -97,14 +97,14 @@ def everything() -> Iterator[tuple[Head, FaultyProxy]]:
                 prepare_input()
                 endpoint = {"AWS_ENDPOINT_URL": f"http://{OUTSIDE}:{store.port}"}
                 cluster.start({**variables, **endpoint, "OMP_NUM_THREADS": "1"})
-                os.mkdir(f"{place}/job")
-                yield Head(write_job(f"{place}/job")), store
+                os.mkdir(f"{directory}/job")
+                yield Head(write_job(f"{directory}/job")), store
         finally:
             cluster.down()
 
 
 def prepare_input() -> None:
-    """Base model, corpus, new data, evaluation and texts, on the store."""
+    """Upload base model, corpus, new data, evaluation tasks and texts to the store."""
     from tests.conftest import build_qwen3
 
     with tempfile.TemporaryDirectory() as local:
@@ -122,7 +122,7 @@ def prepare_input() -> None:
 
 
 def write_job(directory: str) -> str:
-    """The working directory that travels with a job: code and recipe."""
+    """Write the working directory of a job: code and recipe."""
     from tests.conftest import recipe_values
 
     for name in ("boom_ray", "jobs"):
