@@ -134,7 +134,7 @@ def by_hand(data: dict[str, Any], model: str) -> dict[str, float]:
 def measure(data: dict[str, Any], model: str, results: str) -> dict[str, float]:
     local = {task.name: mteb_tasks.local(task) for task in local_tasks.find(data["root"])}
     scores, problems = mteb_run.measure(
-        [mteb_run.identified(model, "m")], local, mteb_run.Protocol(num_cpus=4), results
+        [mteb_run.identified(model, "m")], local, mteb_run.Protocol(num_cpus=2), results
     )
     assert problems == []
     return scores["m"]

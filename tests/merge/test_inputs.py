@@ -256,10 +256,10 @@ def test_the_record_says_how_and_the_coefficients_range(models, published_qwen3,
 
 
 def test_more_workers_than_the_cluster_has_room_for_still_finish(tmp_path):
-    """Two workers of three CPUs each in a cluster of four: the second waits until the first is let go."""
+    """Two workers of two CPUs each in a cluster of two: the second waits until the first is let go."""
     tasks = [(number, tmp_path / str(number)) for number in range(4)]
 
-    @ray.remote(num_cpus=3)
+    @ray.remote(num_cpus=2)
     class Worker:
         def touch(self, path) -> str:
             path.touch()

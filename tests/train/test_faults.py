@@ -121,7 +121,7 @@ def test_a_loss_that_is_not_finite_stops_the_bag_and_names_the_rows(one_bag):
 
 def test_more_workers_than_the_cluster_can_give(one_bag):
     recipe = one_bag("greedy", {"num_workers": 64, "start_timeout_s": 1})
-    with pytest.raises(BoomError, match=r"asked 64 workers of \{'CPU': 0.5\}, there is \{'CPU': 4.0\}"):
+    with pytest.raises(BoomError, match=r"asked 64 workers of \{'CPU': 0.5\}, there is \{'CPU': 2.0\}"):
         train_recipe(recipe)
 
 
