@@ -30,6 +30,7 @@ def ray_cluster() -> Iterator[None]:
     """A local Ray with two CPUs: every further process would import torch once more, for little work."""
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "900"
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"  # a trainer's end is seen sooner
+    os.environ["RAY_metrics_report_interval_ms"] = "2000"
     os.environ["RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT"] = "1"  # a replica that cannot start is not retried
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     cluster.connect()
@@ -204,13 +205,17 @@ def copy_run(recipe: Recipe, target: str) -> Recipe:
 
 LONGEST = [
     "test_jobs",
-    "test_pipeline",
+    "test_embed",
+    "test_run",
+    "test_operation",
     "test_update",
+    "test_inputs",
+    "test_actors",
+    "test_serve",
+    "test_cli",
+    "test_exactness",
     "test_mteb",
     "test_faults",
-    "test_embed",
-    "test_serve",
-    "test_options",
 ]
 
 

@@ -17,7 +17,7 @@ from boom_ray.pipeline.training import train
 from boom_ray.recipe import Recipe, identity
 from boom_ray.runs import status
 from tests import texts
-from tests.conftest import copy_run
+from tests.conftest import copy_run, recipe_values
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -30,11 +30,13 @@ def modification_times(root: str) -> dict[str, int]:
 
 
 @pytest.fixture(params=["minilm", "qwen3"])
-def recipe(request, make_recipe, tmp_path) -> Recipe:
+def recipe(request, corpus_files, beir, tmp_path) -> Recipe:
     """The recipe of a finished run of each base model."""
     if request.param == "qwen3":
         return copy_run(request.getfixturevalue("finished_run"), str(tmp_path / "runs"))
-    made = make_recipe(request.getfixturevalue("minilm"))
+    values = recipe_values(request.getfixturevalue("minilm"), corpus_files, beir, str(tmp_path / "runs"))
+    values["train"]["execution"]["save_every_steps"] = 8  # a checkpoint has 270 MB
+    made = Recipe.model_validate(values)
     run(made)
     return made
 
