@@ -1,6 +1,8 @@
 """Shared by all tests: one Ray per session, real base models, and real text."""
 
+import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,19 +14,27 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from boom_ray import storage
 from boom_ray.artifacts import ModelRecord, staging
 from boom_ray.artifacts.contents import ModelConfig
 from boom_ray.model import directory, self_test
+from boom_ray.pipeline.run import run
 from boom_ray.recipe import BaseModelSource, Recipe
+from boom_ray.runs.layout import Layout
 from boom_ray.runtime import cluster
 from tests import texts
 
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A local Ray with four logical CPUs, so that several small actors run at once on two real ones."""
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "900"
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    """A local Ray with two CPUs: every further process would import torch once more, for little work."""
+    os.environ |= {
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end of a trainer is seen sooner
+        "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "1",  # a replica that cannot start fails at once
+        "RAY_metrics_report_interval_ms": "2000",
+    }
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     cluster.connect()
     yield
     ray.shutdown()
@@ -161,15 +171,53 @@ def make_recipe(corpus_files: dict[str, str], beir: str, tmp_path: Any) -> Any:
     return make
 
 
+@pytest.fixture(scope="session")
+def finished_run(
+    ray_cluster: None,
+    qwen3: str,
+    corpus_files: dict[str, str],
+    beir: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Recipe:
+    """The recipe of a finished run on the tiny Qwen3, made once for all processes of pytest-xdist.
+
+    Tests work on a copy, see `copy_run`.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    path = shared / "finished_run.yaml"
+    with open(f"{path}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+        if not path.exists():
+            values = recipe_values(qwen3, corpus_files, beir, str(shared / "finished_run"))
+            (shared / "unfinished_run.yaml").write_text(yaml.safe_dump(values))
+            run(Recipe.load(str(shared / "unfinished_run.yaml")))
+            os.rename(shared / "unfinished_run.yaml", path)
+    return Recipe.load(str(path))
+
+
+def copy_run(recipe: Recipe, target: str) -> Recipe:
+    """Copy a run to another storage; returns the recipe of the copy."""
+    copied = recipe.model_copy(update={"storage": target})
+    shutil.copytree(recipe.root, copied.root)
+    storage.write_bytes(Layout(copied.root).recipe, copied.model_dump_json(indent=1).encode())
+    return copied
+
+
 LONGEST = [
     "test_jobs",
-    "test_pipeline",
+    "test_embed",
+    "test_run",
+    "test_operation",
     "test_update",
+    "test_inputs",
+    "test_actors",
+    "test_serve",
+    "test_cli",
+    "test_exactness",
     "test_mteb",
     "test_faults",
-    "test_embed",
-    "test_serve",
-    "test_options",
 ]
 
 

@@ -35,5 +35,6 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true
 ruff check .
 ruff format --check .
 mypy
-# Two files in parallel: most tests wait for processes to start.
+# Two processes of pytest, each with one thread of torch, so that they do not compete for the cores.
+export OMP_NUM_THREADS=1
 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "${selection[@]}" "$@"

@@ -260,10 +260,10 @@ def test_the_record_has_the_settings_and_the_range_of_coefficients(models, publi
 
 
 def test_more_workers_than_the_cluster_has_cpus_for_still_finish(tmp_path):
-    """Two workers of three CPUs each in a cluster of four: the second starts once the first is killed."""
+    """Two workers of two CPUs each in a cluster of two: the second starts once the first is killed."""
     tasks = [(number, tmp_path / str(number)) for number in range(4)]
 
-    @ray.remote(num_cpus=3)
+    @ray.remote(num_cpus=2)
     class Worker:
         def touch(self, path) -> str:
             path.touch()

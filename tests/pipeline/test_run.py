@@ -14,28 +14,42 @@ from boom_ray.errors import BoomError
 from boom_ray.model import directory, self_test
 from boom_ray.pipeline.run import run
 from boom_ray.pipeline.training import train
-from boom_ray.recipe import identity
+from boom_ray.recipe import Recipe, identity
 from boom_ray.runs import status
 from tests import texts
+from tests.conftest import copy_run, recipe_values
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def states(root: str) -> dict[str, int]:
-    """Modification time of every file of the bags' models."""
+def modification_times(root: str) -> dict[str, int]:
+    """Modification time of every file of the bags' models, in ns."""
     return {
         name: info.mtime_ns for name, info in storage.list_files(f"{root}/models").items() if "bag-" in name
     }
 
 
-@pytest.mark.parametrize("base", ["minilm", "qwen3"])
-def test_from_corpus_to_a_measured_model(base, make_recipe, request):
-    recipe = make_recipe(request.getfixturevalue(base))
+@pytest.fixture(params=["minilm", "qwen3"])
+def recipe(request, corpus_files, beir, tmp_path) -> Recipe:
+    """The recipe of a finished run of each base model."""
+    if request.param == "qwen3":
+        return copy_run(request.getfixturevalue("finished_run"), str(tmp_path / "runs"))
+    values = recipe_values(request.getfixturevalue("minilm"), corpus_files, beir, str(tmp_path / "runs"))
+    values["train"]["execution"]["save_every_steps"] = 8  # a checkpoint has 270 MB
+    made = Recipe.model_validate(values)
+    run(made)
+    return made
+
+
+def test_from_corpus_to_a_measured_model(recipe, tmp_path):
+    records = {name: artifacts.verify(f"{recipe.root}/models/{name}") for name in ("bag-1", "bag-2", "v0001")}
+    before = modification_times(recipe.root)
     result = run(recipe)
     target = result.model
-
-    records = {name: artifacts.verify(f"{recipe.root}/models/{name}") for name in ("bag-1", "bag-2", "v0001")}
+    assert target == f"{recipe.root}/models/v0001"
+    assert before == modification_times(recipe.root), "a second run trains nothing"
     merged = records["v0001"]
+    assert merged == artifacts.verify(target) == result.record
     assert [parent.digest for parent in merged.parents] == [records["bag-1"].digest, records["bag-2"].digest]
     assert records["bag-1"].config.rows < records["bag-2"].config.rows
     assert records["bag-1"].digest != records["bag-2"].digest != merged.digest
@@ -58,18 +72,17 @@ def test_from_corpus_to_a_measured_model(base, make_recipe, request):
     unchanged = directory.load_encoder(recipe.base_model.path, recipe.base_model).encode(pieces)
     assert np.abs(ours - unchanged).max() > 1e-4, "the merged model is not its base"
 
-    before = states(recipe.root), merged
-    assert run(recipe).model == target
-    assert before == (states(recipe.root), artifacts.verify(target)), "a second run makes nothing anew"
-    told = CliRunner().invoke(main, ["status", recipe.root, "--json", f"{recipe.root}/status.json"])
-    assert told.exit_code == 0 and f"evaluation: done: mean score {score:.3f}" in told.output
-    found = json.loads(storage.read_bytes(f"{recipe.root}/status.json"))
-    assert (found["state"], found["current"]) == ("done", "v0001") and found["drivers"][0]["state"] == "done"
-    assert {part["state"] for part in found["making"]["v0001"]} == {"done"}
+    status_json = str(tmp_path / "status.json")
+    outcome = CliRunner().invoke(main, ["status", recipe.root, "--json", status_json])
+    assert outcome.exit_code == 0 and f"evaluation: done: mean score {score:.3f}" in outcome.output
+    report = json.loads(storage.read_bytes(status_json))
+    assert (report["state"], report["current"]) == ("done", "v0001")
+    assert report["drivers"][0]["state"] == "done"
+    assert {part["state"] for part in report["making"]["v0001"]} == {"done"}
 
-    with pytest.raises(BoomError) as caught:
-        run(make_recipe(request.getfixturevalue(base), merge={"method": "linear", "dtype": "float32"}))
-    assert "merge.method: multislerp there, linear in the recipe" in str(caught.value)
+    linear = recipe.model_copy(update={"merge": recipe.merge.model_copy(update={"method": "linear"})})
+    with pytest.raises(BoomError, match=r"merge\.method: multislerp in the run, linear in the recipe"):
+        run(linear)
 
 
 @pytest.mark.slow
@@ -80,34 +93,31 @@ def test_a_run_without_evaluation_tasks_is_refused_before_training(make_recipe, 
     assert not os.path.exists(recipe.root)
 
 
-def test_one_bag_can_be_trained_alone_and_the_next_run_trains_the_other(make_recipe, qwen3):
+def test_bags_that_fail_or_are_trained_alone_leave_the_others_as_they_are(make_recipe, qwen3):
     recipe = make_recipe(qwen3, evaluate={})
-    assert train(recipe, only=1) == [f"{recipe.root}/models/bag-2"]
-    before = states(recipe.root)
-    assert {name.split("/")[0] for name in before} == {"bag-2"}
-    run(recipe)
-    assert before.items() <= states(recipe.root).items()
-    assert artifacts.verify(f"{recipe.root}/models/v0001").config.rows > 0
     assert identity(recipe.train).keys().isdisjoint({"execution"})
-
-
-def test_a_failing_bag_does_not_discard_the_others(make_recipe, qwen3):
-    recipe = make_recipe(qwen3, evaluate={})
-    train(recipe, only=0)
-    in_the_way = f"{recipe.root}/models/bag-2"
-    os.makedirs(in_the_way)
-    with open(f"{in_the_way}/precious", "w") as file:
+    obstacle = f"{recipe.root}/models/bag-2"
+    os.makedirs(obstacle)
+    with open(f"{obstacle}/precious", "w") as file:
         file.write("x")
     with pytest.raises(BoomError, match=r"bag-2: .*not an artifact"):
         run(recipe)
     artifacts.verify(f"{recipe.root}/models/bag-1")
     assert not os.path.exists(f"{recipe.root}/models/v0001")
-    found = status.read(recipe.root)
-    bags = {part.name: part for part in found.making["v0001"] if part.name.startswith("bag-")}
-    assert found.state == "failed" and "1 of 1 bags failed" in found.reason
+    report = status.read(recipe.root)
+    bags = {part.name: part for part in report.making["v0001"] if part.name.startswith("bag-")}
+    assert report.state == "failed" and "1 of 2 bags failed" in report.reason
     assert bags["bag-1"].state == "done" and bags["bag-2"].state == "failed"
-    assert f"{in_the_way}: " in bags["bag-2"].detail
-    os.remove(f"{in_the_way}/precious")
-    os.rmdir(in_the_way)
+    assert f"{obstacle}: " in bags["bag-2"].detail
+    os.remove(f"{obstacle}/precious")
+    os.rmdir(obstacle)
+
+    before = modification_times(recipe.root)
+    assert {name.split("/")[0] for name in before} == {"bag-1"}
+    assert train(recipe, only=1) == [f"{recipe.root}/models/bag-2"]
+    alone = modification_times(recipe.root)
+    assert before.items() < alone.items()
+    assert {name.split("/")[0] for name in alone} == {"bag-1", "bag-2"}
     run(recipe)
-    artifacts.verify(f"{recipe.root}/models/v0001")
+    assert alone.items() <= modification_times(recipe.root).items()
+    assert artifacts.verify(f"{recipe.root}/models/v0001").config.rows > 0

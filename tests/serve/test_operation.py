@@ -43,6 +43,7 @@ from tests.serve.test_serve import call, cosines, free_port
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 KEYS = ["one of the keys", "another key"]
+ONE_ENCODER = ServeSettings(pass_tokens=512)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,10 @@ def post(url: str, body: dict, key: str = KEYS[1]):
 
 
 def load(url: str, until: threading.Event, clients: int = 4) -> Counter:
-    """Count responses by status and version, from clients that never pause."""
+    """How many requests had which status and version.
+
+    Clients pause so briefly that requests are always in flight, and long enough to leave replicas the CPU.
+    """
     seen: Counter = Counter()
 
     def client(number: int) -> None:
@@ -78,6 +82,7 @@ def load(url: str, until: threading.Event, clients: int = 4) -> Counter:
             status, headers, body = post(f"{url}/v1/embeddings", {"input": [f"client {number}", "text"]})
             seen[status, headers["x-model-version"]] += 1
             assert status != 200 or len(body["data"]) == 2
+            time.sleep(0.02)
 
     with ThreadPoolExecutor(clients) as threads:
         for done in [threads.submit(client, number) for number in range(clients)]:
@@ -291,7 +296,7 @@ def test_a_corrupt_version_is_never_served(url, versions, tmp_path):
     def deploy() -> None:
         for bad in (damaged, different):
             with pytest.raises(InputError) as refusal:
-                serve_models([bad], settings=ServeSettings(512, 2, 2), blocking=False)
+                serve_models([bad], settings=ONE_ENCODER, blocking=False)
             reasons.append(str(refusal.value))
 
     seen = under_load(url, deploy)
@@ -307,9 +312,7 @@ def test_a_misspelled_setting_in_a_config_file_is_refused(key):
 
 
 def test_a_new_version_takes_over_under_load(url, versions):
-    seen = under_load(url, lambda: serve_models(
-        [versions["v0002"]], settings=ServeSettings(512, 2, 2), blocking=False
-    ))  # fmt: skip
+    seen = under_load(url, lambda: serve_models([versions["v0002"]], settings=ONE_ENCODER, blocking=False))
     assert set(seen) == {(200, "v0001"), (200, "v0002")}
     assert call(f"{url}/health", key=None)[2]["version"] == "v0002"
     assert len(serve.status().applications) == 2
@@ -327,7 +330,7 @@ def test_two_models_are_served_by_their_names(url, versions, published_minilm, t
     monkeypatch.delenv("BOOM_RAY_API_KEYS_FILE")
     other = str(tmp_path / "other")
     shutil.copytree(published_minilm, other, ignore=shutil.ignore_patterns("artifact.json"))
-    serve_models([versions["v0002"], other], settings=ServeSettings(512, 1, 1), blocking=False)
+    serve_models([versions["v0002"], other], settings=ONE_ENCODER, blocking=False)
     sizes = {
         name: len(post(f"{url}/v1/embeddings", {"input": "a", "model": name})[2]["data"][0]["embedding"])
         for name in ("test", "other")

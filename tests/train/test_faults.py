@@ -147,9 +147,9 @@ def test_a_loss_that_is_not_finite_fails_the_bag_with_the_step_and_its_rows(one_
 
 def test_more_workers_than_the_capacity_of_the_cluster(one_bag):
     recipe = one_bag("too-large", {"num_workers": 64, "start_timeout_s": 1})
-    required, total = r"64 workers of \{'CPU': 0.5\}", r"\{'CPU': 4.0\} on 1 nodes"
+    required, total = r"64 workers of \{'CPU': 0.5\}", r"\{'CPU': 2.0\} on 1 nodes"
     with pytest.raises(
-        ClusterError, match=rf"{required}, .* {total}, .* 8\. .*train\.execution\.num_workers"
+        ClusterError, match=rf"{required}, .* {total}, .* 4\. .*train\.execution\.num_workers"
     ):
         train_recipe(recipe)
 
