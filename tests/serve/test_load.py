@@ -113,7 +113,7 @@ def test_killed_encoders_fail_no_request(url, run):
 
 def test_a_new_version_and_a_rollback_under_load_fail_no_request(url, run):
     def serve_current() -> None:
-        serve_models([versions.model_at(run)], settings=Settings(pass_tokens=512), blocking=False)
+        serve_models([versions.model_at(run)], settings=ServeSettings(pass_tokens=512), blocking=False)
         time.sleep(5)
 
     def switch() -> None:

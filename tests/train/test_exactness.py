@@ -104,9 +104,9 @@ def test_weights_are_equal_for_all_ranks_stages_and_grad_cache(make_recipe, qwen
         print(f"\n{STEPS} steps: relative difference of all weights to one rank, ZeRO 0, no GradCache")
         print("ranks  GradCache  " + "  ".join(f"ZeRO {stage} " for stage in range(4)))
         for ranks, cached in itertools.product((1, 2, 4), (False, True)):
-            row = [difference(results[ranks][v], expected) for v in variants if v[1] == cached]
+            row = [difference(found[ranks][v], expected) for v in variants if v[1] == cached]
             print(f"{ranks:5}  {cached!s:9}  " + "  ".join(f"{value:.1e}" for value in row))
-    for variants_of_ranks in results.values():
+    for variants_of_ranks in found.values():
         for weights in variants_of_ranks.values():
             assert difference(weights, expected) < 1e-5
 
