@@ -1,7 +1,7 @@
-"""What a recipe can say: one YAML file of what is made from what.
+"""The recipe: one YAML file with the settings of a run.
 
-Everything that changes the weights is part of a recipe's identity. What only says where and how it runs
-stands in the `execution` blocks, in `storage` and in paths, and never enters a fingerprint.
+Every setting that changes the weights is part of a recipe's identity. Settings of where and how it runs are in
+the `execution` sections, in `storage` and in paths, and never enter a fingerprint.
 """
 
 import os
@@ -99,8 +99,8 @@ class BaseModelSource(Section):
 
     Attributes:
         path: A local directory, `s3://…`, or `hf://owner/name[@revision]`.
-        pooling: How token states become one vector; read from the model when it says so itself.
-        max_length: Tokens the published model accepts; its own limit by default.
+        pooling: How token states become one vector; by default as the model's own files state.
+        max_length: Longest input of the published model in tokens; by default its own limit.
     """
 
     path: Uri
@@ -129,7 +129,7 @@ class Data(Section):
     """The corpus.
 
     Attributes:
-        instruction: What tasks without an instruction of their own ask for.
+        instruction: The instruction of tasks that have none of their own.
         query_template: Query text, from `{instruction}` and `{query}`.
         max_bad_fraction: The run fails when more of a task's rows than this are quarantined.
     """
@@ -153,7 +153,7 @@ class Data(Section):
 
 
 class Bags(Section):
-    """Which bags are sampled: percentages of every task, drawn without replacement.
+    """The bags: percentages of every task, sampled without replacement.
 
     Attributes:
         ratios: One percentage per bag, or the name of one of `PRESETS`.
@@ -189,16 +189,16 @@ class TrainExecution(Section):
     """How a bag is trained; none of it changes the weights beyond rounding.
 
     Attributes:
-        num_workers: Ranks per bag; `auto` shares the cluster out so that the last bag ends soonest.
+        num_workers: Ranks per bag; `auto` divides the cluster so that the last bag ends soonest.
         resources_per_worker: Ray resources of one rank, e.g. `{CPU: 4, GPU: 1}`.
         zero_stage: DeepSpeed ZeRO stage.
-        offload: What DeepSpeed keeps in the memory of the host.
-        attention: Implementation of attention; `flash_attention_2` runs decoders without any padding.
+        offload: What DeepSpeed keeps in host memory.
+        attention: Implementation of attention; with `flash_attention_2`, decoders run without padding.
         chunk_tokens: Padded tokens in one forward pass.
         grad_cache: Re-run chunks for the backward pass instead of keeping their activations.
         save_every_steps: Steps between checkpoints.
         max_failures: Times a bag is restarted from its last checkpoint.
-        start_timeout_s: Seconds to wait for the cluster to have room for one bag.
+        start_timeout_s: Seconds to wait until the cluster has capacity for one bag.
         collective_timeout_s: Seconds after which a silent rank ends the bag's attempt.
     """
 
@@ -228,7 +228,7 @@ class Lora(Section):
     """Low-rank adapters (arXiv 2106.09685), trained in place of the whole weights and folded into them.
 
     Attributes:
-        targets: Names of the linear layers that get one.
+        targets: Names of the linear layers that get an adapter.
     """
 
     rank: int = Field(32, ge=1)
@@ -242,8 +242,8 @@ class Train(Section):
     Attributes:
         batch_size: Queries per optimizer step, over all ranks.
         group_size: Passages per query: one positive and `group_size - 1` negatives.
-        distillation: How rows with scores of a teacher use them (`boom_ray.train.loss`).
-        matryoshka: Lengths at which the first numbers of an embedding are embeddings too.
+        distillation: Loss on rows with teacher scores (`boom_ray.train.loss`).
+        matryoshka: Dimensions to which embeddings can be truncated.
         lora: Train adapters instead of all weights.
         max_steps: End earlier than `epochs` would.
     """
@@ -375,7 +375,7 @@ class Recipe(Section):
     def load(cls, path: str | os.PathLike[str], storage: str | None = None) -> "Recipe":
         """Read and check a recipe.
 
-        `${NAME}` stands for an environment variable.
+        `${NAME}` is replaced by an environment variable.
 
         Args:
             path: The YAML file.
@@ -404,5 +404,5 @@ class Recipe(Section):
 
 
 def identity(section: Section) -> dict[str, Any]:
-    """What of a section changes the weights: all of it but `execution` and `path`."""
+    """The settings of a section that change the weights: all except `execution` and `path`."""
     return section.model_dump(mode="json", exclude={"execution", "path"})

@@ -1,4 +1,4 @@
-"""Recipes: what a user writes wrong is named, and what changes the weights is told from what does not."""
+"""Recipes: mistakes are named, and the identity holds the settings that change the weights."""
 
 import pytest
 import yaml

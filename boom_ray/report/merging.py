@@ -10,7 +10,7 @@ from boom_ray.runs.versions import labels_of_parents
 
 
 @dataclass(frozen=True)
-class MergeInput:
+class MergedModel:
     """A merged model: norm, weight, and smallest, mean and largest coefficient over all tensors."""
 
     label: str
@@ -39,7 +39,7 @@ class Merging:
 
     method: str
     space: str
-    models: list[MergeInput]
+    models: list[MergedModel]
     angles: list[list[tuple[float, int] | None]]
     axis: Axis | None
     layers: list[LayerAngles]
@@ -63,7 +63,8 @@ def merging(found: RunContents) -> Merging | None:
         method=merge.method,
         space=merge.space,
         models=[
-            MergeInput(*facts) for facts in zip(labels, whole.norms, merge.weights, coefficients, strict=True)
+            MergedModel(*facts)
+            for facts in zip(labels, whole.norms, merge.weights, coefficients, strict=True)
         ],
         angles=_shaded(whole.angles),
         axis=across,

@@ -1,4 +1,4 @@
-"""Updates: new data enters by one small model, the parent stays, and all can be told and made again."""
+"""Updates: one small model adds new data, the parent stays, and each version can be reproduced."""
 
 import json
 import math
