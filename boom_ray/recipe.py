@@ -1,7 +1,7 @@
 """The recipe: one YAML file with the settings of a run.
 
-Every setting that changes the weights is part of a recipe's identity. Settings of where and how it runs are in
-the `execution` sections, in `storage` and in paths, and never enter a fingerprint.
+Every setting that changes the weights is part of a recipe's identity. Settings of where and how it runs are
+in the `execution` sections, in `storage` and in paths, and never enter a fingerprint.
 """
 
 import os
