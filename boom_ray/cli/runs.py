@@ -44,7 +44,7 @@ def run(recipe: str, storage_uri: str | None, baseline: bool) -> None:
     from boom_ray.runtime.console import console
 
     result = run_pipeline(Recipe.load(recipe, storage_uri), baseline=baseline)
-    from boom_ray.evaluation import compare, tables  # these load Ray, so that mistakes appear without delay
+    from boom_ray.evaluation import compare, tables  # late: a mistake in the recipe appears at once
 
     if baseline and result.comparison:
         console.print(compare.table(result.comparison))
