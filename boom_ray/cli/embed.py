@@ -4,7 +4,6 @@ from typing import Any
 
 import click
 
-from boom_ray import storage
 from boom_ray.cli.group import main, workers_option
 from boom_ray.runtime import signals
 
@@ -46,22 +45,15 @@ def _columns(context: click.Context, parameter: click.Parameter, value: str) -> 
 @signals.heeded()
 def embed(model: str, source: str, target: str, **values: Any) -> None:
     """Embed the texts of parquet, jsonl, csv or text files into parquet."""
-    from boom_ray.embed.embed_options import EmbedOptions
-    from boom_ray.embed.embedding_run import embed as embed_texts
-    from boom_ray.runs.versions import model_at
-    from boom_ray.runtime import cluster
+    from boom_ray.api.embedding import embed as embed_texts
 
-    since = tuple(map(storage.absolute, values.pop("since")))
-    options = EmbedOptions(**values, since=since)
-    model, source, target = model_at(model), storage.absolute(source), storage.absolute(target)
-    cluster.connect()
-    record = embed_texts(model, source, target, options)
-    made = record.config
+    result = embed_texts(model, source, target, **values)
+    made = result.record.config
     click.echo(f"embedded: {made.rows:,} rows, {made.tokens:,} tokens in {made.seconds:,.0f} s; "
                f"{made.dimensions} dimensions, {made.dtype} ({made.precision} inside)")  # fmt: skip
-    if since:
+    if values["since"]:
         click.echo(f"since: {made.unchanged:,} rows unchanged, {made.gone:,} ids deleted")
-    click.echo(f"output: {target}  (digest {record.digest})")
+    click.echo(f"output: {result.vectors}  (digest {result.record.digest})")
 
 
 @main.command()
@@ -78,11 +70,7 @@ def embed(model: str, source: str, target: str, **values: Any) -> None:
 @signals.heeded()
 def drift(model_a: str, model_b: str, data: str, **options: Any) -> None:
     """Compare the vectors of two models: must an index be built again?"""
-    from boom_ray.embed.drift import drift as measure
-    from boom_ray.runs.versions import model_at
-    from boom_ray.runtime import cluster
+    from boom_ray.api.embedding import drift as measure
 
-    model_a, model_b, data = model_at(model_a), model_at(model_b), storage.absolute(data)
-    cluster.connect()
     for line in measure(model_a, model_b, data, **options).lines():
         click.echo(line)

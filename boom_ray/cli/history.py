@@ -6,7 +6,6 @@ import click
 
 from boom_ray import storage
 from boom_ray.cli.group import DefaultGroup, main
-from boom_ray.errors import ConflictError
 from boom_ray.runtime import signals
 
 
@@ -20,10 +19,10 @@ def status(run: str, json_file: str | None) -> None:
     """
     from dataclasses import asdict
 
-    from boom_ray.runs.status import read
+    from boom_ray.api import history
     from boom_ray.runtime.console import console
 
-    found = read(storage.absolute(run))
+    found = history.status(run)
     if json_file:
         storage.write_bytes(storage.absolute(json_file), json.dumps(asdict(found), indent=1).encode())
     if console.is_terminal:
@@ -48,11 +47,11 @@ def models() -> None:
 @click.argument("uri", metavar="STORAGE|RUN")
 def list_versions(uri: str) -> None:
     """List the versions of a run (STORAGE/NAME), or of all runs in a storage."""
-    from boom_ray.runs import versions
+    from boom_ray.api import history
     from boom_ray.runtime.console import console
 
-    for root in versions.runs(storage.absolute(uri)):
-        console.print(versions.table(root))
+    for table in history.models(uri).tables():
+        console.print(table)
 
 
 @models.command()
@@ -60,9 +59,9 @@ def list_versions(uri: str) -> None:
 @click.argument("model_b", metavar="B")
 def diff(model_a: str, model_b: str) -> None:
     """Compare configuration, parents, tensors and scores of two models."""
-    from boom_ray.runs import versions
+    from boom_ray.api import history
 
-    for line in versions.diff(versions.model_at(model_a), versions.model_at(model_b)):
+    for line in history.diff(model_a, model_b):
         click.echo(line)
 
 
@@ -71,9 +70,9 @@ def diff(model_a: str, model_b: str) -> None:
 @click.argument("version", metavar="VERSION")
 def rollback(run: str, version: str) -> None:
     """Make an older version of a run current, until a new one is published."""
-    from boom_ray.runs import versions
+    from boom_ray.api import history
 
-    versions.roll_back(storage.absolute(run), version)
+    history.rollback(run, version)
     click.echo(f"current: {version}")
 
 
@@ -81,11 +80,10 @@ def rollback(run: str, version: str) -> None:
 @click.argument("model")
 def lineage(model: str) -> None:
     """Draw the ancestry of a model, down to the corpus and the base model."""
-    from boom_ray.runs.ancestry import tree
-    from boom_ray.runs.versions import model_at
+    from boom_ray.api import history
     from boom_ray.runtime.console import console
 
-    console.print(tree(model_at(model)))
+    console.print(history.lineage(model).tree())
 
 
 @main.command()
@@ -94,9 +92,9 @@ def lineage(model: str) -> None:
 @click.option("--out", metavar="FILE.html", help="By default report-VERSION.html in the run's directory.")
 def report(run: str, version: str | None, out: str | None) -> None:
     """Write an HTML page about a run (STORAGE/NAME): quality, data, training, merge, cost, lineage."""
-    from boom_ray.report.render import write
+    from boom_ray.api import history
 
-    click.echo(f"report: {write(storage.absolute(run), version, out and storage.absolute(out))}")
+    click.echo(f"report: {history.report(run, version, out)}")
 
 
 @main.command()
@@ -105,19 +103,9 @@ def report(run: str, version: str | None, out: str | None) -> None:
 @signals.heeded()
 def reproduce(model: str, scratch: str | None) -> None:
     """Train and merge a version again from its record, and compare the digests."""
-    import tempfile
+    from boom_ray.api import history
 
-    from boom_ray.pipeline.reproduce import reproduce as make_again
-    from boom_ray.runs.versions import model_at
-
-    with tempfile.TemporaryDirectory(prefix="boom-ray-reproduce-") as temporary:
-        original, copy = make_again(model_at(model), storage.absolute(scratch or temporary))
-    if original.digest != copy.digest:
-        different = [name for name in original.files if copy.files.get(name) != original.files[name]]
-        raise ConflictError(
-            f"{model}: digest {original.digest}, reproduced {copy.digest}; different files: "
-            f"{', '.join(different)}"
-        )
+    copy = history.reproduce(model, scratch).copy
     click.echo(f"{model}: reproduced with the same digest, {copy.digest}")
 
 
@@ -125,9 +113,9 @@ def reproduce(model: str, scratch: str | None) -> None:
 @click.argument("directory", metavar="DIR")
 def verify(directory: str) -> None:
     """Check an artifact against its record: every file, every hash."""
-    from boom_ray import artifacts
+    from boom_ray.api import history
 
-    record = artifacts.verify(storage.absolute(directory))
+    record = history.verify(directory)
     size = sum(entry.size for entry in record.files.values())
     click.echo(
         f"{directory}: complete: {record.kind} {record.name} {record.version}, "

@@ -4,9 +4,8 @@ from typing import Any, get_args
 
 import click
 
-from boom_ray import storage
 from boom_ray.cli.group import main
-from boom_ray.errors import InputError, NotFoundError
+from boom_ray.errors import NotFoundError
 from boom_ray.recipe import MergeMethod
 from boom_ray.runtime import signals
 
@@ -39,15 +38,14 @@ def run(recipe: str, storage_uri: str | None, baseline: bool) -> None:
 
     `boom-ray plan RECIPE` prints what the run takes, without running it.
     """
+    from boom_ray.api.making import run as run_pipeline
     from boom_ray.recipe import Recipe
-
-    loaded = Recipe.load(recipe, storage_uri)
-    from boom_ray.evaluation import compare, tables
-    from boom_ray.pipeline.run import run as make
     from boom_ray.runs.layout import Layout
     from boom_ray.runtime.console import console
 
-    result = make(loaded, baseline)
+    result = run_pipeline(Recipe.load(recipe, storage_uri), baseline=baseline)
+    from boom_ray.evaluation import compare, tables  # late: a mistake in the recipe appears at once
+
     if baseline and result.comparison:
         console.print(compare.table(result.comparison))
         click.echo(f"comparison: {Layout(result.root).comparison}")
@@ -87,18 +85,13 @@ def plan(recipe: str, storage_uri: str | None, calibrate: bool, steps: int, **op
 
     Needs neither Ray nor the base model's weights, except to --calibrate.
     """
-    from boom_ray.planner.plan import PlanOptions
-    from boom_ray.planner.plan import plan as make_plan
+    from boom_ray.api.making import plan as make_plan
     from boom_ray.planner.shape import ConfigNotFoundError
     from boom_ray.recipe import Recipe
 
-    loaded, chosen = Recipe.load(recipe, storage_uri), PlanOptions(**options)
+    loaded = Recipe.load(recipe, storage_uri)
     try:
-        if calibrate:
-            from boom_ray.planner.calibrate import calibrate as measure
-
-            measure(loaded, chosen, steps)
-        made = make_plan(loaded, chosen)
+        made = make_plan(loaded, calibrate_steps=steps if calibrate else 0, **options)
     except ConfigNotFoundError as error:
         raise NotFoundError(f"{error} (--config FILE, --assume NAME=VALUE)") from None
     for line in made.lines():
@@ -112,14 +105,10 @@ def plan(recipe: str, storage_uri: str | None, calibrate: bool, steps: int, **op
 @signals.heeded()
 def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
     """Train the models of bags that are missing."""
+    from boom_ray.api.making import train as train_models
     from boom_ray.recipe import Recipe
 
-    loaded = Recipe.load(recipe, storage_uri)
-    if bag is not None and bag > len(loaded.bags.ratios):
-        raise InputError(f"--bag {bag}: the recipe has bags 1 to {len(loaded.bags.ratios)}")
-    from boom_ray.pipeline.training import train as train_models
-
-    for uri in train_models(loaded, None if bag is None else bag - 1):
+    for uri in train_models(Recipe.load(recipe, storage_uri), bag=bag):
         click.echo(f"model: {uri}")
 
 
@@ -132,6 +121,7 @@ def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
 @click.option("--new-evaluation", metavar="DIR", help="A directory of tasks for the new data.")
 @click.option(
     "--core",
+    "core_percent",
     type=click.FloatRange(0, 100, min_open=True),
     default=40.0,
     show_default=True,
@@ -148,28 +138,18 @@ def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
     "--flat", is_flag=True, help="Merge all contributing models instead of the parent and the update."
 )
 @click.option(
-    "--require", default="", metavar="CONDITIONS", help="Such as 'old_mean >= -0.5%, new_mean >= +1%'."
+    "--require",
+    "requirements",
+    default="",
+    metavar="CONDITIONS",
+    help="Such as 'old_mean >= -0.5%, new_mean >= +1%'.",
 )
 @storage_option
 @signals.heeded()
-def update(recipe: str, storage_uri: str | None, **given: Any) -> None:
+def update(recipe: str, storage_uri: str | None, **options: Any) -> None:
     """Train a small model on new data, and merge it into a published version as the next version."""
+    from boom_ray.api.making import update as run_update
     from boom_ray.recipe import Recipe
 
-    loaded = Recipe.load(recipe, storage_uri)
-    from boom_ray.pipeline.update.make import update as bring_in
-    from boom_ray.runs.updates import UpdateRequest, parse_requirements, read_tasks
-
-    tasks = [task for uri in given["new_data"] for task in read_tasks(storage.absolute(uri))]
-    request = UpdateRequest(
-        parent=given["parent"],
-        tasks=tasks,
-        core_percent=given["core"],
-        method=given["method"],
-        weights=given["weights"],
-        flat=given["flat"],
-        new_evaluation=given["new_evaluation"] and storage.absolute(given["new_evaluation"]),
-        requirements=parse_requirements(given["require"]),
-    )
-    result = bring_in(loaded, request)
+    result = run_update(Recipe.load(recipe, storage_uri), **options)
     click.echo(f"model:   {result.model}  (digest {result.record.digest})")

@@ -16,22 +16,17 @@ from boom_ray.cli.group import main
 @click.option("--max-replicas", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: GPUs if the cluster has any.")
 @click.option("--config-out", metavar="FILE.yaml", help="Only write a config file for `serve deploy`.")
-def serve(models: tuple[str, ...], host: str, port: int, config_out: str | None, **options: Any) -> None:
+def serve(models: tuple[str, ...], config_out: str | None, **options: Any) -> None:
     """Serve models over HTTP, or switch a running endpoint to new versions.
 
     A run (STORAGE/NAME) stands for its current version.
 
     Routes: POST /v1/embeddings (OpenAI), POST /embed (text-embeddings-inference), GET /docs.
     """
-    from boom_ray.runs.versions import model_at
-    from boom_ray.runtime import cluster
-    from boom_ray.serve import app, build
-    from boom_ray.serve.serve_settings import ServeSettings
+    from boom_ray.api import serving
 
-    uris, settings = [model_at(model) for model in models], ServeSettings(**options)
     if config_out:
-        build.write_config(uris, settings, host, port, config_out)
+        serving.serve_config(models, config_out, **options)
         click.echo(f"config: {config_out}  (serve deploy {config_out})")
-        return
-    cluster.connect(yielding=False)
-    app.serve_models(uris, host, port, settings)
+    else:
+        serving.serve(models, blocking=True, **options)
