@@ -42,7 +42,7 @@ def _columns(context: click.Context, parameter: click.Parameter, value: str) -> 
     help="Of the computation; default: bfloat16 on GPUs, on CPUs the faster if the vectors agree.",
 )
 @workers_option
-@signals.heeded()
+@signals.exit_on_signal()
 def embed(model: str, source: str, target: str, **values: Any) -> None:
     """Embed the texts of parquet, jsonl, csv or text files into parquet."""
     from boom_ray.api.embedding import embed as embed_texts
@@ -67,7 +67,7 @@ def embed(model: str, source: str, target: str, **values: Any) -> None:
 @click.option(
     "--rows", default=1000, show_default=True, type=click.IntRange(min=20), help="Size of the sample."
 )
-@signals.heeded()
+@signals.exit_on_signal()
 def drift(model_a: str, model_b: str, data: str, **options: Any) -> None:
     """Compare the vectors of two models: must an index be built again?"""
     from boom_ray.api.embedding import drift as measure

@@ -26,7 +26,7 @@ from boom_ray.runtime import signals
 @click.option("--num-gpus", default=0.0, show_default=True, help="GPUs for one model on one task.")
 @click.option("--batch-size", default=32, show_default=True, help="Texts in one forward pass, with mteb.")
 @click.option("--json", "json_file", metavar="FILE", help="Write all metrics to this file as well.")
-@signals.heeded()
+@signals.exit_on_signal()
 def evaluate(
     models: tuple[str, ...], query_template: str | None, json_file: str | None, **settings: Any
 ) -> None:

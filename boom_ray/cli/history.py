@@ -100,7 +100,7 @@ def report(run: str, version: str | None, out: str | None) -> None:
 @main.command()
 @click.argument("model")
 @click.option("--scratch", metavar="DIR", help="Working directory; by default a temporary one.")
-@signals.heeded()
+@signals.exit_on_signal()
 def reproduce(model: str, scratch: str | None) -> None:
     """Train and merge a version again from its record, and compare the digests."""
     from boom_ray.api import history

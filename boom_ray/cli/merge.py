@@ -61,7 +61,7 @@ def _weights(context: click.Context, parameter: click.Parameter, value: str) -> 
     show_default=True,
 )
 @workers_option
-@signals.heeded()
+@signals.exit_on_signal()
 def merge(search: bool, report: str | None, num_workers: int | None, **options: Any) -> None:
     """Merge models of one architecture into one."""
     from boom_ray.api.merging import merge as merge_models

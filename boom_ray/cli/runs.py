@@ -32,7 +32,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, pairs: tuple[st
 @click.argument("recipe")
 @storage_option
 @click.option("--baseline", is_flag=True, help="Also train one model on the full corpus, and compare.")
-@signals.heeded()
+@signals.exit_on_signal()
 def run(recipe: str, storage_uri: str | None, baseline: bool) -> None:
     """Sample bags, train a model on each, merge the models, and evaluate the result.
 
@@ -102,7 +102,7 @@ def plan(recipe: str, storage_uri: str | None, calibrate: bool, steps: int, **op
 @click.argument("recipe")
 @click.option("--bag", type=click.IntRange(min=1), metavar="K", help="Train only this bag, counted from 1.")
 @storage_option
-@signals.heeded()
+@signals.exit_on_signal()
 def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
     """Train the models of bags that are missing."""
     from boom_ray.api.making import train as train_models
@@ -145,7 +145,7 @@ def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
     help="Such as 'old_mean >= -0.5%, new_mean >= +1%'.",
 )
 @storage_option
-@signals.heeded()
+@signals.exit_on_signal()
 def update(recipe: str, storage_uri: str | None, **options: Any) -> None:
     """Train a small model on new data, and merge it into a published version as the next version."""
     from boom_ray.api.making import update as run_update

@@ -169,7 +169,7 @@ def driving(root: str, command: str, version: str) -> Iterator[Driver]:
     """The driver of the block; its heartbeat reports how the block ended."""
     driver = Driver(root, command, version)
     try:
-        with signals.last_words(driver.stopped):
+        with signals.stop_message(driver.stopped):
             yield driver
     except BoomError as error:
         driver.end("failed", str(error))

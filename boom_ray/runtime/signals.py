@@ -16,7 +16,7 @@ from types import FrameType
 from boom_ray.runtime.console import console
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_last_words: list[Callable[[str], str]] = [
+_stop_messages: list[Callable[[str], str]] = [
     lambda name: f"stopped by {name}: what is finished is kept. Run the same command again to go on"
 ]
 
@@ -26,7 +26,7 @@ def _handler(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def heeded() -> Iterator[None]:
+def exit_on_signal() -> Iterator[None]:
     """Within the block, SIGTERM and Ctrl-C print a last line and exit with 128 + the signal's number.
 
     Only the main thread can set handlers: in other threads the block changes nothing. An ignored signal
@@ -52,7 +52,7 @@ def heeded() -> Iterator[None]:
 
 @contextmanager
 def handlers_kept() -> Iterator[None]:
-    """Restore the handlers of `heeded` after the block: `ray.init` replaces them with its own."""
+    """Restore the handlers of `exit_on_signal` after the block: `ray.init` replaces them with its own."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     if _handler in before.values():
@@ -61,13 +61,13 @@ def handlers_kept() -> Iterator[None]:
 
 
 @contextmanager
-def last_words(words: Callable[[str], str]) -> Iterator[None]:
+def stop_message(words: Callable[[str], str]) -> Iterator[None]:
     """Within the block, `words(signal name)` runs before the exit and returns the last line to print."""
-    _last_words.append(words)
+    _stop_messages.append(words)
     try:
         yield
     finally:
-        _last_words.remove(words)
+        _stop_messages.remove(words)
 
 
 def _listen(listening: socket.socket) -> None:
@@ -75,7 +75,7 @@ def _listen(listening: socket.socket) -> None:
         while received := listening.recv(1):
             if received[0] in SIGNALS:
                 try:
-                    line = _last_words[-1](signal.Signals(received[0]).name)
+                    line = _stop_messages[-1](signal.Signals(received[0]).name)
                     console.show_cursor()
                     console.print(line, markup=False)
                 finally:

@@ -50,7 +50,7 @@ import hashlib, time, ray
 from boom_ray.runtime import cluster
 from boom_ray.runtime import signals
 from boom_ray.runs.heartbeat import BagProgress, driving
-with signals.heeded(), driving({root!r}, "run", "v0001") as driver:
+with signals.exit_on_signal(), driving({root!r}, "run", "v0001") as driver:
     cluster.connect()
     driver.show({{"bag-1": BagProgress(step=1, num_steps=9, time=time.time())}})
     driver.begin("train")
