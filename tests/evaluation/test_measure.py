@@ -158,9 +158,9 @@ def test_a_directory_without_tasks_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--data", "{beir}", "--name", "organization/m"], "--name .*--mteb NAME"),
-        (["--mteb", "STS12", "--name", "m"], "--name m .*ORG/NAME"),
-        ([], "--data DIR, --mteb NAME"),
+        (["--data", "{beir}", "--name", "organization/m"], "name and query_template need mteb"),
+        (["--mteb", "STS12", "--name", "m"], "name: got .m.*organization/name"),
+        ([], "data, .*mteb"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_a_model_is_read(beir, options, message):
