@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import venv
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +243,7 @@ def test_jobs_run_update_and_embed_on_the_cluster() -> None:
 def test_the_service_equals_the_output_of_config_out(published_qwen3: str, tmp_path: Path) -> None:
     text = (ROOT / "cluster/kuberay/rayservice.yaml").read_text()
     _, arguments = parsed(re.search(r"^  # (boom-ray serve .*)$", text, re.MULTILINE)[1])
-    settings = ServeSettings(**{name: arguments[name] for name in ServeSettings.__dataclass_fields__})
+    settings = ServeSettings(**{field.name: arguments[field.name] for field in fields(ServeSettings)})
     build.write_config(
         [published_qwen3], settings, arguments["host"], arguments["port"], str(tmp_path / "serve.yaml")
     )

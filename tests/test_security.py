@@ -75,7 +75,7 @@ def test_custom_modules_of_a_model_are_refused(qwen3: str, tmp_path: Path) -> No
     (model / "modules.json").write_text(
         json.dumps([{"idx": 0, "name": "0", "path": "", "type": "own.Module"}])
     )
-    with pytest.raises(BoomError, match=r"modules\.json names own\.Module"):
+    with pytest.raises(BoomError, match=r"modules\.json.* own\.Module"):
         directory.read_spec(str(model))
 
 
