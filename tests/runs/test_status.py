@@ -141,6 +141,7 @@ def test_the_reason_of_a_failure_and_a_rival_driver_are_shown(begun):
 
 
 def test_storage_that_cannot_be_written_fails_no_stage(begun, caplog):
+    caplog.set_level("INFO", logger="boom_ray")  # libraries change the level of the root logger
     storage.write_bytes(f"{begun.root}/drivers", b"a file, where a directory should be")
     with driving(begun.root, "run", "v0001") as driver:
         driver.begin("train")

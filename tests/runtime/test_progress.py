@@ -28,6 +28,7 @@ def test_a_job_log_gets_a_line_every_five_seconds_and_the_last(capsys, monkeypat
 
 
 def test_the_command_line_shows_the_log_and_prefixes_warnings(capsys, caplog):
+    caplog.set_level("INFO", logger="boom_ray")  # libraries change the level of the root logger
     restore = terminal.show_log()
     terminal.show_log()()
     logging.getLogger("boom_ray.merge").info("merged [bold]2[/bold] models")
@@ -40,6 +41,7 @@ def test_the_command_line_shows_the_log_and_prefixes_warnings(capsys, caplog):
 
 
 def test_a_command_restores_the_log_of_its_caller(caplog):
+    caplog.set_level("INFO", logger="boom_ray")
     for arguments in (["verify", "nowhere"], ["plan", "nowhere.yaml"]):
         assert CliRunner().invoke(main, arguments).exit_code == 1
         logging.getLogger("boom_ray").warning(arguments[0])
