@@ -1,6 +1,6 @@
 """Merge settings: one type from the recipe to the workers, and one list of method names."""
 
-import os
+import inspect
 import subprocess
 import sys
 from typing import get_args
@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from boom_ray import artifacts
-from boom_ray.cli.merge import _settings as settings_of
+from boom_ray.api.merging import merge as merge_models
 from boom_ray.cli.merge import merge as command
 from boom_ray.errors import InputError
 from boom_ray.merge import elementwise
@@ -17,7 +17,7 @@ from boom_ray.merge.inputs import MergeInput
 from boom_ray.merge.mergekit import PARAMETERS
 from boom_ray.merge.methods import METHODS
 from boom_ray.merge.settings import check_settings, merge_settings, resolve_weights
-from boom_ray.recipe import Merge, MergeExecution, MergeMethod, identity
+from boom_ray.recipe import Merge, MergeMethod, identity
 
 
 def test_every_method_of_the_recipe_is_registered():
@@ -89,12 +89,14 @@ def test_driver_and_coordinator_start_without_torch():
     assert run.stdout.strip() == "False"
 
 
-def test_the_command_line_lists_its_methods_and_makes_the_same_settings():
+def test_the_command_line_lists_its_methods_and_has_the_settings_of_the_api():
     arguments = ["a", "b", "--out", "c", "--method", "ties", "--weights", "1,2", "--density", "0.2"]
     context = command.make_context("merge", [*arguments, "--num-workers", "3", "--base-model", "/base"])
-    models, base, settings = settings_of(context.params)
-    assert [os.path.basename(model) for model in models] == ["a", "b"] and base == "/base"
-    execution = MergeExecution(num_workers=3)
-    assert settings == Merge(method="ties", weights=[1.0, 2.0], density=0.2, execution=execution)
+    passed = {name: value for name, value in context.params.items() if name not in ("search", "report")}
+    defaults = {name: one.default for name, one in inspect.signature(merge_models).parameters.items()}
+    given = {"models": ("a", "b"), "out": "c", "base": "/base", "num_workers": 3}
+    given |= {"method": "ties", "weights": [1.0, 2.0], "density": 0.2}
+    assert passed == {name: given.get(name, defaults[name]) for name in passed}
+    assert passed.keys() == defaults.keys() - {"progress"}
     run = CliRunner().invoke(command, [*arguments, "--method", "mean"])
     assert run.exit_code == 2 and all(name in run.output for name in get_args(MergeMethod))
