@@ -58,7 +58,7 @@ def without_credentials(uri: str) -> str:
 
 
 def absolute(uri: str, base: str | None = None) -> str:
-    """Resolve `~` and relative local paths against `base` (default: the working directory).
+    """Resolve `~` and relative paths against `base`, local or remote (default: the working directory).
 
     Workers run in other working directories, so callers make every URI absolute where it enters the program.
 
@@ -72,7 +72,10 @@ def absolute(uri: str, base: str | None = None) -> str:
                 "Set it in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
             )
         return uri.rstrip("/")
-    return os.path.normpath(os.path.join(base or os.getcwd(), os.path.expanduser(uri)))
+    expanded = os.path.expanduser(uri)
+    if base and not is_local(base) and not os.path.isabs(expanded):
+        return join(base, os.path.normpath(expanded))
+    return os.path.normpath(os.path.join(base or os.getcwd(), expanded))
 
 
 def join(uri: str, *parts: str) -> str:

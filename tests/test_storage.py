@@ -43,6 +43,14 @@ def test_passwords_are_refused_and_removed_and_never_repeated():
         assert storage.without_credentials(plain) == plain
 
 
+@pytest.mark.parametrize(("uri", "expected"), [
+    ("rows/a.jsonl", "s3://bucket/in/rows/a.jsonl"), ("./a.jsonl", "s3://bucket/in/a.jsonl"),
+    ("/data/a.jsonl", "/data/a.jsonl"), ("gs://other/a", "gs://other/a"),
+])  # fmt: skip
+def test_relative_paths_are_resolved_against_a_remote_directory(uri, expected):
+    assert storage.absolute(uri, "s3://bucket/in") == expected
+
+
 def test_schemes_are_known_to_storage_alone():
     package = Path(boom_ray.__file__).parent
     found = set()

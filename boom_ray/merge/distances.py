@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boom_ray import storage
+from boom_ray.artifacts.record import DISTANCES
 from boom_ray.merge.merge_job import GramMatrix
 
-FILE = "distances.json"
 LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 
 
@@ -45,7 +45,7 @@ def write_summary(labels: list[str], space: str, grams: dict[str, GramMatrix], d
     """Write the distances of layers and of the whole model into a local directory."""
     report = distances(labels, space, grams)
     del report["tensors"]
-    with open(os.path.join(directory, FILE), "w", encoding="utf-8") as file:
+    with open(os.path.join(directory, DISTANCES), "w", encoding="utf-8") as file:
         json.dump(report, file)
 
 

@@ -42,7 +42,7 @@ def reproduce(uri: str, scratch: str) -> tuple[ModelRecord, ModelRecord]:
 
 def _copy_inputs(source: Layout, target: Layout, original: ModelRecord, updates: list[str]) -> None:
     """Copy everything a version is made from, but not what is to be made again."""
-    inputs = [source.corpus, source.bags, source.identity, source.recipe, storage.join(source.root, "core")]
+    inputs = [source.corpus, source.bags, source.identity, source.recipe, source.cores]
     for child in updates:
         inside = source.update(child)
         inputs += [source.request(child), inside.corpus, inside.bags, inside.identity]

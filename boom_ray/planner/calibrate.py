@@ -37,6 +37,7 @@ from boom_ray.planner.shape import ModelShape
 from boom_ray.planner.texts import BatchLoad
 from boom_ray.recipe import Bags, Evaluate, Recipe, Train
 from boom_ray.runs.heartbeat import driving
+from boom_ray.runs.layout import Layout
 from boom_ray.runtime.cluster import connect, result_of
 from boom_ray.train.bagging import train_bags
 from boom_ray.train.capacity import await_capacity
@@ -134,8 +135,9 @@ def _training(
     small: Recipe, workload: Workload, cluster: ClusterSpec, rank: RankSpec
 ) -> tuple[list[str], dict[str, float]]:
     """Train the miniature's bags; returns their models and the rates of training."""
-    prepared = corpus.prepare(small.data, storage.join(small.root, "corpus"), small.name)
-    drawn = bags.publish(prepared, small.bags, storage.join(small.root, "bags"))
+    layout = Layout(small.root)
+    prepared = corpus.prepare(small.data, layout.corpus, small.name)
+    drawn = bags.publish(prepared, small.bags, layout.bags)
     base, since = directory.identify(small.base_model.path), time.time()
     with driving(small.root, "plan", small.name) as driver:
         models = train_bags(small, prepared, drawn, base, driver)

@@ -5,8 +5,7 @@ from dataclasses import asdict, dataclass
 
 from boom_ray import storage
 from boom_ray.recipe import Recipe
-
-FILE = "calibration.json"
+from boom_ray.runs.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -28,12 +27,12 @@ class Calibration:
 
 def stored(recipe: Recipe) -> Calibration | None:
     """The stored calibration of a recipe, if any."""
-    uri = storage.join(recipe.root, FILE)
+    uri = Layout(recipe.root).calibration
     return Calibration(**json.loads(storage.read_bytes(uri))) if storage.is_file(uri) else None
 
 
 def store(recipe: Recipe, calibration: Calibration) -> str:
     """Store a calibration for later plans of the recipe, and return its URI."""
-    uri = storage.join(recipe.root, FILE)
+    uri = Layout(recipe.root).calibration
     storage.write_bytes(uri, json.dumps(asdict(calibration), indent=1).encode())
     return uri

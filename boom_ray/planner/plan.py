@@ -17,6 +17,7 @@ from boom_ray.planner.hardware import ClusterSpec
 from boom_ray.planner.memory import MemoryTable
 from boom_ray.planner.texts import BatchLoads
 from boom_ray.recipe import Recipe
+from boom_ray.runs.layout import Layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -138,7 +139,7 @@ def _processors(recipe: Recipe, options: PlanOptions) -> tuple[Calibration | Non
 
 def gather(recipe: Recipe, config_file: str | None, assume: Assumptions, baseline: bool = False) -> Workload:
     """Count rows, measure or assume texts, and read the shape of the base model."""
-    num_rows = corpus.expected_rows(recipe.data, storage.join(recipe.root, "corpus"))
+    num_rows = corpus.expected_rows(recipe.data, Layout(recipe.root).corpus)
     own, limit = _tokenizer(recipe)
     loads = BatchLoads(recipe, limit, own, assume)
     by_task = {task.name: loads.of(task) for task in recipe.data.tasks}

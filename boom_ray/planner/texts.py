@@ -17,6 +17,7 @@ from boom_ray.data.bags import generator
 from boom_ray.errors import BoomError
 from boom_ray.planner.assumptions import Assumptions
 from boom_ray.recipe import Evaluate, Recipe, Task
+from boom_ray.runs.layout import Layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -94,7 +95,7 @@ class BatchLoads:
         """Rows of a task: the prepared corpus if it is local, else the first rows of the task's files."""
         from datasets import Dataset
 
-        uri = storage.join(self.recipe.root, "corpus")
+        uri = Layout(self.recipe.root).corpus
         if storage.is_local(uri) and storage.is_file(storage.join(uri, "artifact.json")):
             return corpus.load_task(uri, task.name)
         if storage.is_hub(task.path):

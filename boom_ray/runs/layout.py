@@ -111,9 +111,14 @@ class Layout:
         """The request of the update that makes a version."""
         return self._path(UPDATES, version, "update.json")
 
+    @property
+    def cores(self) -> str:
+        """Directory of all core samples."""
+        return self._path("core")
+
     def core(self, version: str, percent: float) -> str:
         """The core sample of all tasks behind a version."""
-        return self._path("core", f"{version}-{percent:g}")
+        return storage.join(self.cores, f"{version}-{percent:g}")
 
     def relative(self, uri: str) -> str:
         """A URI below the run as a path relative to it."""

@@ -8,9 +8,9 @@ from typing import Any
 
 from ray.util.metrics import Gauge
 
+from boom_ray.artifacts.record import METRICS_LOG
 from boom_ray.runtime import scratch
 
-FILE = "metrics.jsonl"
 PREFIX = "boom_ray_train_"
 GAUGES = {
     "loss": "Loss of the last global batch",
@@ -60,7 +60,7 @@ class MetricsLog:
     """
 
     def __init__(self, tags: dict[str, str]) -> None:
-        self.path = os.path.join(scratch.directory("metrics"), FILE)
+        self.path = os.path.join(scratch.directory("metrics"), METRICS_LOG)
         self.gauges = {name: Gauge(PREFIX + name, text, tuple(tags)) for name, text in GAUGES.items()}
         for gauge in self.gauges.values():
             gauge.set_default_tags(tags)
@@ -77,10 +77,10 @@ class MetricsLog:
     def copy_to(self, directory: str) -> None:
         """Copy the log into a checkpoint or a model directory."""
         if os.path.isfile(self.path):
-            shutil.copyfile(self.path, os.path.join(directory, FILE))
+            shutil.copyfile(self.path, os.path.join(directory, METRICS_LOG))
 
     def restore_from(self, directory: str) -> None:
         """Replace the log with that of a checkpoint, so that repeated steps are logged once."""
-        saved = os.path.join(directory, FILE)
+        saved = os.path.join(directory, METRICS_LOG)
         if os.path.isfile(saved):
             shutil.copyfile(saved, self.path)
