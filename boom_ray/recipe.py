@@ -213,7 +213,7 @@ class TrainExecution(Section):
     gradient_checkpointing: bool = False
     save_every_steps: int = Field(200, ge=1)
     max_failures: int = Field(3, ge=0)
-    start_timeout_s: float = Field(600, gt=0)
+    start_timeout_s: float = Field(600.0, gt=0)
     collective_timeout_s: int = Field(600, ge=1)
 
     @model_validator(mode="after")
@@ -232,7 +232,7 @@ class Lora(Section):
     """
 
     rank: int = Field(32, ge=1)
-    alpha: float = Field(32, gt=0)
+    alpha: float = Field(32.0, gt=0)
     targets: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 

@@ -1,11 +1,14 @@
 """Recipes: mistakes are named, and the identity holds the settings that change the weights."""
 
+from typing import get_args
+
 import pytest
 import yaml
 
 from boom_ray import recipe
 from boom_ray.errors import InputError, NotFoundError
-from boom_ray.recipe import Recipe
+from boom_ray.recipe import Recipe, Section
+from boom_ray.runs.updates import UpdateRequest
 
 VALUES = {"name": "x", "base_model": "base", "data": {"tasks": [{"name": "a", "path": "a.jsonl"}]}}
 
@@ -134,3 +137,11 @@ def test_a_password_in_a_uri_is_refused_and_not_repeated(tmp_path):
 def test_a_recipe_that_does_not_exist(tmp_path):
     with pytest.raises(NotFoundError, match="nothing-here"):
         Recipe.load(tmp_path / "nothing-here")
+
+
+@pytest.mark.parametrize("model", [*Section.__subclasses__(), UpdateRequest])
+def test_the_default_of_a_float_is_a_float(model):
+    """An identity is a hash of JSON, in which 40 and 40.0 differ: a default and the same value written out."""
+    for name, field in model.model_fields.items():
+        if float in (field.annotation, *get_args(field.annotation)) and isinstance(field.default, int):
+            pytest.fail(f"{name}: the default of a float is the integer {field.default}")

@@ -37,7 +37,7 @@ class UpdateRequest(BaseModel):
 
     parent: str | None
     tasks: list[Task] = Field(min_length=1)
-    core_percent: float = Field(40, gt=0, le=100)
+    core_percent: float = Field(40.0, gt=0, le=100)
     method: MergeMethod | None = None
     weights: Literal["equal", "mass"] = "equal"
     flat: bool = False
