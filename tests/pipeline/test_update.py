@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from statistics import fmean
@@ -24,6 +25,7 @@ from boom_ray.recipe import Recipe, Task
 from boom_ray.report.collect import collect
 from boom_ray.report.render import page
 from boom_ray.runs import status, updates, versions
+from boom_ray.runs.layout import Layout
 from boom_ray.runs.updates import UpdateRequest, parse_requirements, read_tasks
 from tests import texts
 from tests.conftest import copy_run
@@ -43,20 +45,18 @@ def wanted(parent: str | None, tasks: list[Task], **settings: Any) -> UpdateRequ
 
 
 @pytest.fixture(scope="module")
-def run(finished_run, tmp_path_factory) -> tuple[Recipe, str, str]:
-    """A published v0001, new rows, and an evaluation of them."""
+def run(finished_update, http_tasks, tmp_path_factory) -> tuple[Recipe, str, str]:
+    """A run with v0001 and v0002, the rows that v0002 added, and an evaluation of them."""
     root = tmp_path_factory.mktemp("updated")
-    recipe = copy_run(finished_run, str(root / "runs"))
-    evaluation = texts.write_beir(str(root / "new" / "http"), list(texts.functions("http"))[24:44])
-    return recipe, new_rows(root / "http.jsonl", "http"), evaluation
+    rows, evaluation = http_tasks
+    shutil.copy(rows, root)
+    return copy_run(finished_update.recipe, str(root / "runs")), f"{root}/http.jsonl", evaluation
 
 
 @pytest.fixture(scope="module")
 def child(run) -> str:
-    """Its child v0002."""
-    recipe, rows, evaluation = run
-    request = wanted("v0001", read_tasks(rows), new_evaluation=evaluation)
-    return update(recipe, request).model
+    """The update's version."""
+    return Layout(run[0].root).model("v0002")
 
 
 def test_requirements_are_read_or_refused():
