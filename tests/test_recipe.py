@@ -141,7 +141,7 @@ def test_a_recipe_that_does_not_exist(tmp_path):
 
 @pytest.mark.parametrize("model", [*Section.__subclasses__(), UpdateRequest])
 def test_the_default_of_a_float_is_a_float(model):
-    """An identity is a hash of JSON, in which 40 and 40.0 differ: a default and the same value written out."""
+    """An identity is a hash of JSON, in which the default 40 and a written 40.0 differ."""
     for name, field in model.model_fields.items():
         if float in (field.annotation, *get_args(field.annotation)) and isinstance(field.default, int):
             pytest.fail(f"{name}: the default of a float is the integer {field.default}")

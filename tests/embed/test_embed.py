@@ -309,8 +309,18 @@ def test_fewer_dimensions_and_smaller_types(corpus, published_qwen3, whole, tmp_
 
 
 @pytest.mark.parametrize("prompt", ["", "Find: "])
-def test_long_texts_in_chunks(published_qwen3, tmp_path, prompt):
+def test_chunks_begin_with_the_prompt_and_end_with_the_text(published_qwen3, prompt):
     words = " ".join(f"number {i}" for i in range(120))
+    tokenizer = directory.load_encoder(published_qwen3).tokenizer
+    pieces = cut(tokenizer, [words], prompt, 128, 40, 8)
+    decoded = [tokenizer.decode(ids, skip_special_tokens=True) for ids in pieces.token_ids]
+    assert all(len(ids) <= 40 for ids in pieces.token_ids)
+    assert all(text.startswith(prompt) for text in decoded)
+    assert decoded[0].removeprefix(prompt).startswith("number 0") and decoded[-1].endswith("number 119")
+
+
+def test_long_texts_in_chunks(published_qwen3, tmp_path):
+    prompt, words = "Find: ", " ".join(f"number {i}" for i in range(120))
     source = write_jsonl(tmp_path / "in.jsonl", [{"id": 1, "text": words}, {"id": 2, "text": "short"}])
     options = EmbedOptions(prompt=prompt, chunk=40, overlap=8)
     embed(published_qwen3, source, str(tmp_path / "mean"), options)
@@ -322,11 +332,6 @@ def test_long_texts_in_chunks(published_qwen3, tmp_path, prompt):
     assert cosines(vectors(each)[-1:], encoder.encode([prompt + "short"])).min() >= 0.99999
     assert cosines(vectors(mean)[1:], vectors(each)[-1:]).min() >= 0.99999
     pieces = cut(encoder.tokenizer, [words], prompt, 128, 40, 8)
-    decoded = [encoder.tokenizer.decode(ids, skip_special_tokens=True) for ids in pieces.token_ids]
-    assert all(len(ids) <= 40 for ids in pieces.token_ids) and all(
-        text.startswith(prompt) for text in decoded
-    )
-    assert decoded[0].removeprefix(prompt).startswith("number 0") and decoded[-1].endswith("number 119")
     weights = np.array([len(ids) for ids in pieces.token_ids])
     expected = (vectors(each)[:count] * weights[:, None]).sum(0, keepdims=True)
     assert cosines(vectors(mean)[:1], expected).min() >= 0.99999
