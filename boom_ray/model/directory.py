@@ -16,6 +16,7 @@ from boom_ray import artifacts, storage
 from boom_ray.artifacts.record import CARD, DISTANCES, RECORD, Parent
 from boom_ray.errors import InputError
 from boom_ray.model import tokenizer as tokenizers
+from boom_ray.model.limits import DIMENSION_KEYS, limits_of
 from boom_ray.model.spec import EncoderSpec
 from boom_ray.recipe import BaseModelSource, Data, Pooling
 
@@ -50,12 +51,15 @@ def read_spec(directory: str, source: BaseModelSource | None = None) -> EncoderS
     """
     config = _read_config(directory)
     check_modules(directory, _read_json(directory, "modules.json") or [])
+    limits_of(config).check(directory, source and source.max_length)
     pooling = (source and source.pooling) or _read_pooling(directory) or _default_pooling(directory, config)
     transformer = _read_json(directory, "sentence_bert_config.json")
     tokenizer = _read_json(directory, "tokenizer_config.json")
-    limits = [config.get("max_position_embeddings"), tokenizer.get("model_max_length")]
-    declared = transformer.get("max_seq_length")
-    max_length = declared or min((int(limit) for limit in limits if limit), default=512)
+    limits = [
+        transformer.get("max_seq_length") or tokenizer.get("model_max_length"),
+        limits_of(config).positions,
+    ]
+    max_length = min((int(limit) for limit in limits if limit), default=512)
     prompts = _read_json(directory, "config_sentence_transformers.json").get("prompts") or {}
     return EncoderSpec(pooling, (source and source.max_length) or max_length, prompts)
 
@@ -236,5 +240,26 @@ def identify(uri: str) -> Parent:
 
 
 def dimension_of(directory: str) -> int:
-    """Length of the embeddings of a local model directory."""
-    return int(_read_config(directory)["hidden_size"])
+    """Length of the embeddings of a local model directory.
+
+    Raises:
+        InputError: if its configuration does not say.
+    """
+    dimension = limits_of(_read_config(directory)).dimension
+    if dimension is None:
+        raise InputError(
+            f"{directory}: config.json has no size of hidden states; expected one of "
+            f"{', '.join(DIMENSION_KEYS)}"
+        )
+    return dimension
+
+
+def check_base(source: BaseModelSource, matryoshka: Sequence[int]) -> None:
+    """Check the lengths and dimensions that a recipe wants against the configuration of its base model.
+
+    Raises:
+        InputError: if the model has fewer positions, or fewer dimensions.
+    """
+    uri = storage.local_directory(source.path) if storage.is_hub(source.path) else source.path
+    config = json.loads(storage.read_bytes(storage.join(uri, "config.json")))
+    limits_of(config).check(source.path, source.max_length, matryoshka)

@@ -5,9 +5,9 @@ post-processor in `tokenizer.json`, and reserve the length of its tokens when th
 """
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken, Tokenizer, models, processors
 
 from boom_ray.errors import InputError
 from boom_ray.model.spec import EncoderSpec
@@ -19,32 +19,63 @@ PREFERRED_EOS = "<|endoftext|>"
 
 
 def end_with_eos(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Make a tokenizer append its end token to every text, unless it already does.
+    """Make a tokenizer append its end token to every text, unless it already ends texts with a token.
 
-    Qwen3's chat models declare `<|im_end|>` as EOS, but its embedding models end with `<|endoftext|>`, which
-    is therefore preferred if the vocabulary has it.
+    What the tokenizer puts before a text, such as the BOS of Llama, stays there. Qwen3's chat models declare
+    `<|im_end|>` as EOS, but its embedding models end with `<|endoftext|>`, which is therefore preferred if
+    the vocabulary has it.
 
     Raises:
         InputError: if the tokenizer has no end token.
     """
-    ids = tokenizer("a", truncation=False)["input_ids"]
+    before, after = _added_ids(tokenizer)
+    if after:
+        return
     eos = PREFERRED_EOS if PREFERRED_EOS in tokenizer.get_vocab() else tokenizer.eos_token
     if eos is None:
         raise InputError(
             f"{tokenizer.name_or_path}: last-token pooling needs an end token, but the tokenizer has none. "
             "Set base_model.pooling to mean or cls, or define eos_token in tokenizer_config.json"
         )
-    eos_id = tokenizer.convert_tokens_to_ids(eos)
-    if ids and ids[-1] == eos_id:
-        return
-    backend = tokenizer.backend_tokenizer
+    first = tokenizer.convert_ids_to_tokens(before)
     template = processors.TemplateProcessing(
-        single=f"$A {eos}", pair=f"$A {eos} $B:1 {eos}:1", special_tokens=[(eos, eos_id)]
+        single=[*first, "$A", eos],
+        pair=[*first, "$A", eos, *(f"{token}:1" for token in first), "$B:1", f"{eos}:1"],
+        special_tokens=[*zip(first, before, strict=True), (eos, tokenizer.convert_tokens_to_ids(eos))],
     )
-    existing = backend.post_processor
-    backend.post_processor = processors.Sequence([existing, template]) if existing else template
+    kept = _processors_without_templates(tokenizer.backend_tokenizer)
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence([*kept, template]) if kept else template
     if tokenizer.pad_token is None:
         tokenizer.pad_token = AddedToken(eos, special=True)
+
+
+def _added_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
+    """The ids that a tokenizer adds before and after every text."""
+    plain = tokenizer("a", truncation=False, add_special_tokens=False)["input_ids"]
+    ids = tokenizer("a", truncation=False)["input_ids"]
+    for start in range(len(ids) - len(plain) + 1):
+        if ids[start : start + len(plain)] == plain:
+            return ids[:start], ids[start + len(plain) :]
+    raise InputError(
+        f"{tokenizer.name_or_path}: the tokenizer does not add its special tokens around a text: 'a' is "
+        f"{plain} without them and {ids} with them; allowed: tokens before and after"
+    )
+
+
+def _processors_without_templates(backend: Tokenizer) -> list[Any]:
+    """The post-processors that add no tokens, such as the one for the offsets of byte-level tokens.
+
+    A template after another would add the tokens of both; a post-processor can be taken out of a sequence
+    in its JSON only.
+    """
+    state = json.loads(backend.to_str())["post_processor"]
+    members = state["processors"] if state and state["type"] == "Sequence" else [state]
+    empty = json.loads(Tokenizer(models.BPE()).to_str())
+    return [
+        Tokenizer.from_str(json.dumps(empty | {"post_processor": member})).post_processor
+        for member in members
+        if member and member["type"] == "ByteLevel"
+    ]
 
 
 def save(tokenizer: "PreTrainedTokenizerBase", directory: str) -> None:

@@ -31,9 +31,11 @@ def claim(recipe: Recipe) -> Parent:
         The identity of the base model.
 
     Raises:
+        InputError: if the base model is too small for the recipe.
         ConflictError: listing every setting that differs, if the name stands for another recipe.
     """
     base, layout = directory.identify(recipe.base_model.path), Layout(recipe.root)
+    directory.check_base(recipe.base_model, recipe.train.matryoshka)
     ours = RunIdentity(
         base_model={**identity(recipe.base_model), "digest": base.digest},
         bags=identity(recipe.bags),

@@ -1,0 +1,57 @@
+"""The limits in a model's configuration: positions and dimensions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from boom_ray.errors import InputError
+
+DIMENSION_KEYS = ("hidden_size", "dim", "d_model", "n_embd")
+POSITION_KEYS = ("max_position_embeddings", "n_positions")
+# Their position ids start behind the id of the padding token, so that as many positions stay unused.
+POSITIONS_START_BEHIND_PADDING = {
+    *("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta"),
+    *("roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+}
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """What a model can take and return.
+
+    Attributes:
+        positions: Maximum number of tokens, special tokens included; None if the configuration has no limit.
+        dimension: Length of its hidden states; None if the configuration does not say.
+    """
+
+    positions: int | None
+    dimension: int | None
+
+    def check(self, model: str, max_length: int | None, matryoshka: Sequence[int] = ()) -> None:
+        """Check the settings of a recipe.
+
+        Raises:
+            InputError: naming the setting.
+        """
+        if max_length and self.positions and max_length > self.positions:
+            raise InputError(
+                f"base_model.max_length: got {max_length}; {model} has positions for {self.positions} "
+                f"tokens. Set it to at most {self.positions}"
+            )
+        if matryoshka and self.dimension and max(matryoshka) > self.dimension:
+            raise InputError(
+                f"train.matryoshka: got {max(matryoshka)}; {model} has {self.dimension} dimensions. "
+                f"Use lengths of at most {self.dimension}"
+            )
+
+
+def limits_of(config: dict[str, Any]) -> ModelLimits:
+    """The limits in the content of a `config.json`."""
+    positions = _first(config, POSITION_KEYS)
+    if positions and config.get("model_type") in POSITIONS_START_BEHIND_PADDING:
+        positions -= (1 if config.get("pad_token_id") is None else int(config["pad_token_id"])) + 1
+    return ModelLimits(positions, _first(config, DIMENSION_KEYS))
+
+
+def _first(config: dict[str, Any], keys: Sequence[str]) -> int | None:
+    return next((int(config[key]) for key in keys if config.get(key)), None)
