@@ -112,6 +112,7 @@ PARAMETERS: dict[str, type[Parameters]] = {
     "ties": SparseConsensusParameters,
     "dare_linear": SparseParameters,
 }
+BASE_IS_AN_INPUT = ("linear", "karcher", "slerp")  # where the base model is merged like the others
 P = TypeVar("P", bound=BaseModel)
 
 
@@ -160,11 +161,12 @@ def read(path: str) -> tuple[list[str], str | None, Merge]:
     base = _uri(content.base_model) if content.base_model else None
     if content.merge_method == "slerp":
         models.sort(key=lambda model: model[0] != base)  # t counts from the base model
+    if content.merge_method in BASE_IS_AN_INPUT:
         base = None
     parameters = [own for _, own in models]
     settings = merge_settings(
         method=content.merge_method,
-        space="deltas" if base and content.merge_method != "linear" else "weights",
+        space="deltas" if base else "weights",
         weights=_weights(path, content.merge_method, content.parameters, parameters),
         dtype=_dtype(path, content, models[0][0]),
         scale=getattr(content.parameters, "scale", 1.0),
@@ -211,10 +213,16 @@ def _merged_models(path: str, content: MergekitFile[Any]) -> list[tuple[str, Any
     """URI of each model that is merged, and its parameters: its own, else those of the file."""
     base = _uri(content.base_model) if content.base_model else None
     models = [
-        (uri, content.parameters.model_copy(update=entry.parameters.model_dump(exclude_unset=True)))
+        (
+            _uri(entry.model),
+            content.parameters.model_copy(update=entry.parameters.model_dump(exclude_unset=True)),
+        )
         for entry in content.models
-        if (uri := _uri(entry.model)) != base or content.merge_method == "slerp"
     ]
+    if content.merge_method not in BASE_IS_AN_INPUT:
+        models = [(uri, own) for uri, own in models if uri != base]
+    elif base and base not in [uri for uri, _ in models]:
+        models.append((base, content.parameters))  # as mergekit adds it
     if not models:
         raise InputError(f"{path}: models: names only the base model; give two models or more")
     return models

@@ -33,11 +33,15 @@ NOTHING: list[dict[str, float]] = [{}, {}, {}]
 CASES: dict[str, tuple[str, list[dict[str, float]], dict[str, Any], bool, str]] = {
     "linear": ("linear", WEIGHTS, {}, False, "float32"),
     "linear-sum": ("linear", WEIGHTS, {"normalize": False}, False, "float32"),
+    "linear-base": ("linear", WEIGHTS, {"weight": 0.4}, True, "float32"),
+    "linear-listed": ("linear", WEIGHTS[:2], {}, True, "float32"),
+    "linear-base-sum": ("linear", WEIGHTS, {"weight": 0.4, "normalize": False}, True, "float32"),
     "multislerp": ("multislerp", WEIGHTS, {}, False, "float32"),
     "multislerp-base": ("multislerp", WEIGHTS, {}, True, "float32"),
     "multislerp-bfloat16": ("multislerp", WEIGHTS, {}, True, "bfloat16"),
     "karcher": ("karcher", NOTHING, {}, False, "float32"),
     "karcher-one": ("karcher", NOTHING, {"max_iter": 1}, False, "float32"),
+    "karcher-base": ("karcher", NOTHING, {}, True, "float32"),
     "slerp": ("slerp", NOTHING[:2], {"t": 0.3}, True, "float32"),
     "nuslerp": ("nuslerp", WEIGHTS[:2], {}, False, "float32"),
     "nuslerp-base": ("nuslerp", WEIGHTS[:2], {"nuslerp_flatten": True}, True, "float32"),
@@ -50,7 +54,7 @@ CASES: dict[str, tuple[str, list[dict[str, float]], dict[str, Any], bool, str]] 
 
 def configuration(case: str, models: list[str], base: str, suffix: str) -> dict[str, Any]:
     method, parameters, shared, with_base, dtype = CASES[case]
-    inputs = [base, models[0]] if method == "slerp" else models[: len(parameters)]
+    inputs = [base, models[0]] if case in ("slerp", "linear-listed") else models[: len(parameters)]
     entries = [
         {"model": model + suffix, "parameters": dict(own)}
         for model, own in zip(inputs, parameters, strict=True)
@@ -155,7 +159,7 @@ def test_all_problems_are_listed_at_once_with_their_path_in_the_file(tmp_path):
     ("config", "part"),
     [
         ([], "no merge_method"),
-        ({"merge_method": "linear", "models": []}, "models: "),
+        ({"merge_method": "ties", "models": []}, "models: "),
         ({"merge_method": "linear", "base_model": "a", "models": ["a"]}, "only the base model"),
         ({"merge_method": "ties", "models": ["a"], "parameters": {"density": 0}}, "density: .*got 0"),
         ({"merge_method": "karcher", "models": ["a"], "parameters": {"max_iter": 0}}, "max_iter: .*got 0"),
