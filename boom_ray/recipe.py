@@ -228,7 +228,7 @@ class Lora(Section):
     """Low-rank adapters (arXiv 2106.09685), trained in place of the whole weights and folded into them.
 
     Attributes:
-        targets: Names of the linear layers that get an adapter.
+        targets: Names of the linear layers that get an adapter, or `all-linear`.
     """
 
     rank: int = Field(32, ge=1)

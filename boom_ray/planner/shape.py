@@ -128,6 +128,8 @@ def of_config(config: dict[str, Any], lora: Lora | None = None) -> ModelShape:
     import torch
     from transformers import AutoConfig, AutoModel
 
+    from boom_ray.train.lora import target_layers
+
     rest = {key: value for key, value in config.items() if key != "model_type"}
     try:
         parsed = AutoConfig.for_model(config["model_type"], **rest)
@@ -141,7 +143,7 @@ def of_config(config: dict[str, Any], lora: Lora | None = None) -> ModelShape:
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and not name.startswith("pooler.")
     }
-    adapted = [sum(size) for name, size in linear.items() if lora and name.rpartition(".")[2] in lora.targets]
+    adapted = [sum(linear[name]) for name in target_layers(model, lora.targets)] if lora else []
     width = getattr(parsed, "head_dim", None) or parsed.hidden_size // parsed.num_attention_heads
     return ModelShape(
         parameters=sum(p.numel() for p in model.parameters()),

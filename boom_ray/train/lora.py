@@ -1,34 +1,63 @@
 """Low-rank adapters (arXiv 2106.09685): attached to linear layers for training, folded at export."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from boom_ray.errors import InputError
 from boom_ray.recipe import Lora
 
 ADAPTER = "default"  # peft's name of the adapter, which is part of the names of its weights
+ALL_LINEAR = "all-linear"
 
 
 def attach(transformer: nn.Module, lora: Lora) -> None:
     """Attach adapters to the layers named in a recipe, in place, and freeze all other weights.
 
     Raises:
-        InputError: if peft is not installed, or the model has no such layer.
+        InputError: if peft is not installed, or a target is no linear layer of the model.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise InputError("train.lora needs peft: pip install 'boom-ray[lora]'") from error
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets)  # type: ignore[arg-type]
-    try:
-        inject_adapter_in_model(config, transformer, ADAPTER)
-    except ValueError as error:
-        allowed = {
-            name.rpartition(".")[2] for name, m in transformer.named_modules() if isinstance(m, nn.Linear)
-        }
+    layers = target_layers(transformer, lora.targets)
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=layers)  # type: ignore[arg-type]
+    inject_adapter_in_model(config, transformer, ADAPTER)
+
+
+def target_layers(transformer: nn.Module, targets: Sequence[str]) -> list[str]:
+    """Full names of the layers that get an adapter.
+
+    Only `nn.Linear` is allowed, because `fold` adds B A to a weight that is stored as [out, in]. GPT-2's
+    Conv1D stores its transpose, and an embedding has other factors. A pooler is never trained.
+
+    Args:
+        targets: Last parts of names, such as `q_proj` or `attention.output.dense`; `all-linear` for all.
+
+    Raises:
+        InputError: naming each target that is no linear layer.
+    """
+    modules = {name: m for name, m in transformer.named_modules() if not name.startswith("pooler.")}
+    linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+    chosen, problems = dict.fromkeys(linear if ALL_LINEAR in targets else []), []
+    for target in targets:
+        found = [name for name in modules if f".{name}".endswith(f".{target}")]
+        other = {type(modules[name]).__name__ for name in found if name not in linear}
+        if other:
+            problems.append(f"{target} is of type {', '.join(sorted(other))}")
+        elif not found and target != ALL_LINEAR:
+            problems.append(f"{target} is not in the model")
+        chosen |= dict.fromkeys(found)
+    if problems:
+        allowed = sorted({name.rpartition(".")[2] for name in linear}) or [
+            "none, the model has no linear layer"
+        ]
         raise InputError(
-            f"train.lora.targets: none of {', '.join(lora.targets)} is a layer of the model; "
-            f"allowed: {', '.join(sorted(allowed))}"
-        ) from error
+            f"train.lora.targets: {'; '.join(problems)}; allowed: linear layers: {', '.join(allowed)}, or "
+            f"{ALL_LINEAR}"
+        )
+    return list(chosen)
 
 
 def fold(weights: dict[str, Tensor], lora: Lora) -> dict[str, Tensor]:

@@ -159,8 +159,8 @@ def test_all_problems_are_listed_at_once_with_their_path_in_the_file(tmp_path):
     ("config", "part"),
     [
         ([], "no merge_method"),
-        ({"merge_method": "ties", "models": []}, "models: "),
-        ({"merge_method": "linear", "base_model": "a", "models": ["a"]}, "only the base model"),
+        ({"merge_method": "linear", "models": []}, "models: "),
+        ({"merge_method": "ties", "base_model": "a", "models": ["a"]}, "only the base model"),
         ({"merge_method": "ties", "models": ["a"], "parameters": {"density": 0}}, "density: .*got 0"),
         ({"merge_method": "karcher", "models": ["a"], "parameters": {"max_iter": 0}}, "max_iter: .*got 0"),
         ({"merge_method": "slerp", "models": ["a", "b"]}, "slerp needs parameters: t"),

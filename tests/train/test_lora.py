@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, GPT2Config, GPT2Model
 
 from boom_ray.errors import InputError
 from boom_ray.recipe import Lora
@@ -36,3 +36,23 @@ def test_folded_weights_compute_the_states_of_base_and_adapter(qwen3, tmp_path, 
 def test_targets_that_the_model_lacks_are_an_error_with_the_allowed_ones(minilm):
     with pytest.raises(InputError, match=r"train\.lora\.targets: .*q_proj.*dense, key, query, value"):
         attach(AutoModel.from_pretrained(minilm), Lora())
+    with pytest.raises(InputError, match=r"targets: qury is not in the model;"):
+        attach(AutoModel.from_pretrained(minilm), Lora(targets=["query", "qury"]))
+
+
+def test_layers_that_are_not_linear_are_refused(bert):
+    with pytest.raises(InputError, match=r"word_embeddings is of type Embedding; allowed: .*dense"):
+        attach(AutoModel.from_pretrained(bert), Lora(targets=["word_embeddings"]))
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=50)
+    for target in ("attn.c_proj", "c_attn"):
+        with pytest.raises(InputError, match=rf"{target} is of type Conv1D"):
+            attach(GPT2Model(config), Lora(targets=[target]))
+
+
+def test_all_linear_layers_but_the_pooler(bert):
+    model = AutoModel.from_pretrained(bert)
+    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert "pooler.dense" in linear
+    attach(model, Lora(rank=2, targets=["all-linear"]))
+    adapted = {name.split(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name}
+    assert adapted == linear - {"pooler.dense"}
