@@ -13,11 +13,15 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 PLAIN: dict[str, tuple[Any, ...]] = {  # settings of adapters that are nothing but a product of two matrices
     "peft_type": ("LORA",),
-    "use_dora": (False, None),
     "bias": ("none", None),
-    "modules_to_save": (None, []),
-    "fan_in_fan_out": (False, None),
-    "alpha_pattern": ({}, None),
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),  # others change the base too
+}
+# Settings of the training, and those that the tensors of the adapter show. Every other one must be off: peft
+# has a new one in most releases, and what it does to the weights is not known here.
+WITHOUT_EFFECT = {
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"),
+    *("exclude_modules", "layers_pattern", "layers_to_transform", "r", "rank_pattern", "target_modules"),
+    *("lora_alpha", "lora_dropout", "use_rslora", "runtime_config", "megatron_core", "qalora_group_size"),
 }
 
 
@@ -38,9 +42,9 @@ def read_adapter(model: str, base: str | None) -> MergeInput:
     """
     config = json.loads(storage.read_bytes(storage.join(model, CONFIG)))
     problems = [
-        f"{model}: adapter with {key}: {config[key]!r}; only {key}: {allowed[0]!r} can be merged"
-        for key, allowed in PLAIN.items()
-        if key in config and config[key] not in allowed
+        f"{model}: adapter with {key}: {value!r}; only {key}: {PLAIN.get(key, (False,))[0]!r} can be merged"
+        for key, value in config.items()
+        if key not in WITHOUT_EFFECT and (value not in PLAIN[key] if key in PLAIN else value)
     ]
     if problems:
         raise InputError.of(problems, "cannot be merged into its base model:")

@@ -138,6 +138,21 @@ def test_a_dora_adapter_is_refused(published_qwen3, tmp_path):
     assert "use_dora: True" in refused([one, other], tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["pissa", "olora"])
+def test_an_adapter_that_changed_its_base_is_refused(kind, published_qwen3, tmp_path):
+    one = adapter(published_qwen3, str(tmp_path / "one"), 1, init_lora_weights="gaussian")
+    other = adapter(published_qwen3, str(tmp_path / "other"), 2, init_lora_weights=kind)
+    assert f"init_lora_weights: '{kind}'" in refused([one, other], tmp_path)
+
+
+def test_a_setting_of_a_later_peft_is_refused_unless_it_is_off(published_qwen3, tmp_path):
+    paths = [adapter(published_qwen3, str(tmp_path / name), 1) for name in ("one", "other")]
+    for path, value in zip(paths, (None, {"turns": 3}), strict=True):
+        file = os.path.join(path, "adapter_config.json")
+        write_json(file, read_json(file) | {"use_later": value})
+    assert "use_later: {'turns': 3}" in refused(paths, tmp_path)
+
+
 def test_code_in_a_model_directory_is_refused(models, tmp_path):
     other = edit(models[1], str(tmp_path / "other"), lambda tensors: None)
     path = os.path.join(other, "modules.json")
