@@ -4,68 +4,92 @@ import json
 from typing import Any, TypedDict
 
 from boom_ray import storage
-from boom_ray.errors import BoomError, InputError, NotFoundError
+from boom_ray.errors import InputError, NotFoundError
 
 
 class BeirTask(TypedDict):
-    """A retrieval task as the evaluator of sentence-transformers takes it.
+    """A retrieval task.
 
-    `corpus` and `queries` map ids to texts, `relevant_docs` query ids to the ids of their positives.
+    `corpus` and `queries` map ids to texts, `relevant_docs` query ids to the positive grades of documents.
     """
 
     corpus: dict[str, str]
     queries: dict[str, str]
-    relevant_docs: dict[str, set[str]]
+    relevant_docs: dict[str, dict[str, int]]
 
 
 def read_beir(task: str) -> BeirTask:
-    """Read one BEIR directory.
+    """Read one BEIR directory: `qrels/test.tsv` if it exists, otherwise all `.tsv` files in `qrels`.
 
     Raises:
         NotFoundError: if a file is missing.
-        InputError: if a line is not in BEIR format.
+        InputError: if a line is not in BEIR format, or a judgement names an unknown query or document.
     """
-    try:
-        documents = _read_lines(storage.join(task, "corpus.jsonl"))
-        corpus = {row["_id"]: f"{row.get('title') or ''} {row['text']}".strip() for row in documents}
-        queries = {row["_id"]: row["text"] for row in _read_lines(storage.join(task, "queries.jsonl"))}
-        relevant = {query: set(documents) for query, documents in read_judgements(task).items()}
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, BoomError):  # a ValueError too, but one that has its message
-            raise
-        raise InputError(f"{task}: not in BEIR format: {type(error).__name__}: {error}") from error
+    corpus = _read_texts(storage.join(task, "corpus.jsonl"))
+    queries = _read_texts(storage.join(task, "queries.jsonl"))
+    relevant: dict[str, dict[str, int]] = {}
+    for query, document, grade in _read_qrels(task):
+        if grade > 0:
+            relevant.setdefault(query, {})[document] = grade
+    documents = dict.fromkeys(name for grades in relevant.values() for name in grades)
+    for kind, named, known in (("query", relevant, queries), ("document", documents, corpus)):
+        missing = [name for name in named if name not in known]
+        if missing:
+            raise InputError(
+                f"{task}: qrels judge {len(missing)} of {len(named)} with an unknown {kind} id, such as "
+                f"{missing[0]!r}; expected an _id of {'queries' if kind == 'query' else 'corpus'}.jsonl. "
+                "Remove these judgements, or add the texts"
+            )
+    if not relevant:
+        raise InputError(f"{task}: qrels have no judgement with a positive grade")
     return BeirTask(corpus=corpus, queries=queries, relevant_docs=relevant)
 
 
-def read_judgements(task: str) -> dict[str, dict[str, int]]:
-    """The positive grades of a BEIR directory: query id -> document id -> grade.
+def _read_texts(uri: str) -> dict[str, str]:
+    """Texts by id; the title of a document precedes its text."""
+    texts = {}
+    for number, line in enumerate(storage.read_bytes(uri).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row: Any = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{uri}:{number}: not in BEIR format: {error}") from error
+        identifier, title, text = (
+            row.get(key) if isinstance(row, dict) else None for key in ("_id", "title", "text")
+        )
+        if not isinstance(identifier, str | int) or isinstance(identifier, bool):
+            raise InputError(f"{uri}:{number}: _id: got {identifier!r}; expected a text or an integer")
+        if not isinstance(text, str) or not isinstance(title, str | None):
+            raise InputError(f"{uri}:{number}: text: got {text!r}, title: got {title!r}; expected texts")
+        if str(identifier) in texts:
+            raise InputError(f"{uri}:{number}: _id {identifier!r} occurs twice")
+        texts[str(identifier)] = f"{title or ''} {text}".strip()
+    return texts
 
-    `qrels/test.tsv` if it exists, otherwise all `.tsv` files in `qrels`.
 
-    Raises:
-        NotFoundError: if there is no such file.
-        ValueError: if a line does not have the three columns query, document and grade.
-    """
-    grades: dict[str, dict[str, int]] = {}
-    for query, document, grade in _read_qrels(task):
-        if int(grade) > 0:
-            grades.setdefault(query, {})[document] = int(grade)
-    return grades
-
-
-def _read_lines(uri: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in storage.read_bytes(uri).splitlines() if line.strip()]
-
-
-def _read_qrels(task: str) -> list[list[str]]:
+def _read_qrels(task: str) -> list[tuple[str, str, int]]:
+    """Query id, document id and grade of each judgement."""
     folder = storage.join(task, "qrels")
     names = [name for name in storage.list_names(folder) if name.endswith(".tsv")]
     if not names:
         raise NotFoundError(f"{folder}: no .tsv file with relevance judgements")
-    selected = ["test.tsv"] if "test.tsv" in names else names
-    lines = [
-        line
-        for name in selected
-        for line in storage.read_bytes(storage.join(folder, name)).decode().splitlines()
-    ]
-    return [line.split("\t") for line in lines if line.strip() and not line.startswith("query-id")]
+    judgements = []
+    for uri in (storage.join(folder, name) for name in (["test.tsv"] if "test.tsv" in names else names)):
+        for number, line in enumerate(storage.read_bytes(uri).decode("utf-8-sig").splitlines(), start=1):
+            if not line.strip():
+                continue
+            columns = line.split("\t")
+            if len(columns) == 4:  # trec_eval's format has an unused second column
+                del columns[1]
+            try:
+                query, document, grade = columns
+                judgements.append((query, document, int(float(grade))))
+            except ValueError:
+                if number == 1 and len(columns) == 3:
+                    continue  # a header
+                raise InputError(
+                    f"{uri}:{number}: not in BEIR format: got {line[:200]!r}; expected query-id, corpus-id "
+                    "and a number, separated by tabs"
+                ) from None
+    return judgements

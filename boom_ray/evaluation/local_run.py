@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from boom_ray.model.encoder import Encoder
 
 RETRIEVAL_METRICS = ("ndcg@10", "mrr@10", "recall@100")
-RESULT_FORMAT = "of each query"  # part of the cache key: files of other formats have other names
+RESULT_FORMAT = "graded"  # part of the cache key: files of other formats have other names
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from mteb.abstasks import AbsTaskClassification, AbsTaskClustering, AbsTaskRetri
 from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
 
 from boom_ray.errors import InputError
-from boom_ray.evaluation.beir import read_beir, read_judgements
+from boom_ray.evaluation.beir import read_beir
 from boom_ray.evaluation.local_tasks import LabelledText, LocalTask, RankedQuery, ScoredPair, read
 
 MTEB_METRICS = {  # mteb's names of `local_tasks.MAIN_METRICS`
@@ -93,7 +93,7 @@ class LocalRetrieval(_LocalData, AbsTaskRetrieval):
         data = RetrievalSplitData(
             corpus=_texts(beir["corpus"]),
             queries=_texts(beir["queries"]),
-            relevant_docs=read_judgements(uri),
+            relevant_docs=beir["relevant_docs"],
             top_ranked=None,
         )
         return {"default": {"test": data}}

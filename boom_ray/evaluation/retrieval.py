@@ -1,5 +1,6 @@
 """Retrieval on a BEIR directory: the evaluator of sentence-transformers with the encoder of boom-ray."""
 
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from boom_ray.evaluation.beir import read_beir
 class RetrievalEvaluator(InformationRetrievalEvaluator):
     """nDCG@10, MRR@10 and recall@100 by cosine similarity, with the nDCG@10 of each query.
 
+    The gain of a document is its grade, as in trec_eval. A query that is itself a document, with the same id
+    and text, does not find itself, as in BEIR.
+
     Args:
         task: URI of the BEIR directory.
         max_length: Tokens after which texts are truncated; None for the model's own limit.
@@ -21,8 +25,12 @@ class RetrievalEvaluator(InformationRetrievalEvaluator):
 
     def __init__(self, task: str, max_length: int | None, chunk_tokens: int, **options: Any) -> None:
         data: Any = read_beir(task)
+        self.grades: dict[str, dict[str, int]] = data["relevant_docs"]
+        self.own = {query for query, text in data["queries"].items() if data["corpus"].get(query) == text}
         super().__init__(
-            **data,
+            data["queries"],
+            data["corpus"],
+            {query: set(grades) for query, grades in self.grades.items()},
             score_functions={"cosine": util.cos_sim},
             mrr_at_k=[10],
             ndcg_at_k=[10],
@@ -40,13 +48,18 @@ class RetrievalEvaluator(InformationRetrievalEvaluator):
     def compute_metrics(self, queries_result_list: Any) -> Any:
         """The means over all queries, see the base class; also stores nDCG@10 of each query.
 
-        The base class computes the scores of single queries, but returns their means only. Hits are sorted
-        as it sorts them, with equal scores in the order of the ids, so that the means agree.
+        The base class has no grades, and returns means only. Hits are sorted as it sorts them, with equal
+        scores in the order of the ids.
         """
-        for query, hits in zip(self.queries_ids, queries_result_list, strict=True):
+        found: list[Any] = [
+            [hit for hit in hits if hit["corpus_id"] != query or query not in self.own]
+            for query, hits in zip(self.queries_ids, queries_result_list, strict=True)
+        ]
+        for query, hits in zip(self.queries_ids, found, strict=True):
+            grades = self.grades[query]
             first = sorted(hits, key=lambda hit: (-hit["score"], hit["corpus_id"]))[:10]
-            gains = [float(hit["corpus_id"] in self.relevant_docs[query]) for hit in first]
-            ideal_gains = [1.0] * len(self.relevant_docs[query])
-            ideal = self.compute_dcg_at_k(ideal_gains, 10)
-            self.ndcg_of_queries[query] = float(self.compute_dcg_at_k(gains, 10) / ideal)
-        return super().compute_metrics(queries_result_list)
+            gain = self.compute_dcg_at_k([grades.get(hit["corpus_id"], 0) for hit in first], 10)
+            ideal = self.compute_dcg_at_k(sorted(grades.values(), reverse=True), 10)
+            self.ndcg_of_queries[query] = float(gain / ideal)
+        means: Any = super().compute_metrics(found)
+        return means | {"ndcg@k": {10: fmean(self.ndcg_of_queries.values())}}

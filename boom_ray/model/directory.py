@@ -51,7 +51,7 @@ def read_spec(directory: str, source: BaseModelSource | None = None) -> EncoderS
     """
     config = _read_config(directory)
     check_modules(directory, _read_json(directory, "modules.json") or [])
-    limits_of(config).check(directory, source and source.max_length)
+    limits_of(config).check(directory, source.max_length if source else None)
     pooling = (source and source.pooling) or _read_pooling(directory) or _default_pooling(directory, config)
     transformer = _read_json(directory, "sentence_bert_config.json")
     tokenizer = _read_json(directory, "tokenizer_config.json")
