@@ -78,6 +78,8 @@ def measure(
             result = result_of(reference)
         except BoomError as error:
             if problems is None:
+                for other in pending:
+                    ray.cancel(other)
                 raise
             # Many tasks fail for one reason, such as an unreachable hub: report the reason once.
             failures.setdefault(str(error), []).append(f"{subject.label} on {task.name}")

@@ -88,9 +88,14 @@ def _merge_on_ray(
         for number, where in enumerate(options, 1)
     ]
     coordinator = coordinator_class.remote(f"{name}-coordinator")
-    return _await(
-        coordinator, coordinator.run.remote(models, base, settings, target, workers, coordinator, grams)
-    )
+    try:
+        return _await(
+            coordinator, coordinator.run.remote(models, base, settings, target, workers, coordinator, grams)
+        )
+    finally:
+        # An error keeps this frame alive, in a notebook until the next one, and its handles keep the CPUs.
+        for worker in workers:
+            ray.kill(worker)
 
 
 def _readable(uri: str) -> str:

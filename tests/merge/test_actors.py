@@ -8,6 +8,7 @@ import time
 
 import psutil
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
@@ -212,6 +213,17 @@ def test_another_base_is_refused(models, published_minilm, tmp_path):
     assert f"{published_minilm}: is not the base model" in refused(
         models[:2], tmp_path, space="deltas", base=published_minilm
     )
+
+
+def test_a_refused_merge_frees_its_cpus_while_its_error_is_kept(models, published_minilm, tmp_path):
+    settings = Merge(space="deltas", execution=two_workers(60_000))
+    with pytest.raises(BoomError, match="is not the base model") as caught:
+        merge(models[:2], str(tmp_path / "out"), published_minilm, settings)
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, "the workers of the refused merge still hold the CPUs"
+        time.sleep(0.2)
+    assert caught.tb is not None
 
 
 def test_an_existing_target_is_kept(models, tmp_path):
