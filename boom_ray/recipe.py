@@ -233,7 +233,9 @@ class Lora(Section):
 
     rank: int = Field(32, ge=1)
     alpha: float = Field(32.0, gt=0)
-    targets: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    targets: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1
+    )
 
 
 class Train(Section):

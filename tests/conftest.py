@@ -209,8 +209,8 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[str], 
     return os.path.realpath(path)
 
 
-def command(*arguments: str) -> str:
-    """What a command of boom-ray prints, run in this process."""
+def done(*arguments: str) -> str:
+    """The output of a command that succeeds, run in this process."""
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output + repr(result.exception)
     return result.output
@@ -221,7 +221,7 @@ class FinishedRun(NamedTuple):
 
     Attributes:
         recipe: Its recipe.
-        output: What the command printed that finished it.
+        output: Output of the command that finished it.
     """
 
     recipe: Recipe
@@ -247,14 +247,14 @@ def finished_run(
         values = recipe_values(qwen3, corpus_files, beir, f"{home}/runs")
         os.mkdir(home)
         Path(home, "recipe.yaml").write_text(yaml.safe_dump(values))
-        Path(home, "output").write_text(command("run", f"{home}/recipe.yaml"))
+        Path(home, "output").write_text(done("run", f"{home}/recipe.yaml"))
 
     return FinishedRun.read(made_once(tmp_path_factory, "finished_run", make))
 
 
 @pytest.fixture(scope="session")
 def http_tasks(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Rows of a package that the corpus has not, and an evaluation of it."""
+    """Rows of a package that is not in the corpus, and an evaluation of it."""
 
     def make(home: str) -> None:
         pairs = list(texts.functions("http"))[:44]
@@ -276,13 +276,13 @@ def finished_update(
         os.mkdir(home)
         copy_run(finished_run.recipe, f"{home}/runs")
         arguments = ["--new-data", rows, "--new-evaluation", evaluation]
-        Path(home, "output").write_text(command("update", f"{home}/recipe.yaml", *arguments))
+        Path(home, "output").write_text(done("update", f"{home}/recipe.yaml", *arguments))
 
     return FinishedRun.read(made_once(tmp_path_factory, "finished_update", make))
 
 
 def copy_run(recipe: Recipe, target: str) -> Recipe:
-    """Copy a run to another storage; returns the recipe of the copy, which is in recipe.yaml beside it."""
+    """Copy a run to another storage; returns the recipe of the copy, also written as recipe.yaml next to it."""
     copied = recipe.model_copy(update={"storage": target})
     shutil.copytree(recipe.root, copied.root)
     content = copied.model_dump_json(indent=1).encode()

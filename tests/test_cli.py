@@ -21,7 +21,7 @@ from sentence_transformers import SentenceTransformer
 from boom_ray import artifacts
 from boom_ray.cli import main
 from boom_ray.runs import versions
-from tests.conftest import copy_run, recipe_values
+from tests.conftest import copy_run, done, recipe_values
 
 ROOT = os.path.dirname(os.path.dirname(__file__))
 COMMANDS = (
@@ -33,13 +33,6 @@ COMMANDS = (
 def boom_ray(*arguments: str) -> Result:
     """Run a command in this process."""
     return CliRunner().invoke(main, arguments)
-
-
-def done(*arguments: str) -> str:
-    """The output of a command that succeeds."""
-    result = boom_ray(*arguments)
-    assert result.exit_code == 0, result.output + repr(result.exception)
-    return result.output
 
 
 def assert_refused(result: Result, pattern: str, exit_code: int = 1) -> None:

@@ -26,7 +26,7 @@ class RetrievalEvaluator(InformationRetrievalEvaluator):
     def __init__(self, task: str, max_length: int | None, chunk_tokens: int, **options: Any) -> None:
         data: Any = read_beir(task)
         self.grades: dict[str, dict[str, int]] = data["relevant_docs"]
-        self.own = {query for query, text in data["queries"].items() if data["corpus"].get(query) == text}
+        self.own: set[str] = data["own"]
         super().__init__(
             data["queries"],
             data["corpus"],
@@ -35,6 +35,7 @@ class RetrievalEvaluator(InformationRetrievalEvaluator):
             mrr_at_k=[10],
             ndcg_at_k=[10],
             precision_recall_at_k=[100],
+            map_at_k=[101],  # unused; one hit more is found, of which the query's own document is removed
             **options,
         )
         self.max_length, self.chunk_tokens = max_length, chunk_tokens

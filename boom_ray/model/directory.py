@@ -51,15 +51,16 @@ def read_spec(directory: str, source: BaseModelSource | None = None) -> EncoderS
     """
     config = _read_config(directory)
     check_modules(directory, _read_json(directory, "modules.json") or [])
-    limits_of(config).check(directory, source.max_length if source else None)
+    limits = limits_of(config)
+    limits.check(directory, source.max_length if source else None)
     pooling = (source and source.pooling) or _read_pooling(directory) or _default_pooling(directory, config)
     transformer = _read_json(directory, "sentence_bert_config.json")
     tokenizer = _read_json(directory, "tokenizer_config.json")
-    limits = [
-        transformer.get("max_seq_length") or tokenizer.get("model_max_length"),
-        limits_of(config).positions,
-    ]
-    max_length = min((int(limit) for limit in limits if limit), default=512)
+    declared = transformer.get("max_seq_length")
+    lengths = (
+        [declared, limits.positions] if declared else [tokenizer.get("model_max_length"), limits.context]
+    )
+    max_length = min((int(length) for length in lengths if length), default=512)
     prompts = _read_json(directory, "config_sentence_transformers.json").get("prompts") or {}
     return EncoderSpec(pooling, (source and source.max_length) or max_length, prompts)
 
@@ -148,12 +149,11 @@ def copy_all_but_weights(source: str, target: str, dtype: str) -> None:
 
 
 def _read_json(directory: str, name: str) -> Any:
-    path = os.path.join(directory, name)
-    if not os.path.isfile(path):
+    path = storage.join(directory, name)
+    if not storage.is_file(path):
         return {}
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
+        return json.loads(storage.read_bytes(path))
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON: {error}") from error
 
@@ -261,5 +261,4 @@ def check_base(source: BaseModelSource, matryoshka: Sequence[int]) -> None:
         InputError: if the model has fewer positions, or fewer dimensions.
     """
     uri = storage.local_directory(source.path) if storage.is_hub(source.path) else source.path
-    config = json.loads(storage.read_bytes(storage.join(uri, "config.json")))
-    limits_of(config).check(source.path, source.max_length, matryoshka)
+    limits_of(_read_config(uri)).check(source.path, source.max_length, matryoshka)

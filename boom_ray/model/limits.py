@@ -17,13 +17,16 @@ POSITIONS_START_BEHIND_PADDING = {
 
 @dataclass(frozen=True)
 class ModelLimits:
-    """What a model can take and return.
+    """The most that a model can take and return.
 
     Attributes:
-        positions: Maximum number of tokens, special tokens included; None if the configuration has no limit.
-        dimension: Length of its hidden states; None if the configuration does not say.
+        context: Tokens that its configuration declares, special tokens included; None if it does not.
+        positions: The same if each position has an embedding, which a longer input would lack; None if
+            positions are computed (rotary, ALiBi).
+        dimension: Length of its hidden states; None if the configuration does not declare it.
     """
 
+    context: int | None
     positions: int | None
     dimension: int | None
 
@@ -47,10 +50,13 @@ class ModelLimits:
 
 def limits_of(config: dict[str, Any]) -> ModelLimits:
     """The limits in the content of a `config.json`."""
-    positions = _first(config, POSITION_KEYS)
-    if positions and config.get("model_type") in POSITIONS_START_BEHIND_PADDING:
-        positions -= (1 if config.get("pad_token_id") is None else int(config["pad_token_id"])) + 1
-    return ModelLimits(positions, _first(config, DIMENSION_KEYS))
+    context = _first(config, POSITION_KEYS)
+    if context and config.get("model_type") in POSITIONS_START_BEHIND_PADDING:
+        context -= (1 if config.get("pad_token_id") is None else int(config["pad_token_id"])) + 1
+    computed = config.get("position_embedding_type") == "alibi" or any(
+        word in key for key in config for word in ("rope", "rotary", "alibi")
+    )
+    return ModelLimits(context, None if computed else context, _first(config, DIMENSION_KEYS))
 
 
 def _first(config: dict[str, Any], keys: Sequence[str]) -> int | None:

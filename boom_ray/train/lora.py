@@ -15,7 +15,7 @@ def attach(transformer: nn.Module, lora: Lora) -> None:
     """Attach adapters to the layers named in a recipe, in place, and freeze all other weights.
 
     Raises:
-        InputError: if peft is not installed, or a target is no linear layer of the model.
+        InputError: if peft is not installed, or a target is not a linear layer of the model.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -36,7 +36,7 @@ def target_layers(transformer: nn.Module, targets: Sequence[str]) -> list[str]:
         targets: Last parts of names, such as `q_proj` or `attention.output.dense`; `all-linear` for all.
 
     Raises:
-        InputError: naming each target that is no linear layer.
+        InputError: naming each target that is not a linear layer.
     """
     modules = {name: m for name, m in transformer.named_modules() if not name.startswith("pooler.")}
     linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
@@ -49,10 +49,10 @@ def target_layers(transformer: nn.Module, targets: Sequence[str]) -> list[str]:
         elif not found and target != ALL_LINEAR:
             problems.append(f"{target} is not in the model")
         chosen |= dict.fromkeys(found)
+    if not linear:
+        raise InputError("train.lora: the model has no linear layer. Remove train.lora to train all weights")
     if problems:
-        allowed = sorted({name.rpartition(".")[2] for name in linear}) or [
-            "none, the model has no linear layer"
-        ]
+        allowed = sorted({name.rpartition(".")[2] for name in linear})
         raise InputError(
             f"train.lora.targets: {'; '.join(problems)}; allowed: linear layers: {', '.join(allowed)}, or "
             f"{ALL_LINEAR}"

@@ -74,7 +74,10 @@ def test_judgements_in_other_writings(qrels, tmp_path):
 def test_a_query_that_is_a_document_does_not_find_itself(tmp_path):
     documents = {"a": "the same text", "b": "its answer", "c": "another"}
     queries = {"a": "the same text", "c": "not the text of c"}
-    evaluator = RetrievalEvaluator(write_task(tmp_path, documents, queries, "a\tb\t1\nc\tb\t1\n"), None, 1)
+    task = write_task(tmp_path, documents, queries, "a\tb\t1\nc\tb\t1\n")
+    titled = [{"_id": name, "title": "ArguAna has titles", "text": text} for name, text in documents.items()]
+    texts.write_jsonl(os.path.join(task, "corpus.jsonl"), titled)
+    evaluator = RetrievalEvaluator(task, None, 1)
     hits = [
         {"corpus_id": "a", "score": 0.9},
         {"corpus_id": "c", "score": 0.8},
@@ -95,8 +98,11 @@ LINES = {
         "[1]": "_id: got None",
     },
     "qrels/test.tsv": {
-        "q0\td0": "expected query-id, corpus-id and a number",
-        "q0\td0\t1\nq0\td1\tyes": "test.tsv:2: .*number",
+        "q0\td0": "expected query-id, corpus-id and an integer",
+        "q0\td0\t1\nq0\td1\tyes": "test.tsv:2: .*integer",
+        "q0\td0\t0.5": "test.tsv:1: .*integer",
+        "q0\td0\t1\nq0\td1\tinf": "test.tsv:2: .*integer",
+        "q0\td0\t1\nq0\td0\t2": "test.tsv:2: grade 2; .*has 1",
     },
 }
 
@@ -113,11 +119,24 @@ def test_a_line_that_is_not_in_beir_format_is_named(name, line, tmp_path):
 @pytest.mark.parametrize(
     ("qrels", "words"),
     [
-        ("q\td\t1\nq\td9\t1\n", "judge 1 of 2 with an unknown document id, such as 'd9'"),
-        ("q\td\t1\nq9\td\t1\n", "judge 1 of 2 with an unknown query id, such as 'q9'"),
+        ("q\td\t1\nq\td9\t1\n", "name 1 of 2 ids, such as 'd9', that are not in corpus"),
+        ("q\td\t1\nq9\td\t1\n", "name 1 of 2 ids, such as 'q9', that are not in queries"),
         ("q\td\t0\n", "no judgement with a positive grade"),
     ],
 )
 def test_judgements_that_do_not_fit_the_texts_are_refused(qrels, words, tmp_path):
     with pytest.raises(InputError, match=words):
         read_beir(write_task(tmp_path, {"d": "x"}, {"q": "y"}, qrels))
+
+
+def test_judgements_that_are_not_utf_8_are_refused(tmp_path):
+    task = write_task(tmp_path, {"d": "x"}, {"q": "y"}, "")
+    with open(os.path.join(task, "qrels", "test.tsv"), "wb") as file:
+        file.write(b"q\td\xff\t1\n")
+    with pytest.raises(InputError, match=r"test\.tsv: not in BEIR format"):
+        read_beir(task)
+
+
+def test_texts_of_queries_are_read_unchanged(tmp_path):
+    task = read_beir(write_task(tmp_path, {"d": " x "}, {"q": " y "}, "q\td\t1\n"))
+    assert (task["queries"], task["corpus"]) == ({"q": " y "}, {"d": "x"})

@@ -28,7 +28,7 @@ from boom_ray.runs import status, updates, versions
 from boom_ray.runs.layout import Layout
 from boom_ray.runs.updates import UpdateRequest, parse_requirements, read_tasks
 from tests import texts
-from tests.conftest import copy_run
+from tests.conftest import copy_run, done
 from tests.pages import Reader
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -284,22 +284,17 @@ def test_a_child_worse_than_required_is_not_published(run, child, tmp_path):
 def test_versions_are_listed_compared_drawn_and_rolled_back(run, child):
     recipe, _, _ = run
 
-    def boom_ray(*arguments: str) -> str:
-        result = CliRunner().invoke(main, arguments)
-        assert result.exit_code == 0, result.output
-        return result.output
-
     from boom_ray.runtime.console import console
 
     with console.capture() as capture:
-        boom_ray("models", recipe.storage)
-        boom_ray("lineage", child)
+        done("models", recipe.storage)
+        done("lineage", child)
     shown = capture.get()
     assert "v0001" in shown and "v0002  (current)" in shown and "bag-1" in shown
     assert "2 tasks" in shown and "+http" in shown and "v0001, update of v0002" in shown
     corpus = artifacts.read_record(f"{recipe.root}/corpus")
     assert corpus.digest in shown and f"seed {recipe.train.seed}" in shown
-    different = boom_ray("models", "diff", f"{recipe.root}/models/v0001", child)
+    different = done("models", "diff", f"{recipe.root}/models/v0001", child)
     assert "config.rows: " in different and "parents: " in different
     scores = [
         artifacts.verify(f"{recipe.root}/models/v0001").metrics.evaluation["merged"],
@@ -308,7 +303,7 @@ def test_versions_are_listed_compared_drawn_and_rolled_back(run, child):
     for task in scores[0]:
         before, after = (f"{found[task]['ndcg@10']:.4f}" for found in scores)
         assert (f"score {task}: {before} -> {after}" in different) == (before != after)
-    boom_ray("models", "rollback", recipe.root, "v0001")
+    done("models", "rollback", recipe.root, "v0001")
     assert versions.current(recipe.root) == "v0001"
     assert json.loads(storage.read_bytes(f"{recipe.root}/current.json"))["version"] == "v0001"
     nothing = CliRunner().invoke(main, ["models", f"{recipe.root}/models"])
