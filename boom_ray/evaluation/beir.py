@@ -58,9 +58,9 @@ def _read_rows(uri: str) -> dict[str, dict[str, Any]]:
             row: Any = json.loads(line)
         except ValueError as error:
             raise InputError(f"{uri}:{number}: not in BEIR format: {error}") from error
-        name, title, text = (
-            row.get(key) if isinstance(row, dict) else None for key in ("_id", "title", "text")
-        )
+        if not isinstance(row, dict):
+            raise InputError(f"{uri}:{number}: not in BEIR format: got {str(row)[:200]}; expected an object")
+        name, title, text = (row.get(key) for key in ("_id", "title", "text"))
         if not isinstance(name, str | int) or isinstance(name, bool):
             raise InputError(f"{uri}:{number}: _id: got {name!r}; expected a text or an integer")
         if not isinstance(text, str) or not isinstance(title, str | None):

@@ -57,9 +57,8 @@ def read_spec(directory: str, source: BaseModelSource | None = None) -> EncoderS
     transformer = _read_json(directory, "sentence_bert_config.json")
     tokenizer = _read_json(directory, "tokenizer_config.json")
     declared = transformer.get("max_seq_length")
-    lengths = (
-        [declared, limits.positions] if declared else [tokenizer.get("model_max_length"), limits.context]
-    )
+    undeclared = [tokenizer.get("model_max_length"), limits.context]
+    lengths = [declared, limits.positions] if declared else undeclared
     max_length = min((int(length) for length in lengths if length), default=512)
     prompts = _read_json(directory, "config_sentence_transformers.json").get("prompts") or {}
     return EncoderSpec(pooling, (source and source.max_length) or max_length, prompts)

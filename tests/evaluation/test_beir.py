@@ -95,7 +95,7 @@ LINES = {
         '{"_id": "d0", "text": null}': "text: got None",
         '{"_id": "d0", "text": ["a"]}': "text: got .'a'",
         '{"_id": "d0", "title": 3, "text": "a"}': "title: got 3",
-        "[1]": "_id: got None",
+        "[1]": "not in BEIR format: got .1.; expected an object",
     },
     "qrels/test.tsv": {
         "q0\td0": "expected query-id, corpus-id and an integer",

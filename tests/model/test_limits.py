@@ -75,10 +75,8 @@ def test_the_length_that_a_model_declares_is_at_most_its_positions(tmp_path):
 
 
 def test_positions_that_are_computed_are_no_limit_for_a_declared_length(tmp_path):
-    config = Qwen3Config(
-        vocab_size=50, max_position_embeddings=64, rope_scaling={"rope_type": "yarn", "factor": 4.0}
-    )
-    config.save_pretrained(tmp_path)
+    yarn = {"rope_type": "yarn", "factor": 4.0}
+    Qwen3Config(vocab_size=50, max_position_embeddings=64, rope_scaling=yarn).save_pretrained(tmp_path)
     source = BaseModelSource(path=str(tmp_path), pooling="lasttoken")
     assert directory.read_spec(str(tmp_path), source).max_length == 64
     assert directory.read_spec(str(tmp_path), source.model_copy(update={"max_length": 256})).max_length == 256
