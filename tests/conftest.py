@@ -282,7 +282,7 @@ def finished_update(
 
 
 def copy_run(recipe: Recipe, target: str) -> Recipe:
-    """Copy a run to another storage; returns its recipe, which is also in recipe.yaml next to that storage."""
+    """Copy a run to another storage; returns its recipe, which is also in recipe.yaml next to it."""
     copied = recipe.model_copy(update={"storage": target})
     shutil.copytree(recipe.root, copied.root)
     content = copied.model_dump_json(indent=1).encode()
