@@ -33,11 +33,11 @@ def test_prometheus_gets_the_metrics_of_merging_and_embedding(ray_cluster, publi
     pq.write_table(
         pa.table({"id": range(40), "text": [f"text {i}" for i in range(40)]}), tmp_path / "in.parquet"
     )
-    record = embed(published_qwen3, str(tmp_path / "in.parquet"), str(tmp_path / "vectors"))
+    record = embed(published_qwen3, str(tmp_path / "in.parquet"), str(tmp_path / "scraped-vectors"))
     deadline = time.monotonic() + 40
     while True:
         ray.get(coordinator.report.remote("a file", 5))
-        merging, embedding = scraped('merge="one-merge"'), scraped('output="vectors"')
+        merging, embedding = scraped('merge="one-merge"'), scraped('output="scraped-vectors"')
         if len(merging) == 3 and len(embedding) == 9:
             break
         assert time.monotonic() < deadline, (merging, embedding)
