@@ -189,7 +189,7 @@ def test_a_stopped_job_is_resumed_by_the_next(cluster):
     client.stop_job(job)
     assert await_end(client, job) == JobStatus.STOPPED
     last = client.get_job_logs(job).splitlines()[-1]
-    assert last.startswith("stopped by SIGTERM at v0001, ") and last.endswith("to go on"), last
+    assert last.startswith("stopped by SIGTERM at v0001, ") and last.endswith("to continue"), last
     found = status.read(run)
     assert (found.state, found.reason, found.drivers[0].facts["job"]) == ("stopped", "by SIGTERM", job)
     again = submit(client, home, entrypoint)
