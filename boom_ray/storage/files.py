@@ -1,0 +1,139 @@
+"""Files and directories at URIs: list, read, write, copy and delete."""
+
+import os
+import shutil
+import uuid
+
+import pyarrow
+import pyarrow.fs
+from pyarrow.fs import FileInfo, FileSelector, FileType
+
+from boom_ray.storage.failures import explained
+from boom_ray.storage.filesystems import filesystem
+from boom_ray.storage.uri import is_local
+
+
+def exists(uri: str) -> bool:
+    """Whether a file, a directory or any object under a prefix exists."""
+    fs, path = filesystem(uri)
+    with explained(uri):
+        return fs.get_file_info(path).type != FileType.NotFound
+
+
+def is_file(uri: str) -> bool:
+    """Whether a file or an object exists at `uri`."""
+    fs, path = filesystem(uri)
+    with explained(uri):
+        return fs.get_file_info(path).type == FileType.File
+
+
+def list_files(uri: str) -> dict[str, FileInfo]:
+    """All files below a directory by their relative path, sorted. Empty if the directory does not exist."""
+    path, infos = _list(uri, recursive=True)
+    found = {info.path[len(path) :].lstrip("/"): info for info in infos if info.type == FileType.File}
+    return dict(sorted(found.items()))
+
+
+def list_names(uri: str) -> list[str]:
+    """The names directly below a directory, sorted. Empty if the directory does not exist."""
+    _, infos = _list(uri, recursive=False)
+    return sorted(info.base_name for info in infos)
+
+
+def _list(uri: str, recursive: bool) -> tuple[str, list[FileInfo]]:
+    fs, path = filesystem(uri)
+    selector = FileSelector(path, recursive=recursive, allow_not_found=True)
+    with explained(uri):
+        try:
+            return path, fs.get_file_info(selector)
+        except FileNotFoundError:  # created between two calls of arrow
+            return path, fs.get_file_info(selector)
+
+
+def open_input(uri: str) -> pyarrow.NativeFile:
+    """Open a file for random access reads (`read_at`), local or remote."""
+    fs, path = filesystem(uri)
+    with explained(uri):
+        return fs.open_input_file(path)
+
+
+def open_output(uri: str) -> pyarrow.NativeFile:
+    """Open a file for sequential writing, and create its directory."""
+    fs, path = filesystem(uri)
+    with explained(uri):
+        fs.create_dir(os.path.dirname(path), recursive=True)
+        return fs.open_output_stream(path)
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole content of a small file."""
+    with open_input(uri) as file:
+        return file.read(file.size())
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    """Replace a small file in one step: readers see the old content or the new, never a part of it."""
+    if not is_local(uri):
+        with open_output(uri) as file:
+            file.write(content)
+        return
+    with explained(uri):
+        os.makedirs(os.path.dirname(uri), exist_ok=True)
+        temporary = f"{uri}.{os.getpid()}.tmp"
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, uri)
+
+
+def create(uri: str, content: bytes) -> bool:
+    """Write a small file in one step unless it exists.
+
+    On a local filesystem exactly one of several writers succeeds. An object store is checked before and after
+    the write, so that two concurrent writers can both succeed there.
+
+    Returns:
+        Whether this call created the file.
+    """
+    if not is_local(uri):
+        if is_file(uri):
+            return False
+        write_bytes(uri, content)
+        return read_bytes(uri) == content
+    temporary = f"{uri}.{os.getpid()}-{uuid.uuid4().hex[:8]}.new"
+    write_bytes(temporary, content)
+    with explained(uri):
+        try:
+            os.link(temporary, uri)
+        except FileExistsError:
+            return False
+        finally:
+            os.unlink(temporary)
+    return True
+
+
+def copy_tree(source: str, target: str) -> None:
+    """Copy every file below `source` to the same path below `target`; either may be remote."""
+    (source_fs, source_path), (target_fs, target_path) = filesystem(source), filesystem(target)
+    with explained(target):
+        target_fs.create_dir(target_path, recursive=True)
+        pyarrow.fs.copy_files(source_path, target_path, source_fs, target_fs)
+
+
+def delete_file(uri: str) -> None:
+    """Delete one file."""
+    fs, path = filesystem(uri)
+    with explained(uri):
+        fs.delete_file(path)
+
+
+def delete_tree(uri: str) -> None:
+    """Delete a directory and everything below it, if it exists."""
+    if is_local(uri):
+        shutil.rmtree(uri, ignore_errors=True)
+        return
+    fs, path = filesystem(uri)
+    with explained(uri):
+        if fs.get_file_info(path).type != FileType.NotFound:
+            fs.delete_dir(path)

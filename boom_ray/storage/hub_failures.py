@@ -1,0 +1,53 @@
+"""What the client of the Hugging Face hub raises, explained."""
+
+from boom_ray.errors import BoomError, NotFoundError, StorageError
+
+WRITTEN = "Write hf://owner/name, hf://owner/name@revision, or hf://datasets/owner/name"
+OFFLINE = "Unset HF_HUB_OFFLINE, download it first, or name a local directory"
+NETWORK = "Check the network, a proxy (HTTPS_PROXY), and HF_ENDPOINT; or name a local directory"
+#: Reason and remedy by the name of the exception's class, the most special first: importing the classes takes
+#: a second.
+CAUSES = {
+    "GatedRepoError": (
+        "its owner grants access on request",
+        "Ask for it on the page of the repository, and set HF_TOKEN",
+    ),
+    "RevisionNotFoundError": ("the repository has no such revision", "Check what follows @"),
+    "RepositoryNotFoundError": (
+        "the hub has no such repository, or it is private",
+        f"Check owner and name, and set HF_TOKEN for a private one. {WRITTEN}",
+    ),
+    "OfflineModeIsEnabled": ("HF_HUB_OFFLINE forbids to reach the hub", OFFLINE),
+    "LocalEntryNotFoundError": (
+        "it is not in the cache of this machine, and the hub cannot be reached or HF_HUB_OFFLINE forbids it",
+        f"{OFFLINE}. {WRITTEN}",
+    ),
+    "EntryNotFoundError": ("the repository has no such file", "Check the path"),
+    "HFValidationError": ("it is no name of a repository", WRITTEN),
+    "HfUriError": ("it is no name of a repository", WRITTEN),
+    "HfHubHTTPError": ("the hub refuses the request", "Check HF_TOKEN and HF_ENDPOINT"),
+    "HTTPError": ("the hub cannot be reached", NETWORK),
+    "ConnectionError": ("the hub cannot be reached", NETWORK),
+    "TimeoutError": ("the hub cannot be reached", NETWORK),
+    "FileNotFoundError": ("the hub has no such repository or file", f"Check owner, name and path. {WRITTEN}"),
+}
+UNREACHABLE = ("HfHubHTTPError", "HTTPError", "ConnectionError", "TimeoutError")
+
+
+def hub_failure(uri: str, error: Exception) -> BoomError | None:
+    """The error to show for an exception of the hub's client; None if it did not raise it."""
+    names = [kind.__name__ for kind in type(error).__mro__]
+    known = next((name for name in CAUSES if name in names), None)
+    if known is None:
+        if not isinstance(error, OSError):
+            return None
+        return StorageError(f"{uri}: {first_line(error)}. Run the command again")
+    reason, remedy = CAUSES[known]
+    if known in UNREACHABLE:
+        return StorageError(f"{uri}: {reason}: {first_line(error)}. {remedy}")
+    return NotFoundError(f"{uri}: {reason}. {remedy}")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's text, without a full stop; its class if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". Detail:")[0].rstrip(".")

@@ -1,0 +1,57 @@
+"""Local copies of remote directories, for libraries that read only local paths."""
+
+import os
+import shutil
+import tempfile
+
+import xxhash
+
+from boom_ray.errors import NotFoundError
+from boom_ray.storage.failures import explained
+from boom_ray.storage.files import copy_tree, list_files
+from boom_ray.storage.uri import hub_name, is_hub, is_local, name_of
+
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md", "LICENSE*"]
+
+
+def _cache_directory() -> str:
+    root = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+    return os.path.join(root, "boom-ray")
+
+
+def local_directory(uri: str) -> str:
+    """A local directory with the content of `uri`, for libraries that read only local paths.
+
+    A local path is returned as it is. A hub repository comes from the hub's own cache. Anything else is
+    copied once per machine into a cache whose key covers the listing (path, size, time) of the source.
+
+    Raises:
+        NotFoundError: if nothing exists at `uri`, or the hub does not provide it.
+        StorageError: if the copy fails.
+    """
+    if is_hub(uri):
+        from huggingface_hub import snapshot_download
+
+        repository, revision = hub_name(uri)
+        with explained(uri):
+            return snapshot_download(repository, revision=revision, allow_patterns=HUB_FILES)
+    if is_local(uri):
+        if not os.path.isdir(uri):
+            raise NotFoundError(
+                f"{uri}: no such directory. Check the path; a hub model is written hf://owner/name"
+            )
+        return uri
+    files = list_files(uri)
+    if not files:
+        raise NotFoundError(f"{uri}: contains no files. Check the bucket and the prefix")
+    listing = repr([uri, [(name, info.size, info.mtime_ns) for name, info in files.items()]])
+    cached = os.path.join(_cache_directory(), xxhash.xxh3_128_hexdigest(listing.encode()), name_of(uri))
+    if not os.path.isdir(cached):
+        os.makedirs(os.path.dirname(cached), exist_ok=True)
+        partial = tempfile.mkdtemp(dir=os.path.dirname(cached))
+        copy_tree(uri, partial)
+        try:
+            os.rename(partial, cached)
+        except OSError:  # another process on this machine finished the same copy first
+            shutil.rmtree(partial)
+    return cached
