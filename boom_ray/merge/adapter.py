@@ -1,16 +1,18 @@
 """LoRA adapters as models: the tensors of their base model, with low-rank updates added as they are read."""
 
-import json
 import math
+import re
 from typing import Any
 
 from boom_ray import storage
 from boom_ray.artifacts.tensors import TensorPlace, read_header, read_places
-from boom_ray.errors import InputError
+from boom_ray.errors import BoomError, InputError
 from boom_ray.merge.inputs import LowRank, MergeInput
+from boom_ray.model import files
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 PLAIN: dict[str, tuple[Any, ...]] = {  # settings of adapters that are nothing but a product of two matrices
     "peft_type": ("LORA",),
     "bias": ("none", None),
@@ -40,15 +42,17 @@ def read_adapter(model: str, base: str | None) -> MergeInput:
     Raises:
         InputError: if it is not a plain LoRA adapter, or does not fit its base model.
     """
-    config = json.loads(storage.read_bytes(storage.join(model, CONFIG)))
+    config = files.read_object(model, CONFIG)
     problems = [
         f"{model}: adapter with {key}: {value!r}; only {key}: {PLAIN.get(key, (False,))[0]!r} can be merged"
         for key, value in config.items()
         if key not in WITHOUT_EFFECT and (value not in PLAIN[key] if key in PLAIN else value)
     ]
+    if not isinstance(config.get("lora_alpha"), int | float):
+        problems.append(f"{model}: {CONFIG}: lora_alpha: got {config.get('lora_alpha')!r}; expected a number")
     if problems:
         raise InputError.of(problems, "cannot be merged into its base model:")
-    base = _base(config["base_model_name_or_path"]) if base is None else base
+    base = _base(model, config) if base is None else base
     places = read_places(base)
     found = read_header(storage.join(model, WEIGHTS))
     pairs = {name.removesuffix(".lora_A.weight") for name in found if name.endswith(".lora_A.weight")}
@@ -71,8 +75,24 @@ def read_adapter(model: str, base: str | None) -> MergeInput:
     return MergeInput(model, places, base, adapter=adapter)
 
 
-def _base(name: str) -> str:
-    return name if storage.exists(name) else storage.local_directory(storage.hub_uri(name))
+def _base(model: str, config: dict[str, Any]) -> str:
+    """URI of the base model that an adapter names: a path, or a repository of the hub.
+
+    Raises:
+        InputError: if it names none, or one that is neither a directory nor a repository that can be read.
+    """
+    name = config.get("base_model_name_or_path")
+    remedy = "Name it as the base model of the merge"
+    if not name or not isinstance(name, str):
+        raise InputError(f"{model}: {CONFIG} names no base model. {remedy}")
+    if storage.exists(storage.absolute(name)):
+        return storage.absolute(name)
+    if not REPOSITORY.fullmatch(name):
+        raise InputError(f"{model}: its base model {name} does not exist. {remedy}")
+    try:
+        return storage.local_directory(storage.hub_uri(name))
+    except BoomError as error:
+        raise InputError(f"{model}: its base model {name} cannot be read: {error}. {remedy}") from error
 
 
 def _target(model: str, base: str, name: str, places: dict[str, TensorPlace]) -> str:

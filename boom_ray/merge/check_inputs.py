@@ -11,7 +11,7 @@ from boom_ray.artifacts.tensors import TensorPlace, read_places
 from boom_ray.errors import BoomError, InputError
 from boom_ray.merge.adapter import is_adapter, read_adapter
 from boom_ray.merge.inputs import MergeInput
-from boom_ray.model import directory
+from boom_ray.model import directory, modules
 
 SHAPE_KEYS = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 SHARED_FILES = ("tokenizer.json", "1_Pooling/config.json")
@@ -64,7 +64,7 @@ def check_inputs(models: list[str], base: str | None) -> CheckedInputs:
 
 def _read(model: str, base: str | None, problems: list[str]) -> MergeInput | None:
     try:
-        directory.check_modules(model, _read_json(model, "modules.json") or [])
+        modules.read_modules(model)
         if is_adapter(model):
             return _without_tied_head(read_adapter(model, base))
         record = artifacts.find(model, ModelRecord)

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
+from boom_ray.model import tokenizer as tokenizers
 from boom_ray.model.packed_weights import pack_linear_layers
 from boom_ray.model.spec import EncoderSpec
-from boom_ray.model.tokenizer import end_with_eos
 from boom_ray.recipe import Attention, Pooling
 
 DTYPES = {
@@ -61,8 +61,7 @@ class Encoder(nn.Module):
         self, transformer: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: EncoderSpec
     ) -> None:
         super().__init__()
-        if spec.pooling == "lasttoken":
-            end_with_eos(tokenizer)
+        tokenizers.prepare(tokenizer, spec)
         self.transformer, self.tokenizer, self.spec = transformer, tokenizer, spec
         self.causal = any(getattr(module, "is_causal", False) for module in transformer.modules())
         self.packed = False
@@ -88,8 +87,7 @@ class Encoder(nn.Module):
         transformer = AutoModel.from_pretrained(
             directory, dtype=dtype, use_safetensors=True, attn_implementation=attention
         )
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-        encoder = cls(transformer, tokenizer, spec).to(device).eval()
+        encoder = cls(transformer, tokenizers.load(directory, spec), spec).to(device).eval()
         encoder.packed = encoder.causal and attention == "flash_attention_2"
         return encoder
 

@@ -49,10 +49,14 @@ class ModelLimits:
 
 
 def limits_of(config: dict[str, Any]) -> ModelLimits:
-    """The limits in the content of a `config.json`."""
+    """The limits in the content of a `config.json`.
+
+    Raises:
+        InputError: if one of them is not a number.
+    """
     context = _first(config, POSITION_KEYS)
     if context and config.get("model_type") in POSITIONS_START_BEHIND_PADDING:
-        context -= (1 if config.get("pad_token_id") is None else int(config["pad_token_id"])) + 1
+        context -= _number(config, "pad_token_id", 1) + 1
     computed = config.get("position_embedding_type") == "alibi" or any(
         word in key for key in config for word in ("rope", "rotary", "alibi")
     )
@@ -60,4 +64,30 @@ def limits_of(config: dict[str, Any]) -> ModelLimits:
 
 
 def _first(config: dict[str, Any], keys: Sequence[str]) -> int | None:
-    return next((int(config[key]) for key in keys if config.get(key)), None)
+    """The value of the first key that a configuration has; a value below 1 stands for no limit, as in XLNet.
+
+    A model type with other keys is asked for its names of the first one.
+    """
+    known = [key for key in keys if config.get(key) is not None] or _own_names(config, keys[0])
+    values = [_number(config, key, 0) for key in known if config.get(key) is not None]
+    return next((value for value in values if value > 0), None)
+
+
+def _own_names(config: dict[str, Any], name: str) -> list[str]:
+    """The names that a model type of transformers has for a setting, such as `emb_dim` for `hidden_size`."""
+    from transformers import CONFIG_MAPPING  # slow to import, and needed for few models
+
+    kind = config.get("model_type")
+    mapped = CONFIG_MAPPING[kind].attribute_map if isinstance(kind, str) and kind in CONFIG_MAPPING else {}
+    return [mapped[name]] if name in mapped else []
+
+
+def _number(config: dict[str, Any], key: str, default: int) -> int:
+    value = config.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputError(
+            f"config.json: {key}: got {value!r}; expected a whole number. Repair the model's file"
+        )
+    return value

@@ -7,7 +7,7 @@ post-processor in `tokenizer.json`, and reserve the length of its tokens when th
 import json
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import AddedToken, Tokenizer, models, processors
+from tokenizers import AddedToken, Tokenizer, models, normalizers, processors
 
 from boom_ray.errors import InputError
 from boom_ray.model.spec import EncoderSpec
@@ -28,7 +28,7 @@ def end_with_eos(tokenizer: "PreTrainedTokenizerBase") -> None:
     Raises:
         InputError: if the tokenizer has no end token.
     """
-    before, after = _added_ids(tokenizer)
+    before, after = added_ids(tokenizer)
     if after:
         return
     eos = PREFERRED_EOS if PREFERRED_EOS in tokenizer.get_vocab() else tokenizer.eos_token
@@ -49,8 +49,12 @@ def end_with_eos(tokenizer: "PreTrainedTokenizerBase") -> None:
         tokenizer.pad_token = AddedToken(eos, special=True)
 
 
-def _added_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
-    """The ids that a tokenizer adds before and after every text."""
+def added_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
+    """The ids that a tokenizer adds before and after every text.
+
+    Raises:
+        InputError: if it changes the ids of the text as well.
+    """
     plain = tokenizer("a", truncation=False, add_special_tokens=False)["input_ids"]
     ids = tokenizer("a", truncation=False)["input_ids"]
     for start in range(len(ids) - len(plain) + 1):
@@ -82,18 +86,60 @@ def save(tokenizer: "PreTrainedTokenizerBase", directory: str) -> None:
     """Write the tokenizer's files, without the truncation and padding settings of its last use."""
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
-    expected = json.loads(tokenizer.backend_tokenizer.to_str())["post_processor"]
+    expected = json.loads(tokenizer.backend_tokenizer.to_str())
     files = tokenizer.save_pretrained(directory)
     path = next(file for file in files if file.endswith("tokenizer.json"))
-    with open(path, encoding="utf-8") as file:  # transformers may rebuild the post-processor on save
-        assert json.load(file)["post_processor"] == expected
+    with open(path, encoding="utf-8") as file:  # transformers may rebuild parts on save
+        saved = json.load(file)
+    assert all(saved[part] == expected[part] for part in ("normalizer", "post_processor"))
+
+
+def prepare(tokenizer: "PreTrainedTokenizerBase", spec: EncoderSpec) -> None:
+    """Make a tokenizer do what a model's files and its pooling require; a second call changes nothing.
+
+    Raises:
+        InputError: if last-token pooling needs an end token, and it has none.
+    """
+    if spec.lowercase:
+        _lowercase(tokenizer.backend_tokenizer)
+    if spec.pooling == "lasttoken":
+        end_with_eos(tokenizer)
+    if tokenizer.pad_token is None:
+        # Servers pad batches, and attention masks the padding, so that any special token serves.
+        tokens = (tokenizer.eos_token, tokenizer.bos_token, tokenizer.sep_token, tokenizer.unk_token)
+        tokenizer.pad_token = next((token for token in tokens if token is not None), None)
+    tokenizer.padding_side = "right"  # GPT-2 counts the positions of padding on the left
+
+
+def _lowercase(backend: Tokenizer) -> None:
+    """Lowercase before any other normalization, as sentence-transformers does for `do_lower_case`."""
+    found: Any = backend.normalizer
+    is_sequence = isinstance(found, normalizers.Sequence)
+    members = list(found) if is_sequence else [found] if found else []
+    if not any(isinstance(member, normalizers.Lowercase) for member in members):
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *members])
 
 
 def load(directory: str, spec: EncoderSpec) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer of a local model directory; it appends the end token if the pooling needs it."""
+    """Load the tokenizer of a local model directory, prepared for its encoder.
+
+    Raises:
+        InputError: if its files are damaged or missing, or it cannot be used; see `prepare`.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    if spec.pooling == "lasttoken":
-        end_with_eos(tokenizer)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+    except Exception as error:  # tokenizers raises nothing more precise for a damaged tokenizer.json
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{directory}: its tokenizer cannot be loaded: {reason}. Check tokenizer.json and "
+            "tokenizer_config.json, or download the model again"
+        ) from error
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"{directory}: {type(tokenizer).__name__} has no fast form, which is needed here and by servers. "
+            "Use a model with a tokenizer.json"
+        )
+    prepare(tokenizer, spec)
     return tokenizer
