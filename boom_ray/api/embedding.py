@@ -34,7 +34,7 @@ def embed(
     prompt_name: str | None = None,
     prompt: str | None = None,
     dimensions: int | None = None,
-    dtype: Literal["float32", "float16", "int8", "binary"] = "float32",
+    dtype: Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"] = "float32",
     chunk: int | None = None,
     overlap: int = 0,
     chunk_output: Literal["mean", "each"] = "mean",
@@ -60,7 +60,7 @@ def embed(
         prompt_name: Name of the model's prompt that precedes every text, such as `query`.
         prompt: Text of a prompt, instead of its name.
         dimensions: Number of leading dimensions to keep; they are normalized again.
-        dtype: Type of the numbers that are stored.
+        dtype: Type of the numbers that are stored, in the words of sentence-transformers.
         chunk: Cut texts into pieces of this many tokens instead of cutting off their end.
         overlap: Tokens that two pieces share.
         chunk_output: One mean vector per text, or one vector per piece.

@@ -1,7 +1,6 @@
 """Artifacts: directories with a record of their lineage and hashes, published in one step."""
 
 from boom_ray.artifacts.record import (
-    RECORD,
     AnyRecord,
     BagsRecord,
     CoreRecord,
@@ -24,9 +23,11 @@ from boom_ray.artifacts.record import (
     submission_id,
     verify,
 )
+from boom_ray.artifacts.record_file import RECORD, RECORDS
 
 __all__ = [
     "RECORD",
+    "RECORDS",
     "AnyRecord",
     "BagsRecord",
     "CoreRecord",

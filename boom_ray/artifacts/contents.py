@@ -234,12 +234,13 @@ class EmbeddingsConfig(Content):
         model: Digest of the model.
         prompt: Text before every input.
         chunk: Tokens after which texts were cut into pieces, if they were.
-        low: Lower end of each dimension's scale, for `int8`.
-        high: Upper end.
+        low: Lower end of each dimension's scale, for `int8` and `uint8`.
+        high: Upper end: a stored number `n` of `uint8` stands for `n / 255 * (high - low) + low`, of `int8`
+            for that of `n + 128`.
         precision: Of the computation.
         seconds: Wall time of the run that finished it.
         unchanged: Rows that earlier outputs (`since`) had already.
-        gone: Ids of earlier outputs that the source no longer has.
+        deleted: Ids of earlier outputs that the source no longer has.
     """
 
     model: str
@@ -257,7 +258,7 @@ class EmbeddingsConfig(Content):
     precision: str
     seconds: float
     unchanged: int
-    gone: int
+    deleted: list[int | str]
     since: list[str]
     source: str
     text_column: str

@@ -1,13 +1,13 @@
 """The record that makes a directory an artifact: lineage and hashes, written last.
 
-A directory without `artifact.json` does not exist for any reader; `staging` publishes one.
+A directory without a record (`record_file`) does not exist for any reader; `staging` publishes one.
 """
 
 import importlib.metadata
 import importlib.util
 import json
 import os
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -22,9 +22,9 @@ from boom_ray.artifacts.contents import (
     ModelConfig,
     ModelMetrics,
 )
+from boom_ray.artifacts.record_file import PARQUET_RECORD, RECORD, find_record, read_json
 from boom_ray.errors import InputError, NotFoundError, StorageError
 
-RECORD = "artifact.json"
 CARD, METRICS_LOG, DISTANCES = "README.md", "metrics.jsonl", "distances.json"
 ACCOUNTS = (CARD, METRICS_LOG, DISTANCES)  # files about the making of a model, which its digest leaves out
 MARKER = ".stage"  # on an object store: the process named in it is filling this prefix
@@ -56,9 +56,10 @@ class Parent(BaseModel):
 
 
 class Record(BaseModel):
-    """The fields of `artifact.json` that every kind of artifact has.
+    """The fields of a record that every kind of artifact has.
 
     Attributes:
+        FILE: Name of the record's file.
         kind: Decides the types of `config` and `metrics` (`boom_ray.artifacts.contents`).
         fingerprint: Identity of the inputs and settings.
         times: Start and end of each stage, in seconds since 1970.
@@ -71,6 +72,7 @@ class Record(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid")
+    FILE: ClassVar[str] = RECORD
 
     kind: str
     name: str
@@ -131,6 +133,8 @@ class ModelRecord(Record):
 class EmbeddingsRecord(Record):
     """Embeddings of a source."""
 
+    FILE: ClassVar[str] = PARQUET_RECORD
+
     kind: Literal["embeddings"] = "embeddings"
     config: EmbeddingsConfig
     metrics: EmbeddingsMetrics | None = None
@@ -167,13 +171,13 @@ def read_record(uri: str) -> AnyRecord | None:
     """The record of the artifact at `uri`, or None if there is no complete artifact.
 
     Raises:
-        StorageError: if `artifact.json` is not a record of this version of boom-ray.
+        StorageError: if the record is damaged, or not one of this version of boom-ray.
     """
-    location = storage.join(uri, RECORD)
-    if not storage.is_file(location):
+    location = find_record(uri)
+    if location is None:
         return None
     try:
-        return _ANY.validate_json(storage.read_bytes(location))
+        return _ANY.validate_json(read_json(location))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -201,7 +205,9 @@ def read(uri: str, kind: type[R]) -> R:
     """
     record = find(uri, kind)
     if record is None:
-        raise NotFoundError(f"{uri}: not an artifact: it has no {RECORD}. Check the path, or finish its run")
+        raise NotFoundError(
+            f"{uri}: not an artifact: it has no {kind.FILE}. Check the path, or finish its run"
+        )
     return record
 
 
@@ -252,7 +258,8 @@ def verify(uri: str) -> AnyRecord:
         raise NotFoundError(
             f"{uri}: not an artifact: it has no {RECORD}. It was never finished, or is something else"
         )
-    present = {name: info for name, info in storage.list_files(uri).items() if name not in (RECORD, MARKER)}
+    own = (record.FILE, MARKER)
+    present = {name: info for name, info in storage.list_files(uri).items() if name not in own}
     problems = [f"{name}: missing" for name in record.files.keys() - present.keys()]
     problems += [f"{name}: not in the record" for name in present.keys() - record.files.keys()]
     for name in sorted(record.files.keys() & present.keys()):

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from boom_ray import artifacts, storage
-from boom_ray.artifacts.record import MARKER, RECORD, FileEntry, R, TensorEntry
+from boom_ray.artifacts.record import MARKER, FileEntry, R, TensorEntry
+from boom_ray.artifacts.record_file import content_of, find_record
 from boom_ray.errors import ConflictError, StorageError
 from boom_ray.runtime import processes, scratch
 
@@ -66,16 +67,18 @@ class Stage:
             }
         )
         refuse_existing(self.target)
-        content = record.model_dump_json(indent=1).encode()
+        content = content_of(
+            record.FILE, record.model_dump_json(indent=1).encode(), self.uri, list(record.files)
+        )
         if self.local == self.uri:
-            storage.write_bytes(storage.join(self.local, RECORD), content)
+            storage.write_bytes(storage.join(self.local, record.FILE), content)
             self._rename()
         else:
             self._refuse_taken_over()
             storage.copy_tree(self.local, self.uri)
             self._check_upload()
             self._refuse_taken_over()
-            storage.write_bytes(storage.join(self.target, RECORD), content)
+            storage.write_bytes(storage.join(self.target, record.FILE), content)
             storage.delete_file(storage.join(self.target, MARKER))
         return record
 
@@ -140,7 +143,7 @@ class Stage:
 
 def refuse_existing(target: str) -> None:
     """Raise ConflictError if an artifact is published at `target`, or a local directory there holds files."""
-    if storage.is_file(storage.join(target, RECORD)):
+    if find_record(target):
         raise ConflictError(f"{target}: exists already. Give another path, or delete it first")
     if (
         storage.is_local(target)

@@ -27,7 +27,7 @@ def _columns(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("--dimensions", type=click.IntRange(min=1), metavar="D", help="Leading dimensions to keep.")
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "float16", "int8", "binary"]),
+    type=click.Choice(["float32", "float16", "int8", "uint8", "binary", "ubinary"]),
     default="float32",
     show_default=True,
 )
@@ -52,7 +52,7 @@ def embed(model: str, source: str, target: str, **values: Any) -> None:
     click.echo(f"embedded: {made.rows:,} rows, {made.tokens:,} tokens in {made.seconds:,.0f} s; "
                f"{made.dimensions} dimensions, {made.dtype} ({made.precision} inside)")  # fmt: skip
     if values["since"]:
-        click.echo(f"since: {made.unchanged:,} rows unchanged, {made.gone:,} ids deleted")
+        click.echo(f"since: {made.unchanged:,} rows unchanged, {len(made.deleted):,} ids deleted")
     click.echo(f"output: {result.vectors}  (digest {result.record.digest})")
 
 

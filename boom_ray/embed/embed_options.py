@@ -6,7 +6,7 @@ from typing import Literal
 from boom_ray.errors import InputError
 
 Precision = Literal["float32", "bfloat16"]
-VectorType = Literal["float32", "float16", "int8", "binary"]
+VectorType = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 OUTPUT_COLUMNS = {"id", "chunk", "embedding", "text_xxh3"}
 
 
@@ -24,7 +24,7 @@ class EmbedOptions:
         limit: Maximum number of rows to embed.
         empty_text: Whether an empty text is an error or is embedded.
         dimensions: Keep this many leading dimensions and normalize again (Matryoshka); all by default.
-        dtype: Type of the stored vectors.
+        dtype: Type of the stored vectors, in the words of sentence-transformers.
         chunk: Split texts into chunks of at most this many tokens; by default they are truncated.
         overlap: Tokens that consecutive chunks share.
         chunk_output: `mean`: one vector per text. `each`: one vector per chunk.
@@ -67,3 +67,8 @@ class EmbedOptions:
         reserved = OUTPUT_COLUMNS & set(self.columns)
         if reserved:
             raise InputError(f"columns: {', '.join(sorted(reserved))} is a column of the output. Omit it")
+
+    @property
+    def has_chunk_rows(self) -> bool:
+        """Whether the output has one row per chunk of a text."""
+        return self.chunk is not None and self.chunk_output == "each"

@@ -28,6 +28,7 @@ class EmbedPlan:
         earlier_keys: Ray reference of the sorted `row_keys` of rows to skip.
         target: URI below which the partitions are written.
         reduction: From embeddings to stored numbers.
+        compute: Precision and threads of an encoder; None before they are chosen.
     """
 
     source: TextSource
@@ -38,6 +39,16 @@ class EmbedPlan:
     earlier_keys: Any
     target: str
     reduction: Reduction
+    compute: ComputeSettings | None = None
+
+    @property
+    def output_schema(self) -> pa.Schema:
+        """Columns of the output."""
+        options, kept = self.source.options, self.source.schema
+        kept = kept.remove(kept.get_field_index("text"))
+        if options.has_chunk_rows:
+            kept = kept.insert(1, pa.field("chunk", pa.int32()))
+        return kept.append(pa.field("embedding", self.reduction.arrow_type))
 
     @property
     def partition_rows(self) -> int:

@@ -6,7 +6,6 @@ are stored, and needs no other bookkeeping. Ray Data's own checkpoints keep the 
 next to the output, which could disagree with it.
 """
 
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -27,20 +26,19 @@ from boom_ray.artifacts.staging import Stage
 from boom_ray.embed import int8_scales, probe
 from boom_ray.embed.embed_options import EmbedOptions, Precision
 from boom_ray.embed.embed_plan import EmbedPlan, EncoderPool
-from boom_ray.embed.encode import encoded_partitions
+from boom_ray.embed.encode import encoded_partitions, write_empty
 from boom_ray.embed.metrics import STAGES, EmbedMetrics
-from boom_ray.embed.partition import Partition, PartitionCounts
+from boom_ray.embed.partition import Partition, PartitionMetadata
 from boom_ray.embed.probe import ComputeSettings
 from boom_ray.embed.survey import Survey, read_earlier, survey
 from boom_ray.embed.text_source import open_source
-from boom_ray.embed.vectors import Reduction
+from boom_ray.embed.vectors import Reduction, Scales
 from boom_ray.errors import BoomError, ClusterError, ConflictError, NotFoundError, StorageError
 from boom_ray.model import directory
 from boom_ray.runtime.cluster import result_of
 from boom_ray.runtime.progress import Progress
 
 logger = logging.getLogger(__name__)
-GONE = "gone.json"
 MIN_PROBED_ROWS = 1024  # a smaller run is over before a probe is
 BLOCK_BYTES = 1 << 16  # a partition is one row and larger, so that it is a block of its own
 
@@ -53,11 +51,13 @@ class _Output:
         partitions: All of them.
         written: Those that this run wrote, with their times.
         precision: Precision they were computed in.
+        scales: Ranges of the dimensions, for `int8` and `uint8`.
     """
 
     partitions: list[Partition]
     written: list[Partition]
     precision: Precision
+    scales: Scales | None
 
     @property
     def rows(self) -> int:
@@ -139,8 +139,7 @@ def _record(
     seconds: float,
 ) -> EmbeddingsRecord:
     """The record of an output."""
-    scales = int8_scales.stored(stage)
-    options = plan.source.options
+    scales, options = output.scales, plan.source.options
     return EmbeddingsRecord(
         name=storage.name_of(stage.target),
         version=parent.version,
@@ -154,7 +153,7 @@ def _record(
             precision=output.precision,
             seconds=round(seconds, 1),
             unchanged=seen.unchanged,
-            gone=len(seen.deleted),
+            deleted=seen.deleted,
             since=list(options.since),
             source=storage.without_credentials(plan.source.uri),
             text_column=options.text_column,
@@ -190,25 +189,26 @@ def _encode(plan: EmbedPlan, stage: Stage, seen: Survey) -> _Output:
     """Write the missing partitions."""
     total, written = sum(seen.rows), list[Partition]()
     with _explained(f"{plan.source.uri}: cannot be embedded into {stage.target}"):
-        done = _stored_partitions(stage)
+        done, metadata = _stored_partitions(stage)
         num_done = sum(partition.texts for partition in done.values())
         if num_done:
             logger.info("embed: %d of %d rows are already stored", num_done, total)
-        compute = _compute_settings(plan, stage, total)
+        compute = metadata.compute if metadata else _compute_settings(plan, total)
+        pool = EncoderPool.of(plan.source.options.num_workers, -(-total // plan.partition_rows), compute)
+        scales = int8_scales.calibrated(plan, pool, metadata.scales if metadata else None)
+        plan = replace(plan, compute=compute, reduction=replace(plan.reduction, scales=scales))
         if num_done < total:
-            pool = EncoderPool.of(plan.source.options.num_workers, -(-total // plan.partition_rows), compute)
-            plan = replace(plan, reduction=int8_scales.calibrated(plan, pool, stage))
             stream = map(Partition.from_row, encoded_partitions(plan, pool, set(done)).iter_rows())
             metrics = EmbedMetrics(storage.name_of(stage.target))
             written = list(_reported(stream, num_done, total, metrics))
-    if seen.deleted:
-        storage.write_bytes(storage.join(stage.local, GONE), json.dumps(seen.deleted).encode())
+        elif not total:
+            written = [write_empty(plan)]
     # By file, so that a partition counts once even if Ray Data yields it twice.
     partitions = done | {partition.file: partition for partition in written}
     stage.entries |= {
         name: FileEntry(size=one.size, xxh3_128=one.xxh3_128) for name, one in partitions.items()
     }
-    output = _Output(list(partitions.values()), written, compute.precision)
+    output = _Output(list(partitions.values()), written if total else [], compute.precision, scales)
     if output.rows != total:
         raise ConflictError(
             f"{stage.target}: {output.rows} rows were written, {total} read before. Did the source change?"
@@ -217,19 +217,22 @@ def _encode(plan: EmbedPlan, stage: Stage, seen: Survey) -> _Output:
     return output
 
 
-def _stored_partitions(stage: Stage) -> dict[str, Partition]:
-    """The partitions that an earlier run stored, by file."""
-    names = [name for name in storage.list_files(stage.uri) if name.startswith("part-")]
-    return {name: _stored_partition(storage.join(stage.uri, name)) for name in sorted(names)}
+def _stored_partitions(stage: Stage) -> tuple[dict[str, Partition], PartitionMetadata | None]:
+    """The partitions that an earlier run stored, by file, and the metadata of the first."""
+    names = sorted(name for name in storage.list_files(stage.uri) if name.startswith("part-"))
+    found = {name: _stored_partition(storage.join(stage.uri, name)) for name in names}
+    first = found[names[0]][1] if names else None
+    return {name: partition for name, (partition, _) in found.items()}, first
 
 
-def _stored_partition(uri: str) -> Partition:
+def _stored_partition(uri: str) -> tuple[Partition, PartitionMetadata]:
     hashed = artifacts.hash_file(uri)
     with storage.open_input(uri) as file:
-        counts = PartitionCounts.from_metadata(pq.read_metadata(file).metadata or {})
-    return Partition(
-        storage.name_of(uri), counts.texts, counts.tokens, size=hashed.size, xxh3_128=hashed.xxh3_128
+        stored = PartitionMetadata.from_arrow(pq.read_metadata(file).metadata)
+    partition = Partition(
+        storage.name_of(uri), stored.texts, stored.tokens, size=hashed.size, xxh3_128=hashed.xxh3_128
     )
+    return partition, stored
 
 
 def _reported(
@@ -248,19 +251,16 @@ def _reported(
             yield partition
 
 
-def _compute_settings(plan: EmbedPlan, stage: Stage, total: int) -> ComputeSettings:
-    """Precision and threads: from the options, from an earlier run, or for a long run from a probe."""
+def _compute_settings(plan: EmbedPlan, total: int) -> ComputeSettings:
+    """Precision and threads: from the options, or for a long run on CPUs from a probe."""
     options, resources = plan.source.options, ray.cluster_resources()
     if resources.get("GPU"):
         return ComputeSettings(options.precision or "bfloat16")
     if (options.precision and options.num_workers) or total < MIN_PROBED_ROWS:
         return ComputeSettings(options.precision or "float32")
-    settings = probe.load(stage.uri)
-    if settings is None:
-        cpus = max(1, int(resources.get("CPU", 1)))
-        task = ray.remote(num_cpus=min(1, cpus))(_probe)
-        settings = result_of(task.remote(plan, cpus))
-        probe.save(stage.uri, settings)
+    cpus = max(1, int(resources.get("CPU", 1)))
+    task = ray.remote(num_cpus=min(1, cpus))(_probe)
+    settings = result_of(task.remote(plan, cpus))
     return replace(settings, precision=options.precision or settings.precision)
 
 

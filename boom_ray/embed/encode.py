@@ -19,7 +19,7 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from boom_ray import storage
 from boom_ray.embed.embed_plan import EmbedPlan, EncoderPool
-from boom_ray.embed.partition import Partition
+from boom_ray.embed.partition import Partition, PartitionMetadata
 from boom_ray.errors import NotFoundError, StorageError
 
 if TYPE_CHECKING:
@@ -132,9 +132,9 @@ class PartitionEncoder:
         from boom_ray.embed.pieces import mean_of_pieces
 
         options = self.plan.source.options
-        if options.chunk and options.chunk_output == "mean":
+        if options.chunk and not options.has_chunk_rows:
             vectors = mean_of_pieces(vectors, pieces, len(rows))
-        elif options.chunk:
+        elif options.has_chunk_rows:
             rows = rows.take(pa.array(pieces.text))
             first = np.searchsorted(pieces.text, pieces.text)
             number = pa.array(np.arange(len(pieces.text)) - first, pa.int32())
@@ -147,7 +147,9 @@ def _write(batch: pa.Table, plan: EmbedPlan) -> pa.Table:
     started = time.perf_counter()
     partition, rows = Partition.from_arrow(batch)
     sink = pa.BufferOutputStream()
-    table = rows.replace_schema_metadata(partition.counts.to_metadata())
+    assert plan.compute is not None
+    metadata = PartitionMetadata(partition.tokens, partition.texts, plan.compute, plan.reduction.scales)
+    table = rows.replace_schema_metadata(metadata.to_arrow())
     pq.write_table(table, sink, compression="zstd", use_dictionary=False)
     content = sink.getvalue().to_pybytes()
     _store(storage.join(plan.target, partition.file), content)
@@ -158,6 +160,12 @@ def _write(batch: pa.Table, plan: EmbedPlan) -> pa.Table:
         write=time.perf_counter() - started,
         ended=time.time(),
     ).to_arrow()
+
+
+def write_empty(plan: EmbedPlan) -> Partition:
+    """Store a partition without rows: an output to which nothing was added still has its columns."""
+    empty = Partition("part-000000-000000.parquet", texts=0).to_arrow(plan.output_schema.empty_table())
+    return Partition.from_arrow(_write(empty, plan))[0]
 
 
 def _store(uri: str, content: bytes) -> None:

@@ -4,34 +4,51 @@ Between the stages of Ray Data a partition is one row: a scalar column for each 
 table in list columns. So no stage can split it or mix it with another.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import pyarrow as pa
 
+from boom_ray.embed.probe import ComputeSettings
+from boom_ray.embed.vectors import Scales
+
+METADATA_KEY = b"boom_ray"
 ROWS = "rows."  # prefix of the list columns: a column of the input may be named like a field of `Partition`
 ARROW_TYPES: Mapping[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 
 
 @dataclass(frozen=True)
-class PartitionCounts:
-    """Counts stored in the metadata of a partition's parquet file.
+class PartitionMetadata:
+    """What the metadata of a partition's parquet file states about its vectors.
 
-    A run that resumes reads them instead of the rows. The order of the fields is part of the file's bytes.
+    A run that resumes reads the counts instead of the rows, and computes the other partitions alike.
+
+    Attributes:
+        tokens: Tokens that were encoded.
+        texts: Rows of the input.
+        compute: Precision and threads of the encoder.
+        scales: Ranges of the dimensions, for `int8` and `uint8`.
     """
 
     tokens: int
     texts: int
+    compute: ComputeSettings
+    scales: Scales | None = None
 
-    def to_metadata(self) -> dict[bytes, bytes]:
-        """As the key-value metadata of a parquet file."""
-        return {name.encode(): str(value).encode() for name, value in asdict(self).items()}
+    def to_arrow(self) -> dict[bytes, bytes]:
+        """As the key-value metadata of a parquet file; the order of the keys is part of the file's bytes."""
+        values: dict[str, Any] = {"tokens": self.tokens, "texts": self.texts, **asdict(self.compute)}
+        return {METADATA_KEY: json.dumps(values | (self.scales.to_lists() if self.scales else {})).encode()}
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[bytes, bytes]) -> "PartitionCounts":
+    def from_arrow(cls, metadata: Mapping[bytes, bytes]) -> "PartitionMetadata":
         """From the key-value metadata of a parquet file."""
-        return cls(**{field.name: int(metadata[field.name.encode()]) for field in fields(cls)})
+        values = json.loads(metadata[METADATA_KEY])
+        compute = ComputeSettings(values["precision"], values["threads"])
+        scales = Scales.from_lists(values["low"], values["high"]) if "low" in values else None
+        return cls(values["tokens"], values["texts"], compute, scales)
 
 
 @dataclass(frozen=True)
@@ -65,11 +82,6 @@ class Partition:
     ended: float = 0.0
     size: int = 0
     xxh3_128: str = ""
-
-    @property
-    def counts(self) -> PartitionCounts:
-        """The counts that its file stores."""
-        return PartitionCounts(self.tokens, self.texts)
 
     def to_arrow(self, table: pa.Table | None = None) -> pa.Table:
         """One row: the fields, and the columns of `table` as lists."""

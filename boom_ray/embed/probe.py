@@ -1,12 +1,11 @@
 """The fastest way to encode on this cluster's CPUs: a short measurement before a long run.
 
-The result is stored with the output. A run that resumes, possibly on other machines, uses the stored result,
-so that all vectors of an output are computed alike.
+The result is stored in every partition. A run that resumes, possibly on other machines, uses the stored
+result, so that all vectors of an output are computed alike.
 """
 
-import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +17,6 @@ from boom_ray.embed.embed_options import Precision
 if TYPE_CHECKING:
     from boom_ray.model.encoder import Encoder
 
-FILE = "compute.json"
 NUM_TEXTS, MAX_TOKENS = 32, 128
 MIN_COSINE = 0.99995  # on the sample, so that a whole corpus stays above 0.9999
 MIN_SPEEDUP = 1.1  # below it, more processes are not worth their memory, nor bfloat16 its rounding
@@ -35,17 +33,6 @@ class ComputeSettings:
 
     precision: Precision
     threads: int | None = None
-
-
-def load(directory: str) -> ComputeSettings | None:
-    """The result that an earlier run stored with the same output, if any."""
-    uri = storage.join(directory, FILE)
-    return ComputeSettings(**json.loads(storage.read_bytes(uri))) if storage.is_file(uri) else None
-
-
-def save(directory: str, settings: ComputeSettings) -> None:
-    """Store the result for a run that resumes."""
-    storage.write_bytes(storage.join(directory, FILE), json.dumps(asdict(settings)).encode())
 
 
 def measure(model: str, texts: list[str], num_cpus: int) -> ComputeSettings:

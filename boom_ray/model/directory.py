@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from boom_ray import artifacts, storage
-from boom_ray.artifacts.record import CARD, DISTANCES, RECORD, Parent
+from boom_ray.artifacts.record import CARD, DISTANCES, Parent
+from boom_ray.artifacts.record_file import RECORD
 from boom_ray.errors import BoomError, InputError
 from boom_ray.model import files, modules
 from boom_ray.model import tokenizer as tokenizers

@@ -70,6 +70,9 @@ def _title(record: Record) -> str:
 
 def artifacts_below(root: str) -> dict[str, AnyRecord]:
     """Every artifact of a run by its path relative to the run."""
-    end = "/" + artifacts.RECORD
-    paths = [name.removesuffix(end) for name in storage.list_files(root) if name.endswith(end)]
+    paths = [
+        storage.parent_of(name)
+        for name in storage.list_files(root)
+        if storage.name_of(name) in artifacts.RECORDS
+    ]
     return {path: record for path in paths if (record := artifacts.read_record(storage.join(root, path)))}

@@ -50,9 +50,7 @@ def verified_digests(root: str) -> tuple[dict[str, str], list[str]]:
     """Digests of all artifacts below a URI, and problems: damaged artifacts and leftover files."""
     digests, wrong = {}, []
     files = list(storage.list_files(root))
-    directories = [
-        name.removesuffix(f"/{artifacts.RECORD}") for name in files if name.endswith(artifacts.RECORD)
-    ]
+    directories = [storage.parent_of(name) for name in files if storage.name_of(name) in artifacts.RECORDS]
     for name in directories:
         try:
             digests[name] = artifacts.verify(f"{root}/{name}").digest

@@ -17,12 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from boom_ray import artifacts, storage
+from boom_ray import artifacts
 from boom_ray.embed import probe
 from boom_ray.embed.cpu_bfloat16 import cpu_multiplies_bfloat16
 from boom_ray.embed.drift import drift
 from boom_ray.embed.embed_options import EmbedOptions
 from boom_ray.embed.embedding_run import embed
+from boom_ray.embed.partition import PartitionMetadata
 from boom_ray.embed.pieces import cut
 from boom_ray.embed.probe import ComputeSettings
 from boom_ray.embed.vectors import restore
@@ -64,6 +65,12 @@ def read(target: str) -> pa.Table:
     files = artifacts.verify(target).files
     parts = [name for name in files if name.endswith(".parquet")]
     return pa.concat_tables(pq.read_table(os.path.join(target, name)) for name in parts).sort_by("id")
+
+
+def stored_metadata(target: str) -> list[PartitionMetadata]:
+    """The metadata of each partition, in the order of the files."""
+    footers = [pq.read_metadata(os.path.join(target, name)) for name in artifacts.read_record(target).files]
+    return [PartitionMetadata.from_arrow(footer.metadata) for footer in footers]
 
 
 def vectors(table: pa.Table) -> np.ndarray:
@@ -270,6 +277,44 @@ def test_columns_are_copied_and_rows_are_filtered_and_limited(corpus, published_
     assert cosines(vectors(table), everything[expected]).min() >= 0.99999
 
 
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch) -> None:
+    """A cache of datasets of its own."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("library", ["pandas", "pyarrow", "polars", "datasets", "ray"])
+def test_libraries_open_the_output_directory(library, whole, hub_cache):
+    import datasets
+    import pandas
+    import polars
+
+    opened = {
+        "pandas": lambda: pandas.read_parquet(whole),
+        "pyarrow": lambda: pq.read_table(whole).to_pandas(),
+        "polars": lambda: pandas.DataFrame(polars.read_parquet(whole).to_dict(as_series=False)),
+        "datasets": lambda: datasets.load_dataset("parquet", data_dir=whole, split="train").to_pandas(),
+        "ray": lambda: ray.data.read_parquet(whole).to_pandas(),
+    }[library]()
+    expected = read(whole)
+    found = opened.sort_values("id")
+    assert list(opened.columns) == expected.column_names
+    assert found["id"].tolist() == expected["id"].to_pylist()
+    assert found["text_xxh3"].tolist() == expected["text_xxh3"].to_pylist()
+    assert np.array_equal(np.stack(found["embedding"].to_list()), vectors(expected))
+
+
+def test_an_output_to_which_nothing_was_added_has_its_columns(corpus, published_qwen3, whole, tmp_path):
+    import polars
+
+    target = str(tmp_path / "out")
+    record = embed(published_qwen3, corpus, target, EmbedOptions(since=(whole,)))
+    assert (record.config.rows, record.config.unchanged) == (0, 400)
+    assert artifacts.read_record(target) == artifacts.verify(target) == record
+    assert pq.read_table(target).schema.types == pq.read_table(whole).schema.types
+    assert polars.read_parquet(target).columns == pq.read_table(whole).column_names
+
+
 def test_an_invalid_filter_is_refused(corpus, weightless, tmp_path):
     assert "lang + 1" in refused(weightless, corpus, tmp_path, filter="lang + 1")
 
@@ -291,7 +336,7 @@ def test_fewer_dimensions_and_smaller_types(corpus, published_qwen3, whole, tmp_
     full = vectors(read(whole))
     cut = full[:, :16] / np.linalg.norm(full[:, :16], axis=1, keepdims=True)
     made = {}
-    for dtype in ("float16", "int8", "binary"):
+    for dtype in ("float16", "int8", "ubinary"):
         record = embed(
             published_qwen3, corpus, str(tmp_path / dtype), EmbedOptions(dimensions=16, dtype=dtype)
         )
@@ -304,7 +349,7 @@ def test_fewer_dimensions_and_smaller_types(corpus, published_qwen3, whole, tmp_
         made["float16"].dtype == np.float16 and cosines(made["float16"].astype(np.float32), cut).min() > 0.999
     )
     assert made["int8"].dtype == np.int8 and np.abs(restored - cut).max() <= (high - low).max() / 255
-    assert np.array_equal(np.unpackbits(made["binary"], axis=1).astype(bool), cut > 0)
+    assert np.array_equal(np.unpackbits(made["ubinary"], axis=1).astype(bool), cut > 0)
     assert "1 to 32" in refused(published_qwen3, corpus, tmp_path, dimensions=64)
 
 
@@ -347,8 +392,7 @@ def test_only_rows_that_are_new_or_changed_since_an_output(
     options = EmbedOptions(since=(whole,))
     record = embed(published_qwen3, str(tmp_path / "later.parquet"), str(tmp_path / "out"), options)
     assert read(str(tmp_path / "out"))["id"].to_pylist() == [7, 1000]
-    assert (record.config.unchanged, record.config.gone) == (398, 1)
-    assert json.loads((tmp_path / "out" / "gone.json").read_text()) == [9]
+    assert (record.config.unchanged, record.config.deleted) == (398, [9])
     later_rows = str(tmp_path / "later.parquet")
     message = refused(published_minilm, later_rows, tmp_path, ConflictError, since=(whole,))
     assert whole in message and "test v0001" in message
@@ -425,8 +469,9 @@ def probed(many, published_minilm, tmp_path_factory) -> str:
 
 
 def test_a_long_run_stores_what_the_probe_measured(many, probed, published_minilm):
-    measured = probe.load(probed)
     record, table = artifacts.read_record(probed), read(probed)
+    measured = stored_metadata(probed)[0].compute
+    assert all(metadata.compute == measured for metadata in stored_metadata(probed))
     assert measured.threads in (1, 2, 4) and record.config.precision == measured.precision
     expected = directory.load_encoder(published_minilm).encode(many[1])
     assert table["id"].to_pylist() == list(range(1100))
@@ -434,15 +479,18 @@ def test_a_long_run_stores_what_the_probe_measured(many, probed, published_minil
 
 
 def test_a_resumed_run_computes_as_the_stored_measurement_says(many, probed, published_minilm, tmp_path):
-    measured, record = probe.load(probed), artifacts.read_record(probed)
+    measured, record = stored_metadata(probed)[0].compute, artifacts.read_record(probed)
     other = "float32" if measured.precision == "bfloat16" else "bfloat16"
     unfinished = tmp_path / f".out.unfinished-{record.fingerprint}"
     unfinished.mkdir()
-    probe.save(str(unfinished), ComputeSettings(other, 2))
+    part = next(name for name in record.files)
+    table, metadata = pq.read_table(f"{probed}/{part}"), stored_metadata(probed)[0]
+    metadata = replace(metadata, compute=ComputeSettings(other, 2))
+    pq.write_table(table.replace_schema_metadata(metadata.to_arrow()), unfinished / part)
     resumed = embed(published_minilm, many[0], str(tmp_path / "out"), EmbedOptions(chunk_tokens=512))
     assert resumed.fingerprint == record.fingerprint
     assert resumed.config.precision == other
-    assert probe.load(str(tmp_path / "out")) == ComputeSettings(other, 2)
+    assert {one.compute for one in stored_metadata(str(tmp_path / "out"))} == {ComputeSettings(other, 2)}
 
 
 def test_the_probe_uses_bfloat16_only_if_it_is_faster_and_agrees(many, published_minilm, monkeypatch):
@@ -459,7 +507,7 @@ def test_the_probe_uses_bfloat16_only_if_it_is_faster_and_agrees(many, published
 def test_the_precision_can_be_chosen(many, published_minilm, tmp_path):
     options = EmbedOptions(limit=64, precision="bfloat16")
     record = embed(published_minilm, many[0], str(tmp_path / "out"), options)
-    assert record.config.precision == "bfloat16" and not storage.is_file(str(tmp_path / "out" / probe.FILE))
+    assert record.config.precision == "bfloat16"
     expected = directory.load_encoder(published_minilm).encode(many[1][:64])
     assert 0.998 < cosines(vectors(read(str(tmp_path / "out"))), expected).min() < 1
 

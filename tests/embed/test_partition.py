@@ -5,8 +5,11 @@ from dataclasses import asdict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
-from boom_ray.embed.partition import Partition, PartitionCounts
+from boom_ray.embed.partition import Partition, PartitionMetadata
+from boom_ray.embed.probe import ComputeSettings
+from boom_ray.embed.vectors import Scales
 
 PARTITION = Partition("part-0-0.parquet", texts=2, tokens=7, read=0.5, size=1 << 33, xxh3_128="ab")
 
@@ -31,8 +34,11 @@ def test_columns_may_have_the_names_of_fields():
     assert Partition.from_arrow(PARTITION.to_arrow(table)) == (PARTITION, table)
 
 
-def test_counts_are_read_back_from_a_parquet_file():
-    file = io.BytesIO()
-    pq.write_table(pa.table({"id": [1]}).replace_schema_metadata(PARTITION.counts.to_metadata()), file)
-    counts = PartitionCounts.from_metadata(pq.read_metadata(file).metadata)
-    assert counts == PartitionCounts(tokens=7, texts=2) == PARTITION.counts
+@pytest.mark.parametrize("scales", [None, ([0.1, -0.7], [1 / 3, 0.2])])
+def test_metadata_is_read_back_from_a_parquet_file(scales):
+    file, expected = io.BytesIO(), Scales.from_lists(*scales) if scales else None
+    metadata = PartitionMetadata(7, 2, ComputeSettings("bfloat16", 3), expected)
+    pq.write_table(pa.table({"id": [1]}).replace_schema_metadata(metadata.to_arrow()), file)
+    read = PartitionMetadata.from_arrow(pq.read_metadata(file).metadata)
+    assert (read.tokens, read.texts, read.compute) == (7, 2, ComputeSettings("bfloat16", 3))
+    assert (read.scales and read.scales.to_lists()) == (expected and expected.to_lists())
