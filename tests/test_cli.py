@@ -189,6 +189,8 @@ def test_evaluate_prints_and_writes_the_metrics(run, beir, tmp_path):
         scores = [content["evaluation"][name][task]["ndcg@10"] for name in ("bag-1", "v0001")]
         assert all(0 < score <= 1 for score in scores)
         assert re.search(rf"{task}.*{scores[0]:.3f}.*{scores[1]:.3f}", output), output
+        assert f"{task}: 20 queries, 20 documents, 20 judgements\n" in output
+        assert content["counts"][task] == {"queries": 20, "documents": 20, "judgements": 20}
     mean = np.mean([scores["ndcg@10"] for scores in content["evaluation"]["v0001"].values()])
     assert content["means"]["v0001"]["all"]["ndcg@10"] == pytest.approx(mean)
 

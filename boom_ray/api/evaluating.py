@@ -75,7 +75,8 @@ def evaluate(
     cache, problems = arguments.path(results) if by_mteb else None, list[str]()
     with reported_to(progress):
         measured = measure(subjects, tasks, protocol, cache, problems if by_mteb else None)
-    return EvaluationResult(ScoreTable(scores_of(measured)), problems, cache)
+    counts = {name: found.counts for name, found in next(iter(measured.values())).items() if found.counts}
+    return EvaluationResult(ScoreTable(scores_of(measured)), problems, cache, counts)
 
 
 def _labelled(models: ModelLike | Sequence[ModelLike]) -> dict[str, str]:

@@ -60,11 +60,13 @@ class EvaluationResult:
         scores: The scores of every model on every task.
         problems: Why tasks of mteb were not measured; a second call measures only these.
         results: URI of mteb's result files; None if mteb did not run.
+        counts: The numbers of queries, documents and judgements of each local task of retrieval or reranking.
     """
 
     scores: ScoreTable
     problems: list[str]
     results: str | None
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def to_frame(self) -> "pandas.DataFrame":
         """The main scores: one row per task and mean, one column per model."""

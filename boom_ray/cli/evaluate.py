@@ -44,10 +44,13 @@ def evaluate(
     if result.results:
         click.echo(f"results: {result.results}")
     scores = result.scores.results
+    for task, counts in result.counts.items():
+        click.echo(f"{task}: {', '.join(f'{count:,} {kind}' for kind, count in counts.items())}")
     if any(scores.values()):
         console.print(tables.terminal_table(scores))
     if json_file:
-        content = json.dumps({"evaluation": scores, "means": result.scores.means}, indent=1)
+        values = {"evaluation": scores, "means": result.scores.means, "counts": result.counts}
+        content = json.dumps(values, indent=1)
         storage.write_bytes(storage.absolute(json_file), content.encode())
         click.echo(f"results: {json_file}")
     if result.problems:  # of any class

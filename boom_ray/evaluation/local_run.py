@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from boom_ray.model.encoder import Encoder
 
 RETRIEVAL_METRICS = ("ndcg@10", "mrr@10", "recall@100")
-RESULT_FORMAT = "graded"  # part of the cache key: files of other formats have other names
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,8 @@ class LocalEvaluationTask(EvaluationTask[Measurement]):
         # Imported here because mteb is an optional dependency and slow to import.
         from boom_ray.evaluation.mteb_local import score
 
-        value = score(self.task, encoder, prompt, protocol.max_length, protocol.chunk_tokens)
-        return Measurement({MAIN_METRICS[self.task.type]: value}, {})
+        value, counts = score(self.task, encoder, prompt, protocol.max_length, protocol.chunk_tokens)
+        return Measurement({MAIN_METRICS[self.task.type]: value}, {}, counts)
 
     def measurement(self, result: Measurement) -> Measurement:
         """See `EvaluationTask.measurement`."""
@@ -66,7 +65,7 @@ class LocalEvaluationTask(EvaluationTask[Measurement]):
 
         Resources and `chunk_tokens` change scores by rounding only and are left out.
         """
-        settings = [protocol.query_prompt, protocol.max_length, RESULT_FORMAT]
+        settings = [protocol.query_prompt, protocol.max_length]
         key = artifacts.fingerprint([subject.digest, self.task.revision, *settings])
         return storage.join(cache, f"{key}.json")
 
@@ -81,4 +80,4 @@ def _search(task: LocalTask, encoder: "Encoder", prompt: str, protocol: Evaluati
         for name in RETRIEVAL_METRICS
         for metric, k in [name.split("@")]
     }
-    return Measurement(means, evaluator.ndcg_of_queries)
+    return Measurement(means, evaluator.ndcg_of_queries, evaluator.counts)

@@ -23,6 +23,7 @@ from boom_ray.errors import InputError, NotFoundError
 
 LocalTaskType = Literal["Retrieval", "Reranking", "STS", "Classification", "Clustering"]
 SUFFIXES = (".jsonl", ".parquet")
+SCORING = "ranks of trec_eval"  # part of a task's revision: results of other scorings do not count
 MAIN_METRICS: dict[LocalTaskType, str] = {
     "Retrieval": "ndcg@10",
     "Reranking": "map",
@@ -72,8 +73,8 @@ class LocalTask:
 
     @cached_property
     def revision(self) -> str:
-        """Identity of its content; reads every file."""
-        return artifacts.hash_tree(self.uri)
+        """Identity of its content and of its scoring; reads every file."""
+        return artifacts.fingerprint([artifacts.hash_tree(self.uri), SCORING])
 
 
 def find(data: str) -> list[LocalTask]:

@@ -9,7 +9,7 @@ from mteb.models.abs_encoder import AbsEncoder
 from mteb.types import PromptType
 
 from boom_ray.evaluation.local_tasks import LocalTask
-from boom_ray.evaluation.mteb_tasks import local
+from boom_ray.evaluation.mteb_tasks import counts_of, local
 from boom_ray.model.encoder import Encoder
 
 
@@ -32,12 +32,12 @@ class _MtebEncoder(AbsEncoder):
 
 def score(
     task: LocalTask, encoder: Encoder, query_prompt: str, max_length: int | None, chunk_tokens: int
-) -> float:
-    """The main score of one task.
+) -> tuple[float, dict[str, int]]:
+    """The main score of one task, and its `Measurement.counts`.
 
     Raises:
         InputError: if its files cannot be read.
     """
     adapter: Any = _MtebEncoder(encoder, query_prompt, max_length, chunk_tokens)
-    measured = mteb.evaluate(adapter, local(task), cache=None, show_progress_bar=False)
-    return float(measured.task_results[0].get_score())
+    (found,) = mteb.evaluate(adapter, local(task), cache=None, show_progress_bar=False).task_results
+    return float(found.get_score()), counts_of(found)

@@ -18,7 +18,7 @@ from boom_ray.errors import BoomError, InputError, StorageError
 from boom_ray.evaluation import mteb_results
 from boom_ray.evaluation.local_tasks import LocalTask
 from boom_ray.evaluation.mteb_results import MtebResult
-from boom_ray.evaluation.mteb_tasks import local, named
+from boom_ray.evaluation.mteb_tasks import counts_of, local, named
 from boom_ray.evaluation.protocol import EvaluationProtocol, EvaluationTask, Measurement, Subject
 from boom_ray.model import directory
 from boom_ray.runs.scores import MAIN_SCORE
@@ -70,7 +70,7 @@ class MtebEvaluationTask(EvaluationTask[MtebResult]):
     def measurement(self, result: MtebResult) -> Measurement:
         """See `EvaluationTask.measurement`."""
         score = result.scores.validate_and_filter_scores(self.task).get_score()
-        return Measurement({MAIN_SCORE: float(score)}, {})
+        return Measurement({MAIN_SCORE: float(score)}, {}, counts_of(result.scores))
 
     def is_complete(self, result: MtebResult) -> bool:
         """See `EvaluationTask.is_complete`."""

@@ -6,11 +6,13 @@ import mteb
 from datasets import Dataset, DatasetDict
 from mteb.abstasks import AbsTaskClassification, AbsTaskClustering, AbsTaskRetrieval, AbsTaskSTS
 from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
+from mteb.results import TaskResult
 
 from boom_ray.errors import InputError
 from boom_ray.evaluation.beir import read_beir
 from boom_ray.evaluation.local_tasks import LabelledText, LocalTask, RankedQuery, ScoredPair, read
 
+COUNTS = ("queries", "documents", "judgements")
 MTEB_METRICS = {  # mteb's names of `local_tasks.MAIN_METRICS`
     "Retrieval": "ndcg_at_10",
     "Reranking": "map_at_1000",
@@ -84,22 +86,43 @@ class _LocalData:
         raise NotImplementedError
 
 
-class LocalRetrieval(_LocalData, AbsTaskRetrieval):
-    """A BEIR directory."""
+class _LocalSearch(_LocalData, AbsTaskRetrieval):
+    """A task of retrieval or reranking, whose `counts` are among its scores in mteb's result files."""
+
+    counts: dict[str, int]
+
+    def task_specific_scores(self, *_: Any, **options: Any) -> dict[str, float]:
+        """See `AbsTaskRetrieval.task_specific_scores`."""
+        return {f"num_{kind}": count for kind, count in self.counts.items()}
+
+
+class LocalRetrieval(_LocalSearch):
+    """A BEIR directory.
+
+    mteb ignores a document with the id of the query. Here it does so for queries that are documents only:
+    these get the same ids, and others, whose ids can be those of documents by chance, get other ones.
+    """
+
+    ignore_identical_ids = True
 
     def read(self, uri: str) -> Any:
         """See `_LocalData.read`."""
         beir = read_beir(uri)
+        self.counts = beir["counts"]
+        ids = {name: f"{'document' if name in beir['own'] else 'query'} {name}" for name in beir["queries"]}
         data = RetrievalSplitData(
-            corpus=_texts(beir["corpus"]),
-            queries=_texts(beir["queries"]),
-            relevant_docs=beir["relevant_docs"],
+            corpus=_texts({f"document {name}": text for name, text in beir["corpus"].items()}),
+            queries=_texts({ids[name]: text for name, text in beir["queries"].items()}),
+            relevant_docs={
+                ids[query]: {f"document {name}": grade for name, grade in grades.items()}
+                for query, grades in beir["relevant_docs"].items()
+            },
             top_ranked=None,
         )
         return {"default": {"test": data}}
 
 
-class LocalReranking(_LocalData, AbsTaskRetrieval):
+class LocalReranking(_LocalSearch):
     """Queries, each with its own positive and negative documents."""
 
     def read(self, uri: str) -> Any:
@@ -114,6 +137,7 @@ class LocalReranking(_LocalData, AbsTaskRetrieval):
             documents.update(zip(ids, texts, strict=True))
             relevant[f"q{number}"] = dict.fromkeys(ids[: len(row.positive)], 1)
             ranked[f"q{number}"] = ids
+        self.counts = {"queries": len(queries), "documents": len(documents), "judgements": len(documents)}
         data = RetrievalSplitData(
             corpus=_texts(documents), queries=_texts(queries), relevant_docs=relevant, top_ranked=ranked
         )
@@ -164,6 +188,13 @@ LOCAL_TASK_CLASSES: dict[str, type[_LocalData]] = {
     "Classification": LocalClassification,
     "Clustering": LocalClustering,
 }
+
+
+def counts_of(result: TaskResult) -> dict[str, int]:
+    """The `Measurement.counts` of a local task, from mteb's result; empty for other tasks."""
+    entries = result.scores.get("test", [])
+    found = entries[0] if len(entries) == 1 else {}
+    return {kind: found[f"num_{kind}"] for kind in COUNTS if f"num_{kind}" in found}
 
 
 def _texts(by_id: dict[str, str]) -> Dataset:

@@ -1,7 +1,7 @@
 """The terms of evaluation: the models, the settings, the results, and the interface of a task."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from boom_ray.recipe import BaseModelSource
@@ -65,10 +65,13 @@ class Measurement:
     Attributes:
         scores: Metric -> value, the main score first.
         queries: nDCG@10 of each query by its id; empty where a task has no queries or reports no such scores.
+        counts: The numbers of `queries`, `documents` and `judgements` that the scores are of; empty where a
+            task is not a local one of retrieval or reranking.
     """
 
     scores: dict[str, float]
     queries: dict[str, float]
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 Measurements = dict[str, dict[str, Measurement]]  # label -> task -> measurement

@@ -57,6 +57,7 @@ def test_metrics_match_their_definitions_and_results_are_cached(published_minilm
         assert measurement.scores == pytest.approx(expected, abs=1e-6)
         assert 0.2 < measurement.scores["ndcg@10"] <= 1
         assert fmean(measurement.queries.values()) == pytest.approx(expected["ndcg@10"], abs=1e-6)
+        assert measurement.counts == {"queries": 20, "documents": 20, "judgements": 20}
     written = modified(cache)
     assert len(written) == 2
     again = measure([Subject("other label", published_minilm)], find_tasks(beir), protocol, cache)
@@ -73,7 +74,7 @@ def test_the_cache_key_is_stable(tmp_path):
     protocol = EvaluationProtocol(query_prompt="query: ", max_length=64, num_cpus=2, chunk_tokens=8)
     measurement = Measurement({"v-measure": 0.5}, {})
     task.write_result(str(tmp_path / "cache"), Subject("m", "unused", digest="0" * 32), protocol, measurement)
-    assert os.listdir(tmp_path / "cache") == ["e037377059f9619f271992611e2ad16e.json"]
+    assert os.listdir(tmp_path / "cache") == ["ace3f956d1165442c3b318aa7adc71cb.json"]
     read = task.read_result(str(tmp_path / "cache"), Subject("n", "-", digest="0" * 32), protocol)
     assert read == measurement
 
