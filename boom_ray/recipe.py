@@ -28,7 +28,7 @@ from boom_ray.storage import absolute
 TaskType = Literal["retrieval", "sts", "classification", "clustering"]
 Pooling = Literal["mean", "cls", "lasttoken"]
 Precision = Literal["fp32", "bf16", "fp16"]
-Attention = Literal["sdpa", "flash_attention_2", "eager"]
+Attention = Literal["auto", "sdpa", "flash_attention_2", "eager"]
 Distillation = Literal["kl_div", "m3_kd"]
 SaveDtype = Literal["float32", "bfloat16", "float16"]
 #: The names of all merge methods; `boom_ray.merge` registers one implementation for each.
@@ -193,7 +193,8 @@ class TrainExecution(Section):
         resources_per_worker: Ray resources of one rank, e.g. `{CPU: 4, GPU: 1}`.
         zero_stage: DeepSpeed ZeRO stage.
         offload: What DeepSpeed keeps in host memory.
-        attention: Implementation of attention; with `flash_attention_2`, decoders run without padding.
+        attention: Implementation of attention; `auto` is sdpa if the model supports it, else eager; with
+            `flash_attention_2`, decoders run without padding.
         chunk_tokens: Padded tokens in one forward pass.
         grad_cache: Re-run chunks for the backward pass instead of keeping their activations.
         save_every_steps: Steps between checkpoints.
@@ -207,7 +208,7 @@ class TrainExecution(Section):
     resources_per_worker: dict[str, float] = {}
     zero_stage: Literal[0, 1, 2, 3] = 1
     offload: Literal["none", "optimizer", "all"] = "none"
-    attention: Attention = "sdpa"
+    attention: Attention = "auto"
     chunk_tokens: int = Field(16384, ge=1)
     grad_cache: bool = False
     gradient_checkpointing: bool = False

@@ -166,7 +166,7 @@ class LoadedModel:
     @property
     def dimensions(self) -> int:
         """Length of a vector."""
-        return int(self.encoder.transformer.config.hidden_size)
+        return self.encoder.dimension
 
     def encode(
         self,

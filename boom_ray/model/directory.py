@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # merging imports this module, and starts twice as fast witho
 
     from boom_ray.model.encoder import Encoder
 
+DECODERS = ("ForCausalLM", "GPT2LMHeadModel")
 NOT_COPIED = (CARD, RECORD, DISTANCES)
 COPIED_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
@@ -113,9 +114,8 @@ def save(
         config["matryoshka_dimensions"] = sorted(matryoshka)  # the key that vLLM reads
     files.write_json(directory, "config.json", config)
     tokenizers.save(encoder.tokenizer, directory)
-    dimension = encoder.transformer.config.hidden_size
     spec = replace(encoder.spec, max_length=max_length, prompts=prompts, default_prompt_name=None)
-    modules.write(directory, spec, dimension)
+    modules.write(directory, spec, encoder.dimension)
 
 
 def copy_all_but_weights(source: str, target: str, dtype: str) -> None:
@@ -143,7 +143,7 @@ def copy_all_but_weights(source: str, target: str, dtype: str) -> None:
 
 
 def _default_pooling(directory: str, config: dict[str, Any]) -> Pooling:
-    if any(name.endswith("ForCausalLM") for name in config.get("architectures") or []):
+    if any(name.endswith(DECODERS) for name in config.get("architectures") or []):
         return "lasttoken"
     raise InputError(
         f"{directory}: this {config['model_type']} model does not define its pooling. "

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from boom_ray.model import tokenizer as tokenizers
 from boom_ray.model.packed_weights import pack_linear_layers
 from boom_ray.model.spec import EncoderSpec
+from boom_ray.model.transformer import load_transformer
 from boom_ray.recipe import Attention, Pooling
 
 DTYPES = {
@@ -73,7 +74,7 @@ class Encoder(nn.Module):
         spec: EncoderSpec,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
-        attention: Attention = "sdpa",
+        attention: Attention = "auto",
     ) -> "Encoder":
         """Load from a local directory: safetensors only, and no code from the directory.
 
@@ -81,12 +82,10 @@ class Encoder(nn.Module):
             attention: Implementation of attention; with `flash_attention_2`, causal models run packed.
 
         Raises:
+            InputError: if transformer or tokenizer are of a kind that cannot be used.
             OSError: if the directory has no safetensors weights.
-            ImportError: if the implementation of attention is not installed.
         """
-        transformer = AutoModel.from_pretrained(
-            directory, dtype=dtype, use_safetensors=True, attn_implementation=attention
-        )
+        transformer = load_transformer(directory, dtype, attention)
         encoder = cls(transformer, tokenizers.load(directory, spec), spec).to(device).eval()
         encoder.packed = encoder.causal and attention == "flash_attention_2"
         return encoder
@@ -101,6 +100,11 @@ class Encoder(nn.Module):
     def device(self) -> torch.device:
         """The device of the weights."""
         return next(self.transformer.parameters()).device
+
+    @property
+    def dimension(self) -> int:
+        """Length of the embeddings; configurations name it differently, and transformers maps the names."""
+        return int(self.transformer.config.hidden_size)
 
     def tokenize(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
         """Token ids of each text, truncated to `max_length` (default: the model's), end token included."""
@@ -163,7 +167,7 @@ class Encoder(nn.Module):
             [n, d] float32 in the order of `token_ids`, each row of norm 1.
         """
         lengths = np.array([len(ids) for ids in token_ids])
-        vectors = np.empty((len(token_ids), self.transformer.config.hidden_size), dtype=np.float32)
+        vectors = np.empty((len(token_ids), self.dimension), dtype=np.float32)
         for chunk in chunk_by_tokens(lengths, chunk_tokens):
             vectors[chunk] = self(*self.pad([token_ids[index] for index in chunk])).cpu().numpy()
         return vectors

@@ -46,7 +46,7 @@ def write_model(
         times={"train": (state.started, time.time())},
         job=job.submission_id,
     )
-    dimension = encoder.transformer.config.hidden_size
+    dimension = encoder.dimension
     text = card.render(record, directory.read_spec(stage.local), dimension, directory.license_of(base))
     with open(os.path.join(stage.local, CARD), "w", encoding="utf-8") as file:
         file.write(text)

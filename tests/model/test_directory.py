@@ -83,5 +83,5 @@ def test_pickled_weights_are_never_loaded(tmp_path, minilm):
 
 
 def test_an_attention_that_is_not_installed_is_an_input_error(published_qwen3):
-    with pytest.raises(InputError, match=r"cannot be loaded as a model: .*[Ff]lash"):
+    with pytest.raises(InputError, match=r"train\.execution\.attention: got flash_attention_2: .*[Ff]lash"):
         directory.load_encoder(published_qwen3, attention="flash_attention_2")
