@@ -136,6 +136,10 @@ class Encoder(nn.Module):
         Returns:
             [n, d] float32, each row of norm 1.
         """
+        return nn.functional.normalize(self.pooled(input_ids, lengths), dim=-1)
+
+    def pooled(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        """The same before normalization: [n, d] float32."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         real = positions < lengths[:, None]
         if self.packed:
@@ -145,7 +149,7 @@ class Encoder(nn.Module):
         else:
             mask = real.long()
             states = self.transformer(input_ids=input_ids, attention_mask=mask).last_hidden_state
-        return nn.functional.normalize(pool(states, lengths, self.spec.pooling).float(), dim=-1)
+        return pool(states, lengths, self.spec.pooling).float()
 
     def _packed_states(self, input_ids: Tensor, real: Tensor) -> Tensor:
         """Token states, padded, from one sequence of all texts.
@@ -160,16 +164,19 @@ class Encoder(nn.Module):
         return states.new_zeros(*input_ids.shape, states.shape[1]).index_put((real,), states)
 
     @torch.inference_mode()
-    def encode_tokens(self, token_ids: Sequence[Sequence[int]], chunk_tokens: int = 8192) -> np.ndarray:
+    def encode_tokens(
+        self, token_ids: Sequence[Sequence[int]], chunk_tokens: int = 8192, normalize: bool = True
+    ) -> np.ndarray:
         """Embed tokenized texts, longest first, at most `chunk_tokens` padded tokens per forward pass.
 
         Returns:
-            [n, d] float32 in the order of `token_ids`, each row of norm 1.
+            [n, d] float32 in the order of `token_ids`, each row of norm 1 unless `normalize` is off.
         """
+        embed = self if normalize else self.pooled
         lengths = np.array([len(ids) for ids in token_ids])
         vectors = np.empty((len(token_ids), self.dimension), dtype=np.float32)
         for chunk in chunk_by_tokens(lengths, chunk_tokens):
-            vectors[chunk] = self(*self.pad([token_ids[index] for index in chunk])).cpu().numpy()
+            vectors[chunk] = embed(*self.pad([token_ids[index] for index in chunk])).cpu().numpy()
         return vectors
 
     def encode(self, texts: Sequence[str], prompt: str = "", chunk_tokens: int = 8192) -> np.ndarray:

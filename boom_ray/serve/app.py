@@ -18,7 +18,7 @@ from boom_ray.serve.keys import read_keys
 from boom_ray.serve.readiness import log_ready, wait_for_signal
 from boom_ray.serve.replica import DEPLOYMENT
 from boom_ray.serve.serve_settings import ServeSettings
-from boom_ray.serve.served_model import ServedModel, model_name_of
+from boom_ray.serve.served_model import ServedModel
 
 logger = logging.getLogger(__name__)
 
@@ -88,13 +88,14 @@ def switch(wanted: list[ServedModel], settings: ServeSettings, keys: list[str]) 
         ConflictError: if a served model is not among `wanted`.
         InputError: if a new version does not start. Nothing changes then.
     """
-    before = {name for name in serve.status().applications if name != APPLICATION}
-    missing = {model_name_of(name) for name in before} - {served.name for served in wanted}
+    ingress = serve.get_app_handle(APPLICATION)
+    missing = set(ingress.get_names.remote().result()) - {served.name for served in wanted}
     if missing:
         raise ConflictError(
             f"this cluster serves {', '.join(sorted(missing))}, which is not among the requested models. "
             "Name it as well, or end everything with `serve shutdown`"
         )
+    before = {name for name in serve.status().applications if name != APPLICATION}
     new = [served for served in wanted if served.application not in before]
     try:
         for served in new:
@@ -103,7 +104,7 @@ def switch(wanted: list[ServedModel], settings: ServeSettings, keys: list[str]) 
         for served in new:
             serve.delete(served.application)
         raise
-    endpoint: Endpoint = serve.get_app_handle(APPLICATION).get_endpoint.remote().result()
+    endpoint: Endpoint = ingress.get_endpoint.remote().result()
     _route(wanted, settings, replace(endpoint, key_digests=guard.digests(keys)) if keys else endpoint)
     for name in sorted(before - {served.application for served in wanted}):
         serve.delete(name)  # its replicas first answer what they have accepted

@@ -8,10 +8,12 @@ import hashlib
 import hmac
 import json
 import logging
+import string
 import time
 import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -22,6 +24,7 @@ from boom_ray.serve.schema import RequestError
 
 OPEN = ("/health", "/ready", "/docs", "/openapi.json")
 VERSION_HEADER = "x-model-version"
+PRINTABLE = string.punctuation.replace("%", "")  # what else a version contains is percent-encoded
 CLIENT_CLOSED = 499  # nginx's status for a client that disconnects before the response
 access_log = logging.getLogger("ray.serve")  # so that it is in Ray Serve's log files
 
@@ -63,7 +66,7 @@ class Guard:
                 status = message["status"]
                 response = MutableHeaders(scope=message)
                 response["x-request-id"] = scope["request_id"].encode("latin-1", "replace").decode("latin-1")
-                response[VERSION_HEADER] = scope.get("model_version") or self.version()
+                response[VERSION_HEADER] = quote(scope.get("model_version") or self.version(), safe=PRINTABLE)
             await send(message)
 
         error = self._error(scope, headers)

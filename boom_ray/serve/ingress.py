@@ -90,6 +90,10 @@ class Ingress:
         """The address and keys, for a driver that changes the served versions."""
         return self.endpoint
 
+    async def get_names(self) -> list[str]:
+        """The names of the served models, for the same driver."""
+        return list(self.models)
+
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Serve other versions from the next request on; requests in progress keep their version.
 
@@ -147,7 +151,7 @@ class Ingress:
         return self.models[found.name]
 
     async def embed(self, request: EmbeddingRequest) -> tuple[ActiveModel, list[list[int]], np.ndarray]:
-        """The model that answered, the token ids of every input, and [n, d] vectors.
+        """The model that answered, the token ids of every input, and [n, d] pooled vectors.
 
         Raises:
             RequestError: if the request does not fit the model, or the endpoint is overloaded.
@@ -204,7 +208,7 @@ class Ingress:
 
 
 async def call(encoder: DeploymentHandle, token_ids: TokenIds) -> np.ndarray:
-    """[n, d] vectors from any replica. Cancelling this coroutine cancels the call on the replica."""
+    """[n, d] pooled vectors from any replica. Cancelling this coroutine cancels the call on the replica."""
     response = encoder.encode.remote(token_ids)
     try:
         vectors: np.ndarray = await response

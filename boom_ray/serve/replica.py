@@ -41,14 +41,15 @@ class EncoderReplica:
         thread = ThreadPoolExecutor(1)
 
         async def compute(token_ids: TokenIds) -> np.ndarray:
-            encode = partial(encoder.encode_tokens, token_ids, limits.pass_tokens)
+            # Without normalization, which some requests refuse: requests with both settings share a pass.
+            encode = partial(encoder.encode_tokens, token_ids, limits.pass_tokens, normalize=False)
             return await asyncio.get_running_loop().run_in_executor(thread, encode)
 
         metrics = EncoderMetrics(served.version, limits.pass_tokens)
         self.batcher = TokenBatcher(compute, limits.pass_tokens, 1, metrics.passed)
 
     async def encode(self, token_ids: TokenIds) -> np.ndarray:
-        """[n, d] float32 vectors of one call, computed in one pass with other waiting calls."""
+        """[n, d] float32 pooled vectors of one call, computed in one pass with other waiting calls."""
         return await self.batcher(token_ids)
 
 

@@ -1,6 +1,5 @@
 """From the inputs of a request to token ids, checked."""
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -8,9 +7,12 @@ from boom_ray import storage
 from boom_ray.model import directory, tokenizer
 from boom_ray.model.spec import EncoderSpec
 from boom_ray.serve.limits import MAX_INPUTS
-from boom_ray.serve.schema import EmbeddingRequest, RequestError, TokenizeRequest, TokenSpan
+from boom_ray.serve.schema import EmbeddingRequest, RequestError
+from boom_ray.serve.tei_schema import DecodeRequest, TokenizeRequest, TokenSpan
+from boom_ray.serve.token_frame import TokenFrame
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 
@@ -20,24 +22,26 @@ class RequestReader:
 
     Attributes:
         tokenizer: Tokenizer of the model.
+        truncation_side: The end that it cuts unless a request says otherwise, `left` or `right`.
+        frame: The special tokens that it adds.
         spec: Maximum length and prompts of the model.
         dimensions: Length of its embeddings.
-        vocabulary: Number of its token ids.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
+    truncation_side: str
+    frame: TokenFrame
     spec: EncoderSpec
     dimensions: int
-    vocabulary: int
 
     @classmethod
     def load(cls, uri: str) -> "RequestReader":
         """The reader of a model directory, without its weights."""
         local = storage.local_directory(uri)
         spec = directory.read_spec(local)
-        with open(f"{local}/config.json", encoding="utf-8") as file:
-            vocabulary = json.load(file)["vocab_size"]
-        return cls(tokenizer.load(local, spec), spec, directory.dimension_of(local), vocabulary)
+        loaded = tokenizer.load(local, spec)
+        dimensions = directory.dimension_of(local)
+        return cls(loaded, loaded.truncation_side, TokenFrame.of(loaded), spec, dimensions)
 
     def prompt_name(self, request: EmbeddingRequest) -> str | None:
         """The name of the prompt that a request selects.
@@ -68,60 +72,75 @@ class RequestReader:
         inputs: Any = request.input
         if isinstance(inputs, str) or (inputs and isinstance(inputs[0], int)):
             inputs = [inputs]
-        if not inputs or not all(inputs):
-            raise RequestError(
-                422, "input is empty, or contains an empty text or list", "input", "empty_input"
-            )
-        if len(inputs) > MAX_INPUTS:
-            message = f"input has {len(inputs)} texts; allowed: {MAX_INPUTS} in one request"
-            raise RequestError(422, message, "input", "too_many_inputs")
+        if not all(inputs):
+            raise RequestError(422, "input contains an empty text or list", "input", "empty_input")
+        check_number(inputs, "input")
         if isinstance(inputs[0], str):
             check_unicode(inputs)
             prefix = self.spec.prompts[prompt] if prompt else ""
-            return self._tokenize([prefix + text for text in inputs], request.truncate)
-        if prompt is not None:
+            token_ids = self._tokenize([prefix + text for text in inputs], request)
+        elif prompt is not None:
             raise RequestError(422, "a prompt is prepended to texts, not to token ids", "prompt_name")
-        return self._check_tokens(inputs, request.truncate)
+        else:
+            token_ids = self._check_tokens(inputs, request)
+        self._check_lengths(token_ids)
+        return token_ids
 
     def tokens(self, request: TokenizeRequest) -> list[list[TokenSpan]]:
         """The tokens of each text with their positions, the response of `/tokenize`."""
         texts = [request.inputs] if isinstance(request.inputs, str) else request.inputs
+        check_number(texts, "inputs")
         check_unicode(texts)
         name = self.prompt_name(EmbeddingRequest(input="-", prompt_name=request.prompt_name))
         prefix = self.spec.prompts[name] if name else ""
-        self.tokenizer.backend_tokenizer.no_truncation()
-        found = self.tokenizer.backend_tokenizer.encode_batch(
-            [prefix + text for text in texts], add_special_tokens=request.add_special_tokens
-        )
-        return [
-            [
-                TokenSpan(id=id, text=text, special=bool(special), start=start, stop=stop)
-                for id, text, special, (start, stop) in zip(
-                    one.ids, one.tokens, one.special_tokens_mask, one.offsets, strict=True
-                )
-            ]
-            for one in found
-        ]
+        texts = [prefix + text for text in texts]
+        backend = self.tokenizer.backend_tokenizer
+        # Both are state: of the file that the tokenizer was loaded from, then of its last use.
+        backend.no_truncation()
+        backend.no_padding()
+        found = backend.encode_batch(texts, add_special_tokens=request.add_special_tokens)
+        return [spans(text, encoding) for text, encoding in zip(texts, found, strict=True)]
 
-    def _tokenize(self, texts: list[str], truncate: bool) -> list[list[int]]:
-        options: dict[str, Any] = (
-            {"truncation": True, "max_length": self.spec.max_length} if truncate else {"verbose": False}
-        )
-        token_ids = self.tokenizer(texts, return_attention_mask=False, **options)["input_ids"]
-        self._check_lengths(token_ids)
-        return token_ids
+    def texts(self, request: DecodeRequest) -> list[str]:
+        """The texts of token ids, the response of `/decode`.
 
-    def _check_tokens(self, token_ids: list[list[int]], truncate: bool) -> list[list[int]]:
-        limit = self.spec.max_length
-        if not all(0 <= token < self.vocabulary for ids in token_ids for token in ids):
-            message = f"input has a token id outside the model's vocabulary of {self.vocabulary}"
-            raise RequestError(422, message, "input", "unknown_token")
-        if truncate:  # the last token stays: last-token pooling needs the end token
-            return [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in token_ids]
-        self._check_lengths(token_ids)
-        return token_ids
+        Raises:
+            RequestError: if a token id is not in the vocabulary.
+        """
+        ids: Any = request.ids
+        if ids and isinstance(ids[0], int):
+            ids = [ids]
+        check_number(ids, "ids")
+        if not all(0 <= token < self.frame.vocabulary for one in ids for token in one):
+            message = f"ids has a token id outside the model's vocabulary of {self.frame.vocabulary}"
+            raise RequestError(422, message, "ids", "unknown_token")
+        skip = request.skip_special_tokens
+        return self.tokenizer.backend_tokenizer.decode_batch(ids, skip_special_tokens=skip)
+
+    def _cuts_left(self, request: EmbeddingRequest) -> bool:
+        return (request.truncation_direction or self.truncation_side).lower() == "left"
+
+    def _tokenize(self, texts: list[str], request: EmbeddingRequest) -> list[list[int]]:
+        options: dict[str, Any] = {"verbose": False}
+        if request.truncate:
+            self.tokenizer.truncation_side = "left" if self._cuts_left(request) else "right"
+            options = {"truncation": True, "max_length": self.spec.max_length}
+        return self.tokenizer(texts, return_attention_mask=False, **options)["input_ids"]
+
+    def _check_tokens(self, token_ids: list[list[int]], request: EmbeddingRequest) -> list[list[int]]:
+        for index, ids in enumerate(token_ids):
+            self.frame.check(index, ids)
+        if not request.truncate:
+            return token_ids
+        left, limit = self._cuts_left(request), self.spec.max_length
+        return [self.frame.truncate(ids, limit, left) for ids in token_ids]
 
     def _check_lengths(self, token_ids: list[list[int]]) -> None:
+        if not all(token_ids):
+            message = (
+                f"input {token_ids.index([])} has no token: the model's tokenizer drops all its characters"
+            )
+            raise RequestError(422, message, "input", "empty_input")
         longest = max(range(len(token_ids)), key=lambda index: len(token_ids[index]))
         if len(token_ids[longest]) > self.spec.max_length:
             message = (
@@ -129,6 +148,30 @@ class RequestReader:
                 f'{self.spec.max_length}. Shorten it, or send "truncate": true'
             )
             raise RequestError(422, message, "input", "context_length_exceeded")
+
+
+def spans(text: str, encoding: "Encoding") -> list[TokenSpan]:
+    """The tokens of a text; a token that the tokenizer adds is not a part of it."""
+    found = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
+    return [
+        TokenSpan(id=id, text=token, special=True, start=None, stop=None)
+        if special
+        else TokenSpan(id=id, text=text[start:stop], special=False, start=start, stop=stop)
+        for id, token, special, (start, stop) in found
+    ]
+
+
+def check_number(inputs: list[Any], key: str) -> None:
+    """Refuse no inputs, and too many.
+
+    Raises:
+        RequestError: naming the key of the body.
+    """
+    if not inputs:
+        raise RequestError(422, f"{key} is empty", key, "empty_input")
+    if len(inputs) > MAX_INPUTS:
+        message = f"{key} has {len(inputs)} texts; allowed: {MAX_INPUTS} in one request"
+        raise RequestError(422, message, key, "too_many_inputs")
 
 
 def check_unicode(texts: list[str]) -> None:

@@ -1,18 +1,38 @@
-"""The body of a successful response to `/v1/embeddings`."""
+"""From pooled vectors to the body of a successful response."""
 
 import base64
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import orjson
+from fastapi import Request, Response
 
 from boom_ray.serve.schema import EmbeddingRequest
 
+if TYPE_CHECKING:
+    from boom_ray.serve.ingress import ActiveModel, Ingress
 
-def shorten(vectors: np.ndarray, dimensions: int | None) -> np.ndarray:
-    """The first `dimensions` of [n, d] vectors, normalized again; None: unchanged."""
-    if dimensions is None:
-        return vectors
-    leading = vectors[:, :dimensions]
+
+def json_response(content: Any) -> Response:
+    """A response without FastAPI's encoder, which walks over every number."""
+    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
+
+
+async def embed(
+    ingress: "Ingress", body: EmbeddingRequest, request: Request
+) -> "tuple[ActiveModel, list[list[int]], np.ndarray]":
+    """Model, token ids and [n, d] vectors for a request, whose version and tokens the guard then logs."""
+    model, token_ids, pooled = await ingress.embed(body)
+    request.scope["model_version"] = model.served.version
+    request.scope["num_tokens"] = sum(map(len, token_ids))
+    return model, token_ids, finish(pooled, body)
+
+
+def finish(pooled: np.ndarray, request: EmbeddingRequest) -> np.ndarray:
+    """The requested leading dimensions of [n, d] pooled vectors, with norm 1 unless the request says no."""
+    leading = pooled[:, : request.dimensions]
+    if not request.normalize:
+        return np.ascontiguousarray(leading)  # as the JSON encoder needs it
     return leading / np.maximum(np.linalg.norm(leading, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 

@@ -1,15 +1,19 @@
-"""HTTP bodies of OpenAI's embeddings API and of text-embeddings-inference.
+"""HTTP bodies of OpenAI's embeddings API, and of errors.
 
-Extensions of OpenAI's request: `prompt_name`, `input_type` and `truncate`.
+Extensions of OpenAI's request: `prompt_name`, `input_type`, `truncate`, `truncation_direction`, `normalize`.
 """
 
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
+from boom_ray.serve.body import Body
 
-class EmbeddingRequest(BaseModel):
-    """Inputs and options; an unknown key is an error.
+TruncationDirection = Literal["Left", "left", "Right", "right"]
+
+
+class EmbeddingRequest(Body):
+    """Inputs and options.
 
     Attributes:
         input: One text or several; or the token ids of one or several, special tokens included.
@@ -20,11 +24,12 @@ class EmbeddingRequest(BaseModel):
         prompt_name: Name of the model's prompt that is prepended to every text.
         input_type: The same for the prompts `query` and `document`.
         truncate: Truncate longer inputs at the model's maximum length instead of refusing them.
+        truncation_direction: The end that is cut; by default that of the model's tokenizer.
+        normalize: Scale vectors to norm 1.
     """
 
     model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"examples": [{"input": ["a text", "another"], "truncate": True}]},
+        json_schema_extra={"examples": [{"input": ["a text", "another"], "truncate": True}]}
     )
 
     input: StrictStr | list[StrictStr] | list[StrictInt] | list[list[StrictInt]]
@@ -35,6 +40,8 @@ class EmbeddingRequest(BaseModel):
     prompt_name: StrictStr | None = None
     input_type: Literal["query", "document"] | None = None
     truncate: StrictBool = False
+    truncation_direction: TruncationDirection | None = None
+    normalize: StrictBool = True
 
 
 class EmbeddingItem(BaseModel):
@@ -76,63 +83,6 @@ class ModelList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[ListedModel]
-
-
-class EmbedRequest(BaseModel):
-    """Request of text-embeddings-inference's `/embed`."""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"inputs": ["a text"]}]})
-
-    inputs: StrictStr | list[StrictStr] | list[list[StrictInt]]
-    truncate: StrictBool = False
-    truncation_direction: Literal["Right", "right"] = "Right"
-    normalize: Literal[True] = True
-    prompt_name: StrictStr | None = None
-    dimensions: StrictInt | None = Field(None, ge=1)
-
-    def as_openai(self) -> EmbeddingRequest:
-        """The same request in OpenAI's shape."""
-        return EmbeddingRequest(
-            input=self.inputs,
-            truncate=self.truncate,
-            prompt_name=self.prompt_name,
-            dimensions=self.dimensions,
-        )
-
-
-class TokenizeRequest(BaseModel):
-    """Request of text-embeddings-inference's `/tokenize`."""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"inputs": ["a text"]}]})
-
-    inputs: StrictStr | list[StrictStr]
-    add_special_tokens: StrictBool = True
-    prompt_name: StrictStr | None = None
-
-
-class TokenSpan(BaseModel):
-    """One token; `start` and `stop` are positions in the text, in characters."""
-
-    id: int
-    text: str
-    special: bool
-    start: int
-    stop: int
-
-
-class ServerInfo(BaseModel):
-    """Response of text-embeddings-inference's `/info`, about the default model."""
-
-    model_id: str
-    model_sha: str
-    model_dtype: str
-    model_type: dict[str, dict[str, str]]
-    max_input_length: int
-    max_batch_tokens: int
-    max_client_batch_size: int
-    max_concurrent_requests: int
-    tokenization_workers: int
-    version: str
 
 
 class ErrorDetail(BaseModel):

@@ -1,7 +1,10 @@
 """The identity of a served model, and the names that requests may use for it."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from boom_ray.artifacts.record import fingerprint
 
 
 @dataclass(frozen=True)
@@ -24,18 +27,18 @@ class ServedModel:
 
     @property
     def application(self) -> str:
-        """Name of its Ray Serve application."""
-        return f"boom-ray-{self.name}-{self.version}-{self.digest[:8]}"
+        """Name of its Ray Serve application.
+
+        Ray Serve uses it in names of actors and log files, which take fewer characters than a directory: the
+        hash distinguishes what the readable part does not.
+        """
+        readable = re.sub(r"[^A-Za-z0-9._-]+", "_", f"{self.name}-{self.version}")[:80]
+        return f"boom-ray-{readable}-{fingerprint([self.name, self.version, self.digest])[:8]}"
 
     @property
     def full_name(self) -> str:
         """`name:version`, which requests may use to pin a version."""
         return f"{self.name}:{self.version}"
-
-
-def model_name_of(application: str) -> str:
-    """The name of the model that an application serves."""
-    return application.removeprefix("boom-ray-").rsplit("-", 2)[0]
 
 
 def find_model(requested: str | None, models: Sequence[ServedModel]) -> ServedModel | None:
