@@ -33,6 +33,6 @@ class Body(BaseModel):
         schema = handler.resolve_ref_schema(reference)
         schema["additionalProperties"] = {"type": "null"}
         for key, value in schema["properties"].items():
-            if key not in schema["required"] and {"type": "null"} not in value.get("anyOf", []):
+            if key not in schema.get("required", []) and {"type": "null"} not in value.get("anyOf", []):
                 schema["properties"][key] = {"anyOf": [value, {"type": "null"}]}
         return reference

@@ -55,7 +55,7 @@ def explain(error: RequestValidationError) -> RequestError:
         message = "send a JSON body with the header Content-Type: application/json"
         return RequestError(422, message, code="no_json")
     if first["type"] == "unknown_key":
-        return RequestError(422, first["msg"], code=first["type"])
-    if key == "input" or (key == "inputs" and not isinstance(first["input"], dict)):
+        return RequestError(422, first["msg"], first["ctx"]["key"].strip("'"), first["type"])
+    if key == "input" or keys[:2] == ["inputs", "str"]:  # the first of the allowed types
         return RequestError(422, f"{key} must be {INPUT_KINDS}", key, first["type"])
     return RequestError(422, f"{'.'.join(keys) or 'the body'}: {first['msg']}", key, first["type"])

@@ -58,9 +58,7 @@ class TokenFrame:
             message = f"input {index} has a token id outside the model's vocabulary of {self.vocabulary}"
             raise RequestError(422, f"{message}. {SEND_TEXTS}", "input", "unknown_token")
         if not self.before and not self.after:
-            message = (
-                "token ids are refused: the model's tokenizer adds no token that identifies them"
-            )
+            message = "token ids are refused: the model's tokenizer adds no token that identifies them"
             raise RequestError(422, f"{message}. {SEND_TEXTS}", "input", "foreign_tokens")
         text = self.text(ids)
         if text is None:

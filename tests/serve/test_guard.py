@@ -4,11 +4,12 @@ import asyncio
 import json
 from typing import Any
 
+import pytest
 from fastapi import FastAPI, Request
 
+from boom_ray.serve.error_responses import add_error_handlers, error_response
 from boom_ray.serve.guard import Guard
 from boom_ray.serve.limits import Limits
-from boom_ray.serve.routes import add_error_handlers, error_response
 
 LIMITS = Limits(pass_tokens=1, max_length=1)
 
@@ -93,5 +94,20 @@ def test_requests_beyond_the_limit_are_refused():
         endpoint.go.set()
         assert [(await one)[0] for one in waiting] == [200] * LIMITS.ongoing_requests
         assert endpoint.guard.ongoing == 0
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("version", "header"), [
+    ("v0001", b"v0001"), ("bag-1 (old)", b"bag-1%20(old)"), ("模型%", b"%E6%A8%A1%E5%9E%8B%25"),
+    ("a\nb", b"a%0Ab"),
+])  # fmt: skip
+def test_any_version_can_be_a_header(version, header):
+    async def run() -> None:
+        endpoint = Endpoint()
+        endpoint.guard.version = lambda: version
+        endpoint.go.set()
+        status, headers, _ = await endpoint.post(b"x")
+        assert (status, headers[b"x-model-version"]) == (200, header)
 
     asyncio.run(run())

@@ -1,8 +1,10 @@
 """The names that requests may use for a served model."""
 
+import re
+
 import pytest
 
-from boom_ray.serve.served_model import ServedModel, find_model, model_name_of
+from boom_ray.serve.served_model import ServedModel, find_model
 
 
 def served(name: str, version: str) -> ServedModel:
@@ -31,6 +33,15 @@ def test_a_name_comes_before_the_version_of_another():
     assert find_model("v0001", [CODE, called_like_a_version]) == called_like_a_version
 
 
-@pytest.mark.parametrize("model", [CODE, MAIL])
-def test_an_application_reveals_the_name_of_its_model(model):
-    assert model_name_of(model.application) == model.name
+NAMES = [
+    ("mine", "bag-1"), ("mine-bag", "1"), ("mine-bag-1", ""), ("mine", "bag/1"), ("mine", "bag_1"),
+    ("a#b", "v1"), ("a:b", "v1"), ("%2F", "v1"), ("x" * 255, "v1"), ("x" * 255, "v2"), ("模型" * 40, "v1"),
+]  # fmt: skip
+
+
+def test_versions_have_applications_that_ray_serve_can_name():
+    names = {served(name, version).application for name, version in NAMES}
+    assert len(names) == len(NAMES)
+    # Ray Serve separates parts of names by "#" and "::", and has them in names of log files.
+    assert all(re.fullmatch(r"boom-ray-[A-Za-z0-9._-]+", name) and len(name) <= 100 for name in names)
+    assert served("mine", "v0001").application.startswith("boom-ray-mine-v0001-")
