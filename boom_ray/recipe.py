@@ -61,10 +61,21 @@ def _identifier(name: str) -> str:
     return name
 
 
-def _query_template(template: str) -> str:
-    if not template.endswith("{query}") or re.search(r"{(?!instruction}|query})", template):
+def _unicode(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
         raise ValueError(
-            f"got {template!r}; it must end in {{query}}, as a prompt is a prefix; {{instruction}} is allowed"
+            "half of a surrogate pair, which is not valid Unicode. Write the character"
+        ) from error
+    return text
+
+
+def _query_template(template: str) -> str:
+    if not template.endswith("{query}") or re.search("[{}]", re.sub(r"{instruction}|{query}", "", template)):
+        raise ValueError(
+            f"got {template!r}; it must end in {{query}}, as a prompt is a prefix; {{instruction}} is "
+            "allowed, and no other brace"
         )
     return template
 
@@ -85,13 +96,14 @@ def _absolute(uri: str, info: ValidationInfo) -> str:
 
 Name = Annotated[str, AfterValidator(_identifier)]
 Uri = Annotated[str, AfterValidator(_absolute)]
-QueryTemplate = Annotated[str, AfterValidator(_query_template)]
+Text = Annotated[str, AfterValidator(_unicode)]
+QueryTemplate = Annotated[Text, AfterValidator(_query_template)]
 
 
 class Section(BaseModel):
-    """A part of the recipe; an unknown key is an error."""
+    """A part of the recipe; an unknown key is an error, and so is a number that is not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BaseModelSource(Section):
@@ -120,7 +132,7 @@ class Task(Section):
     name: Name
     path: Uri
     type: TaskType = "retrieval"
-    instruction: str | None = None
+    instruction: Text | None = None
     limit: int | None = Field(None, ge=1)
     expected_rows: int | None = Field(None, ge=1)
 
@@ -135,7 +147,7 @@ class Data(Section):
     """
 
     tasks: list[Task] = Field(min_length=1)
-    instruction: str = "Given a query, retrieve relevant passages that answer the query"
+    instruction: Text = "Given a query, retrieve relevant passages that answer the query"
     query_template: QueryTemplate = "Instruct: {instruction}\nQuery:{query}"
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
 
@@ -234,7 +246,7 @@ class Lora(Section):
 
     rank: int = Field(32, ge=1)
     alpha: float = Field(32.0, gt=0)
-    targets: list[str] = Field(
+    targets: list[Text] = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1
     )
 

@@ -20,11 +20,26 @@ def read(path: str) -> Any:
     """
     if not os.path.isfile(path):
         raise NotFoundError(f"{path}: no such recipe")
+    with open(path, "rb") as file:
+        return parse(file.read(), path)
+
+
+def parse(content: bytes, where: str) -> Any:
+    """Parse YAML.
+
+    Args:
+        where: The file, for errors.
+
+    Raises:
+        InputError: if it is not YAML in UTF-8.
+    """
     try:
-        with open(path, encoding="utf-8") as file:
-            return yaml.safe_load(file)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from error
+        return yaml.safe_load(content.decode("utf-8-sig"))
+    except RecursionError as error:
+        raise InputError(f"{where}: not valid YAML: nested too deeply") from error
+    # PyYAML raises what its conversions raise, for `2024-13-45`, `!!bool x`, `!!int ''`, `!!timestamp x`.
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{where}: not valid YAML: {error}") from error
 
 
 def expand(value: Any, path: str) -> Any:

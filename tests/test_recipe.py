@@ -35,6 +35,21 @@ def load(tmp_path, **sections):
             "train.precision: Input should be 'fp32', 'bf16' or 'fp16', got 'fp8'",
         ),
         ({"bags": {"ratios": "{1,2}"}}, "no preset '{1,2}'; allowed: {20,40,60,80,100}"),
+        ({"train": {"learning_rate": float("inf")}}, "train.learning_rate: Input should be a finite number"),
+        (
+            {"merge": {"weights": [float("nan"), 1.0]}},
+            "weights.list[float].0: Input should be a finite",
+        ),
+        (
+            {"data": VALUES["data"] | {"instruction": "a \ud800"}},
+            "data.instruction: half of a surrogate",
+        ),
+        (
+            {"data": VALUES["data"] | {"query_template": "Use } {query}"}},
+            "data.query_template: got 'Use } {",
+        ),
+        ({"base_model": "\ud800"}, "a path must be valid Unicode"),
+        ({"evaluate": {"data": "a\0b"}}, "a path cannot contain a null character"),
         ({"bags": {"ratios": [120]}}, "bags.ratios.0: Input should be less than or equal to 100"),
         ({"bags": {"ratios": [60, 60], "partition": True}}, "disjoint bags cannot hold 120 %"),
         ({"merge": {"weights": [1, 2, 3]}}, "got 3 weights for 5 bags"),
@@ -145,3 +160,23 @@ def test_the_default_of_a_float_is_a_float(model):
     for name, field in model.model_fields.items():
         if float in (field.annotation, *get_args(field.annotation)) and isinstance(field.default, int):
             pytest.fail(f"{name}: the default of a float is the integer {field.default}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("name: 2001-99-99", "name: !!int x", "name: !!int ''", "name: !!bool x", "name: !!timestamp x"),
+        *("[" * 5000, "name: &a [*a", "\xff", "? [a]\n: b\n", "name: \x07"),
+    ],
+)
+def test_what_yaml_cannot_convert_is_not_valid(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match="not valid YAML"):
+        Recipe.load(str(path))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(VALUES), encoding="utf-8-sig")
+    assert Recipe.load(str(path)).name == "x"

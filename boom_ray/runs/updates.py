@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from boom_ray import artifacts, recipe_file, storage
@@ -93,10 +92,8 @@ def read_tasks(uri: str) -> list[Task]:
         name = re.sub(r"[^A-Za-z0-9._-]", "-", storage.name_of(uri).split(".")[0].strip("*-")) or "new"
         return [Task(name=name, path=uri)]
     try:
-        values, context = yaml.safe_load(storage.read_bytes(uri)), {"directory": os.path.dirname(uri)}
-        return TypeAdapter(list[Task]).validate_python(values, context=context)
-    except yaml.YAMLError as error:
-        raise InputError(f"{uri}: not valid YAML: {error}") from error
+        values = recipe_file.parse(storage.read_bytes(uri), uri)
+        return TypeAdapter(list[Task]).validate_python(values, context={"directory": os.path.dirname(uri)})
     except ValidationError as error:
         problems = recipe_file.explain(error, Task)
         raise InputError.of(problems, f"{uri}: not a list of tasks as in a recipe's data.tasks:") from error

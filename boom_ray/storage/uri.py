@@ -161,8 +161,9 @@ def absolute(uri: str, base: str | None = None) -> str:
     Workers run in other working directories, so callers make every URI absolute where it enters the program.
 
     Raises:
-        InputError: if the URI contains a secret, or is no path and no URI.
+        InputError: if the URI contains a secret or characters that no name has, or is no path and no URI.
     """
+    _refuse_characters(uri)
     if uri.startswith("file://"):
         uri = _path_of_file_uri(uri)
     if not is_local(uri):
@@ -171,12 +172,19 @@ def absolute(uri: str, base: str | None = None) -> str:
         return str(parts._replace(key=parts.key.rstrip("/")))
     if _MERGED.match(uri):
         raise InputError(f"{uri}: a URI has two slashes after its scheme: {uri.partition(':')[0]}://…")
-    if "\0" in uri:
-        raise InputError(f"{uri!r}: a path cannot contain a null character. Check how the path was made")
     expanded = os.path.expanduser(uri)
     if base and not is_local(base) and not os.path.isabs(expanded):
         return join(base, os.path.normpath(expanded))
     return os.path.normpath(os.path.join(base or os.getcwd(), expanded))
+
+
+def _refuse_characters(uri: str) -> None:
+    if "\0" in uri:
+        raise InputError(f"{uri!r}: a path cannot contain a null character. Check how the path was made")
+    try:
+        uri.encode()
+    except UnicodeEncodeError as error:  # from an argument that is not UTF-8, or half of a surrogate pair
+        raise InputError(f"{uri!r}: a path must be valid Unicode, as UTF-8. Rename the file") from error
 
 
 def _path_of_file_uri(uri: str) -> str:
