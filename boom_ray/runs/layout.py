@@ -60,6 +60,11 @@ class Layout:
         return self._path(MODELS, name)
 
     @property
+    def rehearsal(self) -> str:
+        """The fingerprint of the base model and settings that were rehearsed."""
+        return self._path("rehearsal")
+
+    @property
     def all_checkpoints(self) -> str:
         """Directory of the checkpoints of all bags."""
         return self._path("checkpoints")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import ray.exceptions
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from boom_ray.errors import BoomError, ClusterError
@@ -36,20 +36,37 @@ def fit(job: BagJob) -> BoomError | None:
             name=f"{job.name}-{uuid.uuid4().hex[:8]}",
             storage_path=Layout(job.recipe.root).ray_train,
             failure_config=FailureConfig(max_failures=execution.max_failures),
+            callbacks=[cast(Any, StopAtBoomErrors())],
         ),
     )
     try:
-        result: Any = trainer.fit()
-        return result.return_value
+        trainer.fit()
     except (TrainingFailedError, ray.exceptions.RayError, ValueError, OSError) as error:
-        return ClusterError("; ".join(reasons(error)))
+        cause = getattr(error, "controller_failure", error)
+        return cause if isinstance(cause, BoomError) else ClusterError("; ".join(reasons(error)))
+    return None
 
 
-def _train_bag(config: dict[str, Any]) -> BoomError | None:
+def _train_bag(config: dict[str, Any]) -> None:
     """The training function of a rank; imports transformers and DeepSpeed on the workers only."""
     from boom_ray.train.worker import train_bag
 
-    return train_bag(config)
+    train_bag(config)
+
+
+class StopAtBoomErrors(UserCallback):
+    """Ends a bag at a `BoomError` of any rank, which would occur again in every attempt.
+
+    Ray Train counts an exception of a rank as a failure and starts the next attempt, whatever it is. An
+    exception of a callback ends the trainer, and all ranks with it: none waits for others in a collective.
+    """
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Raise the first `BoomError`; Ray Train wraps what a rank has raised."""
+        for wrapper in worker_exceptions.values():
+            for error in (wrapper, *wrapper.args):
+                if isinstance(error, BoomError):
+                    raise error
 
 
 def reasons(error: Exception) -> Iterator[str]:

@@ -22,6 +22,7 @@ from boom_ray.train.bag_job import BagJob
 from boom_ray.train.bag_monitor import BagMonitor
 from boom_ray.train.capacity import await_capacity, rank_capacity
 from boom_ray.train.progress_actor import ProgressActor
+from boom_ray.train.rehearsal_task import rehearse_once
 from boom_ray.train.schedule import Schedule, best, longest_first, render
 from boom_ray.train.training_state import TrainingState
 
@@ -53,6 +54,7 @@ def train_bags(
 
     Raises:
         ClusterError: if the cluster is too small for a bag.
+        InputError: if the base model cannot be trained, as its rehearsal found.
         ConflictError: if a published model was made from another input.
         BoomError: if bags failed. The models of the others are kept; a rerun trains only those missing.
     """
@@ -64,7 +66,9 @@ def train_bags(
         jobs.append(_baseline_job(recipe, corpus, full, base, actor))
     missing = [job for job in jobs if not _is_published(job)]
     if missing:
-        schedule = plan_bags(recipe, missing, await_capacity(recipe.train.execution))
+        capacity = await_capacity(recipe.train.execution)
+        rehearse_once(missing[0])
+        schedule = plan_bags(recipe, missing, capacity)
         logger.info("schedule: %d bags, longest first", len(missing))
         for line in render(schedule, [job.name for job in missing], [job.steps for job in missing]):
             logger.info("  %s", line)

@@ -1,6 +1,7 @@
 """The capacity of the cluster, counted in ranks."""
 
 import time
+from typing import Any
 
 import ray
 
@@ -12,6 +13,13 @@ def rank_resources(execution: TrainExecution) -> dict[str, float]:
     """Ray resources of one rank: those of the recipe, by default one CPU and, with `use_gpu`, one GPU."""
     default = {"GPU": 1.0, "CPU": 1.0} if execution.use_gpu else {"CPU": 1.0}
     return default | execution.resources_per_worker
+
+
+def task_options(execution: TrainExecution) -> dict[str, Any]:
+    """Options of a Ray task on the resources of one rank."""
+    required = rank_resources(execution)
+    options = {"num_cpus": required.pop("CPU", 0), "num_gpus": required.pop("GPU", 0)}
+    return options | {"memory": required.pop("memory", None) or None, "resources": required}
 
 
 def rank_capacity(execution: TrainExecution) -> int:

@@ -57,24 +57,26 @@ def decay(step: int, num_steps: int, warmup_ratio: float) -> float:
     return max(0.0, (num_steps - step) / max(1, num_steps - warmup))
 
 
-def create_engine(model: nn.Module, train: Train, num_steps: int, num_ranks: int) -> "DeepSpeedEngine":
-    """Wrap a model in a DeepSpeed engine with AdamW and the recipe's schedule. Runs on every rank.
-
-    Weight decay applies to matrices only, not to biases and norms.
-    """
-    import deepspeed
-
+def create_optimizer(model: nn.Module, train: Train) -> torch.optim.AdamW:
+    """AdamW on all trainable weights, with weight decay of matrices only, not of biases and norms."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": train.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(
+    return torch.optim.AdamW(
         # DeepSpeed drops an empty group but the schedule keeps it, and their numbers of groups must agree.
         [group for group in groups if group["params"]],
         lr=train.learning_rate,
         fused=train.execution.use_gpu and train.execution.offload == "none",
     )
+
+
+def create_engine(model: nn.Module, train: Train, num_steps: int, num_ranks: int) -> "DeepSpeedEngine":
+    """Wrap a model in a DeepSpeed engine with AdamW and the recipe's schedule. Runs on every rank."""
+    import deepspeed
+
+    optimizer = create_optimizer(model, train)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: decay(step, num_steps, train.warmup_ratio)
     )

@@ -11,8 +11,31 @@ from boom_ray.artifacts.contents import ModelConfig, ModelMetrics, TrainingConfi
 from boom_ray.artifacts.record import CARD
 from boom_ray.model import card, directory
 from boom_ray.model.encoder import Encoder
+from boom_ray.model.spec import EncoderSpec
+from boom_ray.recipe import Recipe
 from boom_ray.train.bag_job import BagJob
 from boom_ray.train.training_state import TrainingState
+
+
+def published_length(recipe: Recipe, spec: EncoderSpec) -> int:
+    """Longest input of a trained model in tokens: that of the recipe, or the longest it was trained on.
+
+    Args:
+        spec: That of the base model.
+    """
+    trained = max(recipe.train.query_max_length, recipe.train.passage_max_length)
+    return recipe.base_model.max_length or min(spec.max_length, trained)
+
+
+def save_model(recipe: Recipe, encoder: Encoder, weights: dict[str, Tensor], target: str) -> None:
+    """Write all files of a trained model except the card and the record to a local directory.
+
+    Args:
+        weights: Full weights with the names of the base model.
+    """
+    base, prompts = storage.local_directory(recipe.base_model.path), directory.prompts_of(recipe.data)
+    length = published_length(recipe, encoder.spec)
+    directory.save(encoder, target, base, prompts, length, weights, recipe.train.matryoshka)
 
 
 def write_model(
@@ -29,11 +52,7 @@ def write_model(
     """
     recipe = job.recipe
     base = storage.local_directory(recipe.base_model.path)
-    prompts = directory.prompts_of(recipe.data)
-    max_length = recipe.base_model.max_length or min(
-        encoder.spec.max_length, max(recipe.train.query_max_length, recipe.train.passage_max_length)
-    )
-    directory.save(encoder, stage.local, base, prompts, max_length, weights, recipe.train.matryoshka)
+    save_model(recipe, encoder, weights, stage.local)
     training = TrainingConfig(ratio=recipe.bags.ratios[job.index], settings=recipe.train)
     record = ModelRecord(
         name=recipe.name,

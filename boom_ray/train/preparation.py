@@ -1,9 +1,8 @@
 """The encoder and the batches of one rank, ready to be trained."""
 
-import ray.train.torch
 import ray.util
 import torch
-from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from boom_ray import artifacts, storage
 from boom_ray.errors import StorageError
@@ -14,8 +13,11 @@ from boom_ray.train.bag_job import BagJob
 from boom_ray.train.batch_loader import BatchLoader
 
 
-def prepare(job: BagJob) -> tuple[Encoder, BatchLoader]:
+def prepare(job: BagJob, device: str) -> tuple[Encoder, BatchLoader]:
     """Load the encoder and the batches of a bag.
+
+    Args:
+        device: The torch device of this process.
 
     Raises:
         StorageError: if this node cannot read the run's storage.
@@ -26,11 +28,11 @@ def prepare(job: BagJob) -> tuple[Encoder, BatchLoader]:
             f"{job.recipe.storage}: node {ray.util.get_node_ip_address()} cannot read the files that the "
             "driver stored there. Use a storage that all nodes share, such as NFS or an object store"
         )
-    encoder = load_trainable(job, storage.local_directory(job.recipe.base_model.path))
+    encoder = load_trainable(job, storage.local_directory(job.recipe.base_model.path), device)
     return encoder, BatchLoader(job, encoder)
 
 
-def load_trainable(job: BagJob, base: str) -> Encoder:
+def load_trainable(job: BagJob, base: str, device: str) -> Encoder:
     """Load the base model for training.
 
     Args:
@@ -41,7 +43,7 @@ def load_trainable(job: BagJob, base: str) -> Encoder:
         base,
         job.recipe.base_model,
         dtype=DTYPES[train.precision],
-        device=str(ray.train.torch.get_device()),
+        device=device,
         attention=train.execution.attention,
     ).train()
     _disable_dropout(encoder)
@@ -57,9 +59,14 @@ def load_trainable(job: BagJob, base: str) -> Encoder:
 
 
 def _disable_dropout(encoder: Encoder) -> None:
-    """Disable dropout, with which the gradient of a batch would depend on its partition into chunks."""
+    """Disable dropout, with which the gradient of a batch would depend on its partition into chunks.
+
+    It is a layer in some models, and a number that a layer passes to a function in others (`dropout` in OPT,
+    `attention_dropout` in Qwen3, `layerdrop`).
+    """
     for module in encoder.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, _DropoutNd):
             module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            setattr(module, "attention_dropout", 0.0)  # noqa: B010 - an attribute, not a submodule
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("dropout" in name or "layerdrop" in name):
+                setattr(module, name, 0.0)

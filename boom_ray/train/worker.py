@@ -4,37 +4,36 @@ import time
 from typing import Any
 
 import ray.train
+import ray.train.torch
 import torch.distributed as dist
 
 from boom_ray.artifacts import staging
-from boom_ray.errors import BoomError
 from boom_ray.train import lora, retrieval_check
 from boom_ray.train.agreement import on_all_ranks
 from boom_ray.train.bag_checkpoints import BagCheckpoints
 from boom_ray.train.bag_job import BagJob
 from boom_ray.train.engine import create_engine, full_weights
 from boom_ray.train.export import write_model
+from boom_ray.train.lasting import without_retry
 from boom_ray.train.preparation import prepare
 from boom_ray.train.reporter import TrainingReporter
 from boom_ray.train.step_runner import StepRunner
 from boom_ray.train.training_state import TrainingState
 
 
-def train_bag(config: dict[str, Any]) -> BoomError | None:
+def train_bag(config: dict[str, Any]) -> None:
     """Train one bag and publish its model; runs on every rank.
 
     Args:
         config: `{"job": BagJob}`.
 
-    Returns:
-        None, or an error that would occur again in every attempt. Any exception that is raised makes Ray
-        Train start another attempt.
+    Raises:
+        BoomError: if the failure would occur again in every attempt. Any other exception makes Ray Train
+            start another attempt.
     """
-    try:
-        BagTraining(config["job"]).run()
-    except BoomError as error:
-        return error
-    return None
+    job = config["job"]
+    with without_retry(job.recipe.base_model.path):
+        BagTraining(job).run()
 
 
 class BagTraining:
@@ -44,7 +43,8 @@ class BagTraining:
         context = ray.train.get_context()
         self.job, self.train = job, job.recipe.train
         self.rank, self.num_ranks = context.get_world_rank(), context.get_world_size()
-        self.encoder, self.loader = on_all_ranks(lambda: prepare(job))
+        device = str(ray.train.torch.get_device())
+        self.encoder, self.loader = on_all_ranks(lambda: prepare(job, device))
         self.engine = create_engine(self.encoder, self.train, self.loader.num_steps, self.num_ranks)
         self.steps = StepRunner(job, self.encoder, self.loader, self.engine, self.rank, self.num_ranks)
         self.reporter = TrainingReporter(job, self.loader.num_steps)

@@ -231,7 +231,7 @@ def test_a_node_that_cannot_read_the_storage_is_named(one_bag):
     job = make_job(recipe, 0, prepared, drawn, base, None)
     os.rename(recipe.root, f"{recipe.root}-elsewhere")
     with pytest.raises(StorageError, match=rf"{recipe.storage}: node {ray.util.get_node_ip_address()} "):
-        prepare(job)
+        prepare(job, "cpu")
 
 
 @pytest.mark.slow
