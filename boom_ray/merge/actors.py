@@ -179,7 +179,7 @@ class MergeCoordinator:
         self.read = sum(place.num_bytes for model in job.all_inputs for place in model.places.values())
         written = _ShardSchedule(job, shards, workers, coordinator).run()
         seconds = time.monotonic() - self.started
-        return MergeOutput(job.inputs[0].directory, job.weights, shards, sizes, written, self.read, seconds)
+        return MergeOutput(checked.directory, job.weights, shards, sizes, written, self.read, seconds)
 
 
 class _ShardSchedule:

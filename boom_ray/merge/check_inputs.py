@@ -1,21 +1,20 @@
 """Whether M models can be merged: all differences that prevent it, in one message."""
 
-import json
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from boom_ray import artifacts, storage
 from boom_ray.artifacts import ModelRecord
 from boom_ray.artifacts.tensors import TensorPlace, read_places
 from boom_ray.errors import BoomError, InputError
 from boom_ray.merge.adapter import is_adapter, read_adapter
+from boom_ray.merge.compare_configs import config_differences, pooling_differences
+from boom_ray.merge.compare_tokenizers import has_tokenizer, tokenizer_differences, vocabulary_conflicts
 from boom_ray.merge.inputs import MergeInput
-from boom_ray.model import directory, modules
+from boom_ray.merge.tensor_names import CAUSAL_HEAD, Places, aligned, left_out, plain_names, plain_places
+from boom_ray.model import directory, files, modules
 
-SHAPE_KEYS = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-SHARED_FILES = ("tokenizer.json", "1_Pooling/config.json")
-HEAD = "lm_head.weight"
+COMPARED = (config_differences, pooling_differences, tokenizer_differences)
 LISTED = 5  # missing or extra tensors that are listed for one model
 
 
@@ -26,17 +25,21 @@ class CheckedInputs:
     Attributes:
         models: The M models.
         base: The model they were trained from, if there is one.
+        directory: URI of the directory whose configuration and tokenizer the merged model gets: that of the
+            first model that states its pooling.
     """
 
     models: list[MergeInput]
     base: MergeInput | None
+    directory: str
 
 
 def check_inputs(models: list[str], base: str | None) -> CheckedInputs:
     """Read the headers of all inputs and compare them.
 
-    Names are compared without a prefix that all tensors of a model share (`model.`), and without a head that
-    is tied to the embeddings.
+    Names are compared without a prefix that all tensors of an encoder share (`model.`), and without a head
+    that is tied to the embeddings. Tensors that take no part in an embedding are left out unless all inputs
+    have them. Files are compared by meaning.
 
     Args:
         models: URIs.
@@ -47,19 +50,26 @@ def check_inputs(models: list[str], base: str | None) -> CheckedInputs:
     """
     problems: list[str] = []
     inputs = [found for model in models if (found := _read(model, base, problems))]
-    if len(inputs) == len(models):
-        for other in inputs[1:]:
-            problems += _tensor_differences(inputs[0], other)
+    origin = _read_base(base, problems) if base else None
     for other in inputs[1:]:
         problems += _file_differences(inputs[0], other)
-    problems += _base_differences(models, base)
-    base_input = _read_base(base, inputs[0], problems) if base and inputs else None
+    problems += _listed("{}", _base_differences, models, base)
+    if base and inputs:
+        form = f"{base}: {{}}, as in {inputs[0].uri}"
+        problems += _listed(form, vocabulary_conflicts, base, inputs[0].directory)
+    if len(inputs) == len(models) and (origin or not base):
+        checked = _aligned(inputs, origin, problems)
     if problems:
         raise InputError.of(list(dict.fromkeys(problems)), "these models cannot be merged:")
-    names = list(inputs[0].places)
-    plain = _without_prefix(names)
-    aligned = [_renamed(model, dict(zip(plain, names, strict=True))) for model in inputs]
-    return CheckedInputs(aligned, base_input)
+    return checked
+
+
+def _listed(form: str, compare: Callable[..., list[str]], *arguments: object) -> list[str]:
+    """The differences that a comparison finds, each put into `form`, or the reason why it cannot be made."""
+    try:
+        return [form.replace("{}", found) for found in compare(*arguments)]
+    except BoomError as error:
+        return [str(error)]
 
 
 def _read(model: str, base: str | None, problems: list[str]) -> MergeInput | None:
@@ -75,41 +85,58 @@ def _read(model: str, base: str | None, problems: list[str]) -> MergeInput | Non
         return None
 
 
+def _read_base(base: str, problems: list[str]) -> MergeInput | None:
+    try:
+        return MergeInput(base, read_places(base), base, artifacts.find(base, ModelRecord))
+    except BoomError as error:
+        problems.append(str(error))
+        return None
+
+
 def _without_tied_head(model: MergeInput) -> MergeInput:
     """Drop a head that is tied to the embeddings: the merged model stores it once, as the embeddings."""
-    tied = _read_json(model.directory, "config.json").get("tie_word_embeddings")
-    if not tied or HEAD not in model.places or len(model.places) == 1:
+    tied = files.read_object(model.directory, "config.json").get("tie_word_embeddings")
+    if not tied or CAUSAL_HEAD not in model.places or len(model.places) == 1:
         return model
-    return replace(model, places={name: place for name, place in model.places.items() if name != HEAD})
+    return replace(model, places=_without(model.places, {CAUSAL_HEAD}))
 
 
-def _without_prefix(names: Iterable[str]) -> list[str]:
-    """Names without the components that all of them start with."""
-    split = [name.split(".") for name in names]
-    shared = 0
-    while (
-        len(split) > 1
-        and all(len(parts) > shared + 1 for parts in split)
-        and (len({parts[shared] for parts in split}) == 1)
-    ):
-        shared += 1
-    return [".".join(parts[shared:]) for parts in split]
+def _without(places: Places, names: set[str]) -> dict[str, TensorPlace]:
+    return {name: place for name, place in places.items() if name not in names}
 
 
-def _plain_places(model: MergeInput) -> dict[str, TensorPlace]:
-    return dict(zip(_without_prefix(model.places), model.places.values(), strict=True))
+def _aligned(inputs: list[MergeInput], base: MergeInput | None, problems: list[str]) -> CheckedInputs:
+    """All inputs under the names of the first, in its order; adds what prevents that to `problems`."""
+    first = inputs[0]
+    plain = plain_places(first.places)
+    of_base = aligned(base.places, list(plain)) if base else {}
+    out = left_out([plain_places(model.places) for model in inputs] + ([of_base] if base else []))
+    for other in inputs[1:]:
+        problems += _tensor_differences(first, other, out)
+    own_names = dict(zip(plain, first.places, strict=True))
+    names = {name: own for name, own in own_names.items() if name not in out}
+    if base:
+        problems += _differences_to_base(base.uri, of_base, _without(plain, out))
+    if problems:
+        return CheckedInputs(inputs, base, first.directory)
+    if base:
+        base = replace(base, places={own: of_base[name] for name, own in names.items()})
+    stating = [
+        model.directory for model in inputs if files.read_object(model.directory, "1_Pooling/config.json")
+    ]
+    return CheckedInputs([_renamed(model, names) for model in inputs], base, [*stating, first.directory][0])
 
 
 def _renamed(model: MergeInput, names: dict[str, str]) -> MergeInput:
     """A model with other tensor names, in the order of `names`.
 
     Args:
-        names: New name of each tensor, by its name without prefix.
+        names: New name of each tensor that is merged, by its plain name.
     """
-    own = dict(zip(_without_prefix(model.places), model.places, strict=True))
-    places = {names[plain]: model.places[name] for plain, name in own.items()}
-    adapter = {names[plain]: model.adapter[name] for plain, name in own.items() if name in model.adapter}
-    return replace(model, places={name: places[name] for name in names.values()}, adapter=adapter)
+    own = dict(zip(plain_names(model.places), model.places, strict=True))
+    places = {new: model.places[own[plain]] for plain, new in names.items()}
+    adapter = {new: model.adapter[own[plain]] for plain, new in names.items() if own[plain] in model.adapter}
+    return replace(model, places=places, adapter=adapter)
 
 
 def _size_differences(model: str, record: ModelRecord | None) -> list[str]:
@@ -124,8 +151,11 @@ def _size_differences(model: str, record: ModelRecord | None) -> list[str]:
     ]
 
 
-def _tensor_differences(first: MergeInput, other: MergeInput) -> list[str]:
-    expected, found, model = _plain_places(first), _plain_places(other), other.uri
+def _tensor_differences(first: MergeInput, other: MergeInput, out: set[str]) -> list[str]:
+    expected, found = (
+        _without(places, out) for places in (plain_places(first.places), plain_places(other.places))
+    )
+    model = other.uri
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     problems = [f"{model}: {name}: missing, {first.uri} has it" for name in missing[:LISTED]]
     problems += [f"{model}: {name}: not in {first.uri}" for name in extra[:LISTED]]
@@ -142,18 +172,29 @@ def _tensor_differences(first: MergeInput, other: MergeInput) -> list[str]:
     return problems
 
 
-def _file_differences(first: MergeInput, other: MergeInput) -> list[str]:
-    own, reference = (_read_json(model.directory, "config.json") for model in (other, first))
+def _differences_to_base(base: str, found: Places, wanted: Places) -> list[str]:
+    missing = [name for name in wanted if name not in found]
     problems = [
-        f"{other.uri}: config.json: {key} is {own.get(key)}, in {first.uri} {reference.get(key)}"
-        for key in SHAPE_KEYS
-        if own.get(key) != reference.get(key)
+        f"{base}: {name}: shape {list(place.shape)}, in the models {list(wanted[name].shape)}"
+        for name, place in found.items()
+        if name in wanted and place.shape != wanted[name].shape
     ]
-    return problems + [
-        f"{other.uri}: {name} differs from that of {first.uri}"
-        for name in SHARED_FILES
-        if not _same_json(other.directory, first.directory, name)
-    ]
+    if missing:
+        more = f" and {len(missing) - 1} more of their tensors" if len(missing) > 1 else ""
+        problems.append(f"{base}: is not the base model of these models: it lacks {missing[0]}{more}")
+    return problems
+
+
+def _file_differences(first: MergeInput, other: MergeInput) -> list[str]:
+    problems = []
+    for compare in COMPARED:
+        form = f"{other.uri}: {{}}, as in {first.uri}"
+        problems += _listed(form, compare, other.directory, first.directory)
+    for model in (first, other):
+        if model.directory != model.uri and has_tokenizer(model.uri):
+            form = f"{model.uri}: {{}}, as in its base model {model.directory}"
+            problems += _listed(form, tokenizer_differences, model.uri, model.directory)
+    return problems
 
 
 def _base_differences(models: list[str], base: str | None) -> list[str]:
@@ -161,8 +202,8 @@ def _base_differences(models: list[str], base: str | None) -> list[str]:
     named = {
         model: parent
         for model in models
-        if (record := artifacts.find(model, ModelRecord))
-        for parent in record.parents
+        if (record := artifacts.find(model, ModelRecord)) and record.config.merge is None
+        for parent in record.parents  # a merged model has the merged ones: it was trained from none of them
         if parent.version == "base"
     }
     if not named:
@@ -175,50 +216,3 @@ def _base_differences(models: list[str], base: str | None) -> list[str]:
         for model, parent in named.items()
         if parent.digest != digest
     ]
-
-
-def _read_base(base: str, first: MergeInput, problems: list[str]) -> MergeInput | None:
-    try:
-        found = read_places(base)
-    except BoomError as error:
-        problems.append(str(error))
-        return None
-    names = dict(zip(_without_prefix(first.places), first.places, strict=True))
-    aligned = _align(found, list(names))
-    if aligned is None:
-        problems.append(f"{base}: is not the base model of these models: it lacks some of their tensors")
-        return None
-    places = {name: aligned[plain] for plain, name in names.items()}
-    problems += [
-        f"{base}: {name}: shape {list(place.shape)}, in the models {list(first.places[name].shape)}"
-        for name, place in places.items()
-        if place.shape != first.places[name].shape
-    ]
-    return MergeInput(base, places, base, artifacts.find(base, ModelRecord))
-
-
-def _align(found: dict[str, TensorPlace], names: list[str]) -> dict[str, TensorPlace] | None:
-    """Tensors by name; a checkpoint may prefix all of them (`model.`, `bert.`), and have more tensors."""
-    wanted = sorted(names)
-    prefixes = {name[: -len(wanted[0])] for name in found if name.endswith(wanted[0])}
-    for prefix in sorted(prefixes, key=lambda prefix: (len(prefix), prefix)):
-        if all(prefix + name in found for name in wanted):
-            return {name: found[prefix + name] for name in names}
-    return None
-
-
-def _same_json(one: str, other: str, name: str) -> bool:
-    uris = [storage.join(directory, name) for directory in (one, other)]
-    if all(storage.is_file(uri) for uri in uris) and storage.read_bytes(uris[0]) == storage.read_bytes(
-        uris[1]
-    ):
-        return True
-    return bool(_read_json(one, name) == _read_json(other, name))
-
-
-def _read_json(model: str, name: str) -> Any:
-    uri = storage.join(model, name)
-    try:
-        return json.loads(storage.read_bytes(uri)) if storage.is_file(uri) else {}
-    except ValueError as error:
-        raise InputError(f"{uri}: not valid JSON: {error}") from error

@@ -19,7 +19,7 @@ from boom_ray.merge.stream import PIECES_AT_A_TIME, TensorMerger
 
 
 def partial_gram(job: MergeJob, name: str, start: int, count: int) -> tuple[GramMatrix, bool]:
-    """The Gram matrix of a slice, and whether all models are equal in it."""
+    """The Gram matrix of a slice, and whether it is copied because all models are equal in it."""
     with TensorMerger(job) as merger:
         return merger.partial_gram(name, start, count)
 

@@ -43,7 +43,8 @@ class Method:
         coefficients: A function as described in this module; None for a method that decides by element.
         by_element: Name of a class in `boom_ray.merge.elementwise`, for a method without coefficients. Only
             its name, because that module imports torch, and driver and coordinator start faster without.
-        num_models: Smallest and largest number of models.
+        num_models: Smallest and largest number of models; one makes sense with a base model, or weights that
+            are not normalized.
         needs_base: Whether it is defined on task vectors only.
         normalizes: Whether weights are scaled to sum 1 by default.
         divides_by_weights: Whether it divides by the weights itself, element by element.
@@ -52,7 +53,7 @@ class Method:
 
     coefficients: Coefficients | None = None
     by_element: str | None = None
-    num_models: tuple[int, int] = (2, 1_000_000)
+    num_models: tuple[int, int] = (1, 1_000_000)
     needs_base: bool = False
     normalizes: bool = True
     divides_by_weights: bool = False
@@ -63,6 +64,24 @@ METHODS: dict[str, Method] = {
     "ties": Method(by_element="Ties", needs_base=True, normalizes=False, divides_by_weights=True),
     "dare_linear": Method(by_element="DareLinear", needs_base=True),
 }
+
+
+def keeps_equal_tensors(settings: Merge, weights: list[float]) -> bool:
+    """Whether a tensor that is equal in all models is its own merge.
+
+    It is not where weights that are not normalized sum to another number than 1 (`task_arithmetic`, by
+    default), or where elements are dropped: then the tensor is merged like any other.
+    """
+    method = METHODS[settings.method]
+    if method.coefficients is None:
+        normalized = method.divides_by_weights and settings.normalize is not False
+        total = settings.scale * (1.0 if normalized else math.fsum(weights))
+        return min(settings.densities(len(weights))) == 1 and math.isclose(total, 1)
+    try:
+        same = np.ones((len(weights), len(weights)))
+        return math.isclose(float(method.coefficients(same, np.array(weights), settings).sum()), 1)
+    except DirectionsCancel:
+        return False
 
 
 def merge_method(**properties: Any) -> Callable[[Coefficients], Coefficients]:
@@ -121,6 +140,8 @@ def _between(gram: Array, weights: Array, iterations: int) -> Array:
         return np.zeros_like(weights)
     inverse = np.divide(1, norms, where=present, out=np.zeros_like(norms))
     present_weights = np.where(present, weights, 0)
+    if iterations and not present.all() and present_weights.sum():
+        present_weights *= weights.sum() / present_weights.sum()  # a step is a mean over the directions
     cosines = inverse[:, None] * gram * inverse
     length = _length(present_weights, cosines)
     if length < ANTIPODAL * np.abs(present_weights).sum():
@@ -151,7 +172,10 @@ def _length(coordinates: Array, cosines: Array) -> float:
 
 @merge_method(num_models=(2, 2))
 def slerp(gram: Array, weights: Array, settings: Merge) -> Array:
-    """SLERP of two models: c = (sin((1-t)θ), sin(tθ)) / sin θ with t = w_2; linear if |cos θ| > 0.9995."""
+    """SLERP of two models: c = (sin((1-t)θ), sin(tθ)) / sin θ with t = w_2; linear if |cos θ| > 0.9995.
+
+    A model of norm zero counts as orthogonal to the other, as in mergekit.
+    """
     return _slerp(gram, weights, 1 - 0.9995**2)
 
 
@@ -163,14 +187,14 @@ def nuslerp(gram: Array, weights: Array, settings: Merge) -> Array:
 
 def _slerp(gram: Array, weights: Array, collinear: float) -> Array:
     norms = np.sqrt(gram.diagonal())
-    cosine = np.clip(gram[0, 1] / norms.prod(), -1, 1) if norms.min() else 1.0
+    cosine = np.clip(gram[0, 1] / norms.prod(), -1, 1) if norms.min() else 0.0
     if 1 - cosine**2 <= collinear:
         return weights
     angle = np.arccos(cosine)
     return np.sin(weights * angle) / np.sin(angle)
 
 
-@merge_method(needs_base=True, takes_weights=False)
+@merge_method(num_models=(2, 1_000_000), needs_base=True, takes_weights=False)
 def model_stock(gram: Array, weights: Array, settings: Merge) -> Array:
     """Model Stock (arXiv 2403.19522): c_i = t / M, t = M cos θ / (1 + (M-1) cos θ), on task vectors.
 

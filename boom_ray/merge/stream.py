@@ -18,7 +18,7 @@ from boom_ray.merge import gram
 from boom_ray.merge.elementwise import Combination, combination, num_scans
 from boom_ray.merge.gram import Pieces
 from boom_ray.merge.merge_job import GramMatrix, MergeJob, WrittenShard
-from boom_ray.merge.methods import DirectionsCancel
+from boom_ray.merge.methods import DirectionsCancel, keeps_equal_tensors
 from boom_ray.merge.read_ahead import Piece, piece_bytes, read_ahead
 from boom_ray.merge.shard_writer import ShardWriter
 from boom_ray.merge.shards import Shard
@@ -77,6 +77,7 @@ class TensorMerger:
         self.chunk = chunk_elements(job)
         self.work = gram.work_dtype(TORCH_DTYPES[job.dtype])
         self.weights = torch.tensor(job.weights, dtype=torch.float64)
+        self.keeps_equal = keeps_equal_tensors(job.settings, job.weights)
         self.grams: dict[str, GramMatrix] = {}
         self.equal: set[str] = set()
 
@@ -96,18 +97,18 @@ class TensorMerger:
         """The merged tensor, in pieces of at most `OUTPUT_ELEMENTS`."""
         method = combination(self.job.settings, self.weights, name)
         chunks = self._chunks(name)
-        pieces, equal = self._scan(name, method, stream)
+        pieces, copied = self._scan(name, method, stream)
         for chunk in chunks:
             if pieces is None or len(chunks) > 1:
                 pieces = _next(stream, chunk)
-            yield from self._combined(name, None if equal else method, pieces, chunk.start)
+            yield from self._combined(name, None if copied else method, pieces, chunk.start)
 
     def partial_gram(self, name: str, start: int, count: int) -> tuple[GramMatrix, bool]:
-        """The Gram matrix of a slice of a tensor, and whether all models are equal in it."""
+        """The Gram matrix of a slice of a tensor, and whether it is copied."""
         products, equal = self._zeros(), True
         for _, pieces in self._slice(name, start, count):
             gram.accumulate(products, pieces, self.work)
-            equal = equal and self._are_equal(pieces)
+            equal = equal and self._is_copied(pieces)
         return products.tolist(), equal
 
     def merged_slice(self, name: str, start: int, count: int, equal: bool) -> Iterator[Tensor]:
@@ -181,20 +182,30 @@ class TensorMerger:
         count = len(self.job.inputs)
         return torch.zeros(count, count, dtype=torch.float64)
 
+    def _is_copied(self, pieces: Pieces) -> bool:
+        """Whether all models are equal in these pieces, and their merge is the same again."""
+        return self._are_equal(pieces) and self._comes_back(pieces)
+
+    def _comes_back(self, pieces: Pieces) -> bool:
+        """Whether equal models are their own merge; always if they equal the base: task vectors are zero."""
+        if self.keeps_equal or not pieces[0].is_floating_point():
+            return True
+        return self.job.base is not None and _same_tensor(pieces[0], pieces[-1])
+
     def _are_equal(self, pieces: Pieces) -> bool:
         first, *others = list(pieces)[: len(self.job.inputs)]
-        return all(other.dtype == first.dtype and _same_bytes(first, other) for other in others)
+        return all(_same_tensor(first, other) for other in others)
 
     def _scan(self, name: str, method: Combination, stream: PieceStream) -> tuple[Pieces | None, bool]:
         """Prepare a method for one tensor: accumulate its Gram matrix, and run the scans of the method.
 
-        A tensor whose bytes are equal in all models is copied: a frozen tensor then comes out bit for bit as
-        it went in, and integer tensors (position ids) pass, which cannot be averaged.
+        A tensor whose bytes are equal in all models is copied, if the method keeps it: a frozen tensor comes
+        out bit for bit as it went in, and integer tensors (position ids) pass, which cannot be averaged.
 
         Returns:
-            The pieces read last, if any, and whether the tensor is equal in all models.
+            The pieces read last, if any, and whether the tensor is copied.
         """
-        chunks, products, equal = self._chunks(name), self._zeros(), True
+        chunks, products, equal, copied = self._chunks(name), self._zeros(), True, True
         hashes = [xxhash.xxh3_128() if m.recorded_hash(name) else None for m in self.job.all_inputs]
         pieces: Pieces | None = None
         for number in range(self._num_scans(name)):
@@ -204,21 +215,22 @@ class TensorMerger:
                 if number == 0:
                     gram.accumulate(products, pieces, self.work)
                     equal = equal and self._are_equal(pieces)
+                    copied = copied and equal and self._comes_back(pieces)
                     _update(hashes, pieces)
                 method.scan(number, pieces, self.work, index == len(chunks) - 1)
         if not self._num_scans(name):
             products = torch.tensor(self.job.grams[name], dtype=torch.float64)
-            equal = False  # only tensors that differ are cached: see `MergeOutput.reusable`
+            equal = copied = False  # only tensors that differ are cached: see `MergeOutput.reusable`
         elif chunks:
             for index, computed in enumerate(hashes):
                 if computed:
                     self.refuse_damaged(name, index, computed)
-        if chunks and not equal:
+        if chunks and not copied:
             products = self._finalize(name, method, products)
         self.grams[name] = products.tolist()
         if equal:
             self.equal.add(name)
-        return pieces, equal
+        return pieces, copied
 
     def _finalize(self, name: str, method: Combination, products: Tensor) -> Tensor:
         """Give the Gram matrix to the method, recomputed in float64 if needed; returns what it was given."""
@@ -291,5 +303,5 @@ def _update(hashes: list[xxhash.xxh3_128 | None], pieces: Pieces) -> None:
             computed.update(memoryview(cast(Any, piece.view(torch.uint8).numpy())))
 
 
-def _same_bytes(first: Tensor, second: Tensor) -> bool:
-    return torch.equal(first.view(torch.uint8), second.view(torch.uint8))
+def _same_tensor(first: Tensor, second: Tensor) -> bool:
+    return first.dtype == second.dtype and torch.equal(first.view(torch.uint8), second.view(torch.uint8))

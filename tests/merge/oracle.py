@@ -75,6 +75,7 @@ def _karcher(deltas: list[Tensor], weights: list[float], settings: Merge) -> Ten
     units, present, length = _directions(deltas, weights)
     if not units:
         return torch.zeros_like(deltas[0])
+    present = [w * math.fsum(weights) / math.fsum(present) for w in present]
     mean = _sum(present, units)
     mean = mean / mean.norm()
     for _ in range(settings.iterations):
@@ -93,9 +94,8 @@ def _karcher(deltas: list[Tensor], weights: list[float], settings: Merge) -> Ten
 
 def _slerp(deltas: list[Tensor], weights: list[float], settings: Merge, linear: float = 0.9995) -> Tensor:
     first, second = deltas
-    if not first.norm() or not second.norm():
-        return _sum(weights, deltas)
-    cosine = (first @ second / (first.norm() * second.norm())).clamp(-1, 1)
+    norms = first.norm() * second.norm()
+    cosine = (first @ second / torch.where(norms > 0, norms, 1.0)).clamp(-1, 1)
     if cosine.abs() > linear:
         return _sum(weights, deltas)
     angle = torch.arccos(cosine)
