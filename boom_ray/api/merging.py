@@ -84,7 +84,7 @@ def merge(
         if mergekit_config is not None:
             uris, base_uri, settings = mergekit.read(arguments.path(mergekit_config))
             settings = settings.model_copy(update={"execution": execution})
-        if len(uris) < 2:
+        elif len(uris) < 2 and base_uri is None:
             raise InputError(f"models: got {len(uris)}; a merge needs two or more")
         cluster.connect(dashboard=False)
         target = arguments.path(out)

@@ -13,6 +13,7 @@ FLOATING = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes per element, by sa
 OTHER = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 ELEMENT_BYTES = FLOATING | OTHER
 NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # dtypes that models are written in
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DAMAGED = "Fetch or publish the model again"
 
@@ -56,7 +57,7 @@ class TensorPlace:
 
 
 def read_places(model: str) -> dict[str, TensorPlace]:
-    """The location of every tensor of a model, from the headers of its files.
+    """The location of every tensor of a model, from the headers of the files that transformers loads.
 
     Args:
         model: URI of a directory, or of one safetensors file.
@@ -69,7 +70,9 @@ def read_places(model: str) -> dict[str, TensorPlace]:
         return read_header(model)
     names = storage.list_names(model)
     files = sorted(name for name in names if name.endswith(".safetensors"))
-    if INDEX in names:
+    if SINGLE in names:
+        files = [SINGLE]
+    elif INDEX in names:
         files = _listed_files(storage.join(model, INDEX))
     if not files:
         raise InputError(f"{model}: no safetensors weights. Pickled weights (.bin, .pt) are never loaded")
@@ -81,8 +84,11 @@ def read_places(model: str) -> dict[str, TensorPlace]:
 
 def _listed_files(uri: str) -> list[str]:
     try:
-        return sorted(set(json.loads(storage.read_bytes(uri))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        names = sorted(set(json.loads(storage.read_bytes(uri))["weight_map"].values()))
+        if not all(os.path.basename(name) == name for name in names):
+            raise ValueError("a file of another directory")
+        return names
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StorageError(f"{uri}: not an index of safetensors files. {DAMAGED}") from error
 
 
@@ -102,7 +108,7 @@ def read_header(uri: str) -> dict[str, TensorPlace]:
         header: dict[str, Any] = json.loads(text)
         header.pop("__metadata__", None)
         places = {name: _place(uri, name, entry, 8 + length) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StorageError(f"{uri}: its header is damaged: {error}. {DAMAGED}") from error
     _check_layout(uri, places, 8 + length, size)
     return places
@@ -112,6 +118,8 @@ def _place(uri: str, name: str, entry: dict[str, Any], data_start: int) -> Tenso
     dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if dtype not in ELEMENT_BYTES:
         raise ValueError(f"dtype {dtype}; allowed: {', '.join(ELEMENT_BYTES)}")
+    if not all(type(number) is int for number in (*shape, start, end)):
+        raise ValueError(f"tensor {name} has a shape or an offset that is not a whole number")
     place = TensorPlace(uri, name, dtype, shape, data_start + start)
     if min(shape, default=0) < 0 or end - start != place.num_bytes:
         raise ValueError(f"{end - start} bytes for a tensor of shape {list(shape)} and dtype {dtype}")

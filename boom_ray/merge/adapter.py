@@ -4,10 +4,13 @@ import math
 import re
 from typing import Any
 
+from pydantic import Field
+
 from boom_ray import storage
 from boom_ray.artifacts.tensors import TensorPlace, read_header, read_places
 from boom_ray.errors import BoomError, InputError
 from boom_ray.merge.inputs import LowRank, MergeInput
+from boom_ray.merge.tensor_names import plain_names, plain_places
 from boom_ray.model import files
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -18,13 +21,35 @@ PLAIN: dict[str, tuple[Any, ...]] = {  # settings of adapters that are nothing b
     "bias": ("none", None),
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),  # others change the base too
 }
-# Settings of the training, and those that the tensors of the adapter show. Every other one must be off: peft
-# has a new one in most releases, and what it does to the weights is not known here.
+# Settings of the training, and those that are read below or that the tensors of the adapter show. Every other
+# one must be off: peft has a new one in most releases, and what it does to the weights is not known here.
 WITHOUT_EFFECT = {
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"),
     *("exclude_modules", "layers_pattern", "layers_to_transform", "r", "rank_pattern", "target_modules"),
     *("lora_alpha", "lora_dropout", "use_rslora", "runtime_config", "megatron_core", "qalora_group_size"),
+    *("alpha_pattern", "eva_config", "fan_in_fan_out"),
 }
+CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+CONV1D = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)$")  # layers that store [in, out]
+SAMPLE_BYTES = 4096  # of each tensor, to tell fine-tunes apart
+
+
+class AdapterConfig(files.ModelFile):
+    """The settings of an adapter that its update depends on."""
+
+    peft_type: str
+    lora_alpha: float
+    use_rslora: bool = False
+    fan_in_fan_out: bool = False
+    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+
+    def scale(self, layer: str, rank: int) -> float:
+        """Factor on B A; the first pattern that ends the name of a layer gives its alpha, as in peft."""
+        patterns = (key for key in self.alpha_pattern if re.match(rf"(.*\.)?({key})$", layer))
+        alpha = self.alpha_pattern.get(next(patterns, layer), self.lora_alpha)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
 def is_adapter(model: str) -> bool:
@@ -42,62 +67,115 @@ def read_adapter(model: str, base: str | None) -> MergeInput:
     Raises:
         InputError: if it is not a plain LoRA adapter, or does not fit its base model.
     """
-    config = files.read_object(model, CONFIG)
+    content = files.read_object(model, CONFIG)
     problems = [
         f"{model}: adapter with {key}: {value!r}; only {key}: {PLAIN.get(key, (False,))[0]!r} can be merged"
-        for key, value in config.items()
+        for key, value in content.items()
         if key not in WITHOUT_EFFECT and (value not in PLAIN[key] if key in PLAIN else value)
     ]
-    if not isinstance(config.get("lora_alpha"), int | float):
-        problems.append(f"{model}: {CONFIG}: lora_alpha: got {config.get('lora_alpha')!r}; expected a number")
     if problems:
         raise InputError.of(problems, "cannot be merged into its base model:")
-    base = _base(model, config) if base is None else base
+    config = files.read(model, CONFIG, AdapterConfig)
+    if base is None:
+        base = _base(model, config)
+    else:
+        _check_base(model, config, base)
     places = read_places(base)
+    return MergeInput(model, places, base, adapter=_updates(model, config, base, places))
+
+
+def _updates(
+    model: str, config: AdapterConfig, base: str, places: dict[str, TensorPlace]
+) -> dict[str, LowRank]:
+    """The update of each tensor that the adapter changes, by the base model's name of it."""
     found = read_header(storage.join(model, WEIGHTS))
     pairs = {name.removesuffix(".lora_A.weight") for name in found if name.endswith(".lora_A.weight")}
-    left = found.keys() - {f"{pair}.lora_{side}.weight" for pair in pairs for side in "AB"}
-    if left:
-        raise InputError(
-            f"{model}: adapter tensors other than lora_A and lora_B: {', '.join(sorted(left)[:5])}"
-        )
-    adapter = {}
+    expected = {f"{pair}.lora_{side}.weight" for pair in pairs for side in "AB"}
+    if unpaired := sorted(found.keys() ^ expected):
+        raise InputError(f"{model}: tensors that are no pair of lora_A and lora_B: {', '.join(unpaired[:5])}")
+    plain = dict(zip(plain_names(places), places, strict=True))
+    has_conv1d = files.read_object(base, "config.json").get("model_type") in CONV1D_MODELS
+    updates = {}
     for pair in sorted(pairs):
-        a, b = found[f"{pair}.lora_A.weight"], found[f"{pair}.lora_B.weight"]
-        name = _target(model, base, f"{pair.removeprefix(PREFIX)}.weight", places)
-        if places[name].shape != (b.shape[0], a.shape[1]) or a.shape[0] != b.shape[1]:
+        a, b, layer = (
+            found[f"{pair}.lora_A.weight"],
+            found[f"{pair}.lora_B.weight"],
+            pair.removeprefix(PREFIX),
+        )
+        name = _target(model, base, f"{layer}.weight", plain, places)
+        transposed = has_conv1d and bool(CONV1D.search(layer))
+        if config.fan_in_fan_out and not transposed:
+            raise InputError(
+                f"{model}: {pair}: fan_in_fan_out is supported for the Conv1D layers of GPT-2 only"
+            )
+        if not (len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1] > 0):
+            raise InputError(
+                f"{model}: {pair}: {list(b.shape)} times {list(a.shape)} is no product of matrices"
+            )
+        low = LowRank(a, b, config.scale(layer, a.shape[0]), transposed)
+        if places[name].shape != low.shape:
             raise InputError(
                 f"{model}: {pair}: {list(b.shape)} times {list(a.shape)} does not fit "
                 f"{list(places[name].shape)} of {base}"
             )
-        rank = math.sqrt(a.shape[0]) if config.get("use_rslora") else a.shape[0]
-        adapter[name] = LowRank(a, b, config["lora_alpha"] / rank)
-    return MergeInput(model, places, base, adapter=adapter)
+        updates[name] = low
+    return updates
 
 
-def _base(model: str, config: dict[str, Any]) -> str:
+def _base(model: str, config: AdapterConfig) -> str:
     """URI of the base model that an adapter names: a path, or a repository of the hub.
 
     Raises:
         InputError: if it names none, or one that is neither a directory nor a repository that can be read.
     """
-    name = config.get("base_model_name_or_path")
+    name = config.base_model_name_or_path
     remedy = "Name it as the base model of the merge"
-    if not name or not isinstance(name, str):
+    if not name:
         raise InputError(f"{model}: {CONFIG} names no base model. {remedy}")
     if storage.exists(storage.absolute(name)):
         return storage.absolute(name)
     if not REPOSITORY.fullmatch(name):
         raise InputError(f"{model}: its base model {name} does not exist. {remedy}")
     try:
-        return storage.local_directory(storage.hub_uri(name))
+        return storage.local_directory(
+            storage.hub_uri(f"{name}@{config.revision}" if config.revision else name)
+        )
     except BoomError as error:
         raise InputError(f"{model}: its base model {name} cannot be read: {error}. {remedy}") from error
 
 
-def _target(model: str, base: str, name: str, places: dict[str, TensorPlace]) -> str:
-    """The base model's name of a tensor, with or without the prefix `model.`."""
-    for candidate in (name, name.removeprefix("model."), f"model.{name}"):
+def _check_base(model: str, config: AdapterConfig, base: str) -> None:
+    """Compare the base model of a merge with the one that an adapter names, if that is still there.
+
+    An update means something on top of its own base model only. Samples tell two fine-tunes of one model
+    apart; copies in another dtype are not compared.
+
+    Raises:
+        InputError: if the two have other weights.
+    """
+    named = storage.absolute(config.base_model_name_or_path or base)
+    if named == base or not storage.is_local(named) or not storage.exists(named):
+        return
+    ours, theirs = plain_places(read_places(base)), plain_places(read_places(named))
+    for name in ours.keys() & theirs.keys():
+        one, other = ours[name], theirs[name]
+        if (one.shape, one.dtype) == (other.shape, other.dtype) and _sample(one) != _sample(other):
+            raise InputError(
+                f"{model}: is an adapter of {named}, whose {name} differs from that of {base}. "
+                "Merge it with its own base model"
+            )
+
+
+def _sample(place: TensorPlace) -> bytes:
+    with storage.open_input(place.uri) as file:
+        return bytes(file.read_at(min(SAMPLE_BYTES, place.num_bytes), place.offset))
+
+
+def _target(model: str, base: str, name: str, plain: dict[str, str], places: dict[str, TensorPlace]) -> str:
+    """The base model's name of a tensor; either may have a prefix (`model.`, `bert.`)."""
+    for candidate in (name, name.partition(".")[2]):
         if candidate in places:
             return candidate
+        if candidate in plain:
+            return plain[candidate]
     raise InputError(f"{model}: adapts {name}, which {base} does not have. Check that this is its base model")

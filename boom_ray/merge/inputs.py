@@ -8,11 +8,22 @@ from boom_ray.artifacts.tensors import TensorPlace
 
 @dataclass(frozen=True)
 class LowRank:
-    """A LoRA update of one tensor: `scale * b @ a`, with `a` [rank, in] and `b` [out, rank]."""
+    """A LoRA update of one tensor: `scale * b @ a`, with `a` [rank, in] and `b` [out, rank].
+
+    Attributes:
+        transposed: Whether the tensor is stored as [in, out], as in the Conv1D layers of GPT-2.
+    """
 
     a: TensorPlace
     b: TensorPlace
     scale: float
+    transposed: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor that is updated."""
+        shape = (self.b.shape[0], self.a.shape[1])
+        return shape[::-1] if self.transposed else shape
 
 
 @dataclass(frozen=True)

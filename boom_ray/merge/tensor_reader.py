@@ -67,6 +67,8 @@ class TensorReader:
         factors = self._factors.get(name)
         if factors is None:
             factors = self._whole(low.a), self._whole(low.b)
+            if low.transposed:
+                factors = factors[1].T.contiguous(), factors[0].T.contiguous()
             # Only the factors used last are kept. Threads that read different tensors replace each other's
             # dictionary, but none changes one, so `factors` always belongs to `name`.
             self._factors = {name: factors}
