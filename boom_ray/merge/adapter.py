@@ -4,7 +4,7 @@ import math
 import re
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from boom_ray import storage
 from boom_ray.artifacts.tensors import TensorPlace, read_header, read_places
@@ -44,6 +44,16 @@ class AdapterConfig(files.ModelFile):
     alpha_pattern: dict[str, float] = Field(default_factory=dict)
     base_model_name_or_path: str | None = None
     revision: str | None = None
+
+    @field_validator("alpha_pattern")
+    @classmethod
+    def _has_patterns(cls, patterns: dict[str, float]) -> dict[str, float]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+        return patterns
 
     def scale(self, layer: str, rank: int) -> float:
         """Factor on B A; the first pattern that ends the name of a layer gives its alpha, as in peft."""
@@ -105,13 +115,9 @@ def _updates(
         name = _target(model, base, f"{layer}.weight", plain, places)
         transposed = has_conv1d and bool(CONV1D.search(layer))
         if config.fan_in_fan_out and not transposed:
-            raise InputError(
-                f"{model}: {pair}: fan_in_fan_out is supported for the Conv1D layers of GPT-2 only"
-            )
+            raise InputError(f"{model}: {pair}: fan_in_fan_out is for Conv1D layers of GPT-2 only")
         if not (len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1] > 0):
-            raise InputError(
-                f"{model}: {pair}: {list(b.shape)} times {list(a.shape)} is no product of matrices"
-            )
+            raise InputError(f"{model}: {pair}: {list(b.shape)} times {list(a.shape)} is no matrix product")
         low = LowRank(a, b, config.scale(layer, a.shape[0]), transposed)
         if places[name].shape != low.shape:
             raise InputError(

@@ -10,7 +10,7 @@ import threading
 import pytest
 import ray
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
@@ -23,6 +23,7 @@ from boom_ray.pipeline.publish import merge_models
 from boom_ray.recipe import Merge, MergeExecution
 from tests.merge.oracle import textbook
 from tests.merge.test_actors import edit, refused, tensors_of, variant
+from tests.merge.test_adapters import adapter
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 WEIGHTS = Merge(space="weights", dtype="float32")
@@ -104,18 +105,6 @@ def test_mixed_dtypes_are_computed_and_written_as_declared(models, published_qwe
     assert read_json(str(tmp_path / "out" / "config.json"))["dtype"] == "float32"
 
 
-def adapter(base: str, target: str, seed: int, **settings) -> str:
-    """A LoRA adapter as peft writes it, with random values in both matrices."""
-    torch.manual_seed(seed)
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], **settings)
-    model = get_peft_model(AutoModel.from_pretrained(base, dtype=torch.float32), config)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(target)
-    return target
-
-
 @pytest.mark.parametrize("use_rslora", [False, True])
 def test_adapters_are_merged_into_their_base_first(use_rslora, published_qwen3, tmp_path):
     adapters = [adapter(published_qwen3, str(tmp_path / f"a{i}"), i, use_rslora=use_rslora) for i in (1, 2)]
@@ -130,19 +119,6 @@ def test_adapters_are_merged_into_their_base_first(use_rslora, published_qwen3, 
         expected = textbook("multislerp", [model[name] for model in full], [0.5, 0.5], None)
         assert torch.allclose(tensor.double(), expected, rtol=1e-5, atol=1e-7), name
     assert directory.load_encoder(str(tmp_path / "out")).encode(TEXTS).shape == (2, 32)
-
-
-def test_a_dora_adapter_is_refused(published_qwen3, tmp_path):
-    one = adapter(published_qwen3, str(tmp_path / "one"), 1)
-    other = adapter(published_qwen3, str(tmp_path / "other"), 2, use_dora=True)
-    assert "use_dora: True" in refused([one, other], tmp_path)
-
-
-@pytest.mark.parametrize("kind", ["pissa", "olora"])
-def test_an_adapter_that_changed_its_base_is_refused(kind, published_qwen3, tmp_path):
-    one = adapter(published_qwen3, str(tmp_path / "one"), 1, init_lora_weights="gaussian")
-    other = adapter(published_qwen3, str(tmp_path / "other"), 2, init_lora_weights=kind)
-    assert f"init_lora_weights: '{kind}'" in refused([one, other], tmp_path)
 
 
 def test_a_setting_of_a_later_peft_is_refused_unless_it_is_off(published_qwen3, tmp_path):
