@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 from boom_ray import artifacts
+from boom_ray.api.merging import merge
 from boom_ray.errors import BoomError
 from boom_ray.merge.shard_writer import ShardWriter
 from boom_ray.merge.worker_pool import WorkerPool
@@ -119,6 +120,19 @@ def test_adapters_are_merged_into_their_base_first(use_rslora, published_qwen3, 
         expected = textbook("multislerp", [model[name] for model in full], [0.5, 0.5], None)
         assert torch.allclose(tensor.double(), expected, rtol=1e-5, atol=1e-7), name
     assert directory.load_encoder(str(tmp_path / "out")).encode(TEXTS).shape == (2, 32)
+
+
+def test_one_model_and_its_base_give_a_scaled_task_vector(models, published_qwen3, tmp_path):
+    """What mergekit's files with one model mean; its distances have no pair to show."""
+    options = {"method": "task_arithmetic", "dtype": "float32", "scale": 0.5, "base": published_qwen3}
+    result = merge(models[:1], out=str(tmp_path / "out"), **options)
+    written = result.write_distances(str(tmp_path / "report.json"))
+    assert len(written) == 2 and all(os.path.getsize(path) for path in written)
+    base, own = tensors_of(published_qwen3), tensors_of(models[0])
+    for name, tensor in tensors_of(str(tmp_path / "out")).items():
+        assert torch.allclose(tensor, (base[name] + own[name]) / 2, rtol=1e-6, atol=1e-7), name
+    with pytest.raises(BoomError, match="models: got 1"):
+        merge(models[:1], out=str(tmp_path / "other"))
 
 
 def test_a_setting_of_a_later_peft_is_refused_unless_it_is_off(published_qwen3, tmp_path):

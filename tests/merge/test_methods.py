@@ -86,6 +86,19 @@ def test_tiny_huge_empty_and_zero_tensors_of_any_shape(scales, shape, with_base,
             assert wrong.sum() <= (2 if method == "ties" else 0), (method, inputs, merged, expected)
 
 
+@pytest.mark.parametrize("method", EXACT_METHODS)
+def test_equal_tensors_are_merged_by_the_formula_and_frozen_ones_copied(method):
+    base, moved = torch.randn(2, 5000, generator=torch.Generator().manual_seed(2))
+    count = count_for(method)
+    weights = [0.7 / count] * count  # as with `normalize: false`
+    merged = ours(method, [moved] * count, weights, base, torch.float32, SETTINGS)
+    expected = textbook(method, [moved] * count, weights, base, SETTINGS)
+    assert torch.allclose(merged.double(), expected, rtol=1e-6, atol=1e-7)
+    assert torch.equal(ours(method, [base] * count, weights, base, torch.float32, SETTINGS), base)
+    if method not in ("ties", "task_arithmetic"):
+        assert torch.equal(ours(method, [moved] * count, [1 / count] * count, base, torch.float32), moved)
+
+
 @pytest.mark.parametrize("method", ["multislerp", "karcher"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_directions_that_cancel_are_an_error_and_zero_contributes_nothing(method, dtype):
