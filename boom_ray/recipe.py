@@ -26,6 +26,8 @@ from boom_ray.errors import InputError
 from boom_ray.storage import absolute
 
 TaskType = Literal["retrieval", "sts", "classification", "clustering"]
+#: Types whose rows have their own negatives only, because other rows share their label.
+OWN_NEGATIVES: frozenset[TaskType] = frozenset({"classification", "clustering"})
 Pooling = Literal["mean", "cls", "lasttoken"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Attention = Literal["auto", "sdpa", "flash_attention_2", "eager"]
@@ -72,10 +74,11 @@ def _unicode(text: str) -> str:
 
 
 def _query_template(template: str) -> str:
-    if not template.endswith("{query}") or re.search("[{}]", re.sub(r"{instruction}|{query}", "", template)):
+    prefix = template.removesuffix("{query}")
+    if prefix == template or re.search("[{}]", prefix.replace("{instruction}", "")):
         raise ValueError(
-            f"got {template!r}; it must end in {{query}}, as a prompt is a prefix; {{instruction}} is "
-            "allowed, and no other brace"
+            f"got {template!r}; it must end in {{query}}, as a prompt is a prefix; allowed before it: "
+            "{instruction}, and no other braces"
         )
     return template
 

@@ -20,7 +20,12 @@ class Content(BaseModel):
 
 
 class TaskRows(Content):
-    """Counts of one task's rows in a corpus."""
+    """Counts of one task's rows in a corpus.
+
+    Attributes:
+        dropped_negatives: Negatives that repeat another one, or are a positive of the same query in any row.
+        shared_queries: Queries with positives that one of their rows does not list.
+    """
 
     type: str
     prompt: str
@@ -28,6 +33,7 @@ class TaskRows(Content):
     quarantined: int
     duplicates: int
     dropped_negatives: int
+    shared_queries: int
 
 
 class TaskIdentity(Content):

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from boom_ray.data.answers import Answers, contains, hash_of, hashes_of
 from boom_ray.data.bags import generator
-from boom_ray.recipe import TaskType
+from boom_ray.recipe import OWN_NEGATIVES, TaskType
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,7 +34,8 @@ class Batch:
         is_query: [n] bool, texts that are cut at the query's maximum length.
         queries: [B] int64, indices into `texts`.
         candidates: [B, G] int64, indices into `texts`; `NO_TEXT` where a row has no further negative.
-        positives: Per row, the indices of all texts that are positives of it.
+        positives: Per row, the indices of all passages that are right answers of its query in any row of the
+            task; they are never negatives of it.
         scores: [B, G] float32, the teacher's score of each candidate; NaN where there is none.
     """
 
@@ -48,13 +50,19 @@ class Batch:
 
 
 class _Texts:
-    """Distinct (side, text) pairs in order of first occurrence."""
+    """Distinct (side, text) pairs in order of first occurrence, and the hashes of the passages among them."""
 
     def __init__(self) -> None:
         self.index: dict[tuple[bool, str], int] = {}
+        self.passages: dict[int, int] = {}
 
     def add(self, text: str, is_query: bool) -> int:
         return self.index.setdefault((is_query, text), len(self.index))
+
+    def add_passage(self, before: str, text: str, is_query: bool) -> int:
+        index = self.add(before + text, is_query)
+        self.passages[index] = hash_of(text)
+        return index
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,7 @@ class Collator:
         task: Name of the task.
         type: Its type: `sts` is symmetric, so its passages get the prompt and the length of queries.
         dataset: All rows of the task.
+        answers: The right answers of its queries in all rows.
         rows: The rows of the bag, int64; negatives that fill a group are drawn from them.
         prompt: Text before every query whose row has no instruction of its own.
         template: Builds that text from a row's own instruction (`{instruction}`, with an empty `{query}`).
@@ -74,6 +83,7 @@ class Collator:
     task: str
     type: TaskType
     dataset: "Dataset"
+    answers: Answers
     rows: np.ndarray
     prompt: str
     template: str
@@ -84,18 +94,20 @@ class Collator:
         draw = generator(seed, "groups", step)
         texts = _Texts()
         symmetric = self.type == "sts"
-        queries, candidates, positives = [], [], []
+        queries, candidates, right = [], [], []
         scores = np.full((len(rows), self.group_size), np.nan, dtype=np.float32)
         for number, row in enumerate(self.dataset.select(rows.tolist())):
             own = row["prompt"]
             prompt = self.prompt if own is None else self.template.format(instruction=own, query="")
             before = prompt if symmetric else ""
-            group = [_positive(row, draw), *self._negatives(row, draw)]
+            right.append(self.answers.of(row))
+            group = [_positive(row, draw), *self._negatives(row, right[-1], draw)]
             queries.append(texts.add(prompt + row["query"], True))
-            ids = [texts.add(before + text, symmetric) for text, _ in group]
+            ids = [texts.add_passage(before, text, symmetric) for text, _ in group]
             scores[number, : len(group)] = [score for _, score in group]
             candidates.append(ids + [NO_TEXT] * (self.group_size - len(ids)))
-            positives.append([(symmetric, before + text) for text in row["pos"]])
+        passages = np.array(list(texts.passages))
+        hashes = np.array(list(texts.passages.values()), dtype=np.uint64)
         return Batch(
             task=self.task,
             type=self.type,
@@ -103,30 +115,39 @@ class Collator:
             is_query=np.array([is_query for is_query, _ in texts.index]),
             queries=np.array(queries),
             candidates=np.array(candidates),
-            positives=[
-                np.array([texts.index[key] for key in keys if key in texts.index]) for keys in positives
-            ],
+            positives=[passages[contains(answers, hashes)] for answers in right],
             scores=scores,
         )
 
-    def _negatives(self, row: dict, draw: np.random.Generator) -> list[Scored]:
-        """The row's own negatives, then positives of other rows that are neither its positives nor taken."""
+    def _negatives(self, row: dict, right: np.ndarray, draw: np.random.Generator) -> list[Scored]:
+        """The row's own negatives, and if they are too few, positives of other rows where the type allows it.
+
+        Args:
+            right: Sorted hashes of the right answers of the row's query, none of which is a negative.
+        """
         wanted, own = self.group_size - 1, row["neg"] or []
+        usable = np.flatnonzero(~contains(right, hashes_of(own)))
         scores = row["neg_scores"] or [np.nan] * len(own)
-        order = (
-            draw.choice(len(own), wanted, replace=False) if len(own) >= wanted else draw.permutation(len(own))
+        chosen = (
+            draw.choice(usable, wanted, replace=False) if len(usable) >= wanted else draw.permutation(usable)
         )
-        chosen = [(own[index], scores[index]) for index in order]
-        taken = {*row["pos"], *own}
-        for _ in range(ATTEMPTS_PER_FILL * (wanted - len(chosen))):
-            if len(chosen) == wanted:
+        group = [(own[index], scores[index]) for index in chosen]
+        if self.type not in OWN_NEGATIVES:
+            group += [(text, np.nan) for text in self._others(wanted - len(group), {*own}, right, draw)]
+        return group
+
+    def _others(self, wanted: int, own: set[str], right: np.ndarray, draw: np.random.Generator) -> list[str]:
+        """Up to `wanted` positives of rows of the bag that are neither right answers nor among `own`."""
+        taken, texts = {*own}, list[str]()
+        for _ in range(ATTEMPTS_PER_FILL * wanted):
+            if len(texts) == wanted:
                 break
             other = self.dataset[int(draw.choice(self.rows))]["pos"]
             text = other[draw.integers(len(other))]
-            if text not in taken:
+            if text not in taken and not contains(right, hashes_of([text]))[0]:
                 taken.add(text)
-                chosen.append((text, np.nan))
-        return chosen
+                texts.append(text)
+        return texts
 
 
 def _positive(row: dict, draw: np.random.Generator) -> Scored:

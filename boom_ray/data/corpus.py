@@ -1,6 +1,7 @@
 """The corpus: the rows of every task, checked once and stored as Arrow files that workers map into memory.
 
-Bad rows go to `quarantine.jsonl` with their location and the reason. The fingerprint covers the content of
+Bad rows go to `quarantine.jsonl` with their location and the reason. A sidecar of each task lists the right
+answers of queries that occur in several rows (`answers.py`). The fingerprint covers the content of
 the source files and the settings of every task, so that a corpus that changed under a name is noticed.
 """
 
@@ -14,15 +15,16 @@ from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-import xxhash
 from datasets import Dataset
 
 from boom_ray import artifacts, storage
 from boom_ray.artifacts import CorpusRecord, staging
 from boom_ray.artifacts.contents import CorpusConfig, SourceFile, TaskIdentity, TaskRows
-from boom_ray.data import rows
+from boom_ray.data import answers, rows, training_row
+from boom_ray.data.answers import Answers, hash_of
+from boom_ray.data.training_row import SCHEMA, BadRow
 from boom_ray.errors import BoomError, ConflictError, InputError
-from boom_ray.recipe import Data, Task
+from boom_ray.recipe import OWN_NEGATIVES, Data, Task
 
 ROWS_PER_WRITE = 4096
 EXAMPLES = 3
@@ -31,13 +33,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class _Counts:
-    """Counts of the rows of one task, and the first reasons for quarantine."""
+    """Counts of the rows of one task, the reasons for quarantine, and the columns found."""
 
     rows: int = 0
     quarantined: int = 0
     duplicates: int = 0
     dropped_negatives: int = 0
+    shared_queries: int = 0
     reasons: list[str] = field(default_factory=list)
+    columns: set[str] = field(default_factory=set)
 
     def of(self, task: Task, data: Data) -> TaskRows:
         """The counts as the record keeps them."""
@@ -48,6 +52,7 @@ class _Counts:
             quarantined=self.quarantined,
             duplicates=self.duplicates,
             dropped_negatives=self.dropped_negatives,
+            shared_queries=self.shared_queries,
         )
 
 
@@ -78,7 +83,7 @@ def prepare(data: Data, target: str, name: str) -> CorpusRecord:
         counts = {}
         with open(os.path.join(stage.local, "quarantine.jsonl"), "w", encoding="utf-8") as quarantine:
             for task in data.tasks:
-                counts[task.name] = _store_task(task, stage.local, quarantine)
+                counts[task.name] = _store_task(task, data, stage.local, quarantine)
                 _check_quality(task, counts[task.name], data.max_bad_fraction)
         tasks = {task.name: counts[task.name].of(task, data) for task in data.tasks}
         content = {task: identity.model_dump() for task, identity in identities.items()}
@@ -116,6 +121,16 @@ def load_task(corpus: str, task: str) -> Dataset:
         corpus: URI of the corpus artifact; a remote one is copied to this machine once.
     """
     return Dataset.from_file(os.path.join(storage.local_directory(corpus), f"{task}.arrow"))
+
+
+def load_answers(corpus: str, task: Task) -> Answers:
+    """The right answers of the queries of one task, mapped into memory.
+
+    Args:
+        corpus: URI of the corpus artifact; a remote one is copied to this machine once.
+    """
+    path = os.path.join(storage.local_directory(corpus), f"{task.name}.answers")
+    return answers.read(path, task.type)
 
 
 def _sources(task: Task, stored: list[SourceFile]) -> list[SourceFile]:
@@ -169,42 +184,75 @@ def _difference(before: TaskIdentity | None, now: TaskIdentity | None) -> str:
     )
 
 
-def _store_task(task: Task, directory: str, quarantine: Any) -> _Counts:
-    counts = _Counts()
+def _store_task(task: Task, data: Data, directory: str, quarantine: Any) -> _Counts:
+    counts, collector = _Counts(), answers.Collector(task.type)
+    instruction = task.instruction or data.instruction
     path = os.path.join(directory, f"{task.name}.arrow")
-    with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, rows.SCHEMA) as writer:
+    with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
         pending: list[dict[str, Any]] = []
-        for row in islice(_usable_rows(task, counts, quarantine), task.limit):
+        for row in islice(_usable_rows(task, instruction, counts, quarantine), task.limit):
+            collector.add(row)
             pending.append(row)
             if len(pending) == ROWS_PER_WRITE:
-                writer.write_batch(pa.RecordBatch.from_pylist(pending, rows.SCHEMA))
+                writer.write_batch(pa.RecordBatch.from_pylist(pending, SCHEMA))
                 pending = []
-        writer.write_batch(pa.RecordBatch.from_pylist(pending, rows.SCHEMA))
+        writer.write_batch(pa.RecordBatch.from_pylist(pending, SCHEMA))
+    _store_answers(task, collector, directory, counts)
+    ignored = sorted(name for name in counts.columns if not training_row.understood(name))
+    if ignored:
+        logger.info("corpus: %s: columns that training does not use: %s", task.name, ", ".join(ignored))
     return counts
 
 
-def _usable_rows(task: Task, counts: _Counts, quarantine: Any) -> Iterator[dict[str, Any]]:
+def _store_answers(task: Task, collector: answers.Collector, directory: str, counts: _Counts) -> None:
+    """Write the sidecar file of a task, and count what it changes."""
+    found = collector.answers()
+    answers.write(os.path.join(directory, f"{task.name}.answers"), found)
+    counts.shared_queries = len(found.keys)
+    if not counts.shared_queries:
+        return
+    num_dropped, num_bare = answers.dropped(load_task(directory, task.name), found, collector.queries)
+    counts.dropped_negatives += num_dropped
+    if num_bare and task.type in OWN_NEGATIVES:
+        logger.warning(
+            "corpus: %s: %d rows teach nothing: all their negatives are positives of the same query in other "
+            "rows. Check the labels of queries that occur several times", task.name, num_bare
+        )  # fmt: skip
+
+
+def _usable_rows(task: Task, instruction: str, counts: _Counts, quarantine: Any) -> Iterator[dict[str, Any]]:
     seen: set[int] = set()
     for uri in rows.data_files(task.path):
         for location, raw in rows.read_raw(uri):
             try:
-                if isinstance(raw, rows.BadRow):
-                    raise raw
-                row, dropped = rows.normalize(raw)
-            except rows.BadRow as reason:
+                row, num_dropped = _checked(raw, task, counts)
+            except BadRow as reason:
                 counts.quarantined += 1
                 counts.reasons.append(f"{location}: {reason}")
                 entry = {"task": task.name, "place": location, "reason": str(reason)}
                 quarantine.write(json.dumps(entry) + "\n")
                 continue
-            key = xxhash.xxh3_64_intdigest(repr((row["query"], row["pos"], row["neg"])).encode())
+            if row["prompt"] == instruction:
+                row["prompt"] = None  # the same text as without it
+            key = hash_of(repr((row["prompt"], row["query"], row["pos"], row["neg"])))
             if key in seen:
                 counts.duplicates += 1
                 continue
             seen.add(key)
             counts.rows += 1
-            counts.dropped_negatives += dropped
+            counts.dropped_negatives += num_dropped
             yield row
+
+
+def _checked(raw: dict[str, Any] | BadRow, task: Task, counts: _Counts) -> tuple[dict[str, Any], int]:
+    """A row as `training_row.normalize` returns it, if its task can use it."""
+    if isinstance(raw, BadRow):
+        raise raw
+    counts.columns.update(raw)
+    row, num_dropped = training_row.normalize(raw)
+    if task.type in OWN_NEGATIVES and not row["neg"]:
+        raise BadRow(f"neg is missing, empty, or equal to pos: a {task.type} row needs its own negatives")
+    return row, num_dropped
 
 
 def _check_quality(task: Task, counts: _Counts, max_bad_fraction: float) -> None:

@@ -1,13 +1,9 @@
-"""Rows of contrastive data in files: read with their location, checked, and normalized to one schema.
+"""Rows in files: read one by one, each with its location, or with the reason why it cannot be read."""
 
-The schema is FlagEmbedding's (`query`, `pos`, `neg`, optional `prompt`, `pos_scores`, `neg_scores`), because
-the public data of the paper uses it. The column names of sentence-transformers and CornStack are read too.
-"""
-
+import codecs
 import fnmatch
 import io
 import json
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,30 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from boom_ray import storage
+from boom_ray.data.training_row import BadRow
 from boom_ray.errors import InputError, NotFoundError
 
-TEXTS = pa.list_(pa.string())
-SCORES = pa.list_(pa.float32())
-SCHEMA = pa.schema(
-    [
-        ("query", pa.string()),
-        ("pos", TEXTS),
-        ("neg", TEXTS),
-        ("prompt", pa.string()),
-        ("pos_scores", SCORES),
-        ("neg_scores", SCORES),
-    ]
-)
-ALIASES = {
-    "query": ("query", "anchor"),
-    "pos": ("pos", "positive", "document"),
-    "neg": ("neg", "negatives"),
-}
 SUFFIXES = (".jsonl", ".json", ".parquet")
-
-
-class BadRow(ValueError):
-    """The reason why one row cannot be used."""
 
 
 def data_files(uri: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
@@ -70,115 +46,117 @@ def buffered(file: pa.NativeFile) -> io.BufferedReader:
 
 
 def count_rows(uri: str) -> int:
-    """Number of rows of a file, good or bad, from its metadata or its line breaks."""
+    """Number of rows of a file, good or bad, from its metadata or its line breaks.
+
+    Raises:
+        InputError: if it is a parquet file whose metadata is damaged.
+    """
     with storage.open_input(uri) as file:
         if uri.endswith(".parquet"):
-            return pq.ParquetFile(file).metadata.num_rows
-        return sum(1 for line in buffered(file) if line.strip())
+            return _parquet(uri, file).metadata.num_rows
+        lines = buffered(file)
+        if not _begins_array(lines):
+            return sum(1 for line in lines if line.strip())
+    return sum(1 for _ in read_raw(uri))
 
 
 def read_raw(uri: str) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
-    """Every row of a file with its location (`file:line`), or the reason why it is unreadable."""
+    """Every row of a file with its location (`file:line`), or the reason why it is unreadable.
+
+    A JSON file holds an object in each line, or one array of objects, which is held in memory as a whole.
+
+    Raises:
+        InputError: if a parquet file is damaged.
+    """
     with storage.open_input(uri) as file:
         if uri.endswith(".parquet"):
             yield from _read_parquet(uri, file)
         else:
-            yield from _read_json_lines(uri, file)
+            yield from _read_json(uri, file)
 
 
-def _read_parquet(uri: str, file: pa.NativeFile) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet(uri: str, file: pa.NativeFile) -> pq.ParquetFile:
     try:
-        number = 0
-        for batch in pq.ParquetFile(file).iter_batches(1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{uri}:{number}", row
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{uri}: not a readable parquet file: {error}") from error
+        opened = pq.ParquetFile(file)
+        names = opened.schema_arrow.names
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _unreadable(uri, error) from error
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InputError(f"{uri}: several columns have the name {', '.join(repeated)}. Rename them")
+    return opened
 
 
-def _read_json_lines(uri: str, file: pa.NativeFile) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
-    for number, line in enumerate(buffered(file), start=1):
-        if not line.strip():
-            continue
+def _read_parquet(uri: str, file: pa.NativeFile) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
+    batches, number = _parquet(uri, file).iter_batches(1024), 0
+    while True:
         try:
-            row = json.loads(line)
-        except UnicodeDecodeError:
-            yield f"{uri}:{number}", BadRow("invalid UTF-8")
-        except ValueError as error:
-            yield f"{uri}:{number}", BadRow(f"invalid JSON: {error}")
-        else:
-            yield f"{uri}:{number}", row if isinstance(row, dict) else BadRow("not a JSON object")
+            batch = next(batches, None)
+        except (pa.ArrowException, OSError) as error:  # arrow raises OSError for damaged pages
+            raise _unreadable(uri, error) from error
+        if batch is None:
+            return
+        for row in _rows_of(batch):
+            number += 1
+            yield f"{uri}:{number}", row
 
 
-def normalize(raw: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """Check one row and normalize it to `SCHEMA`.
-
-    Returns:
-        The row, and the number of negatives dropped because they repeat one or equal a positive.
-
-    Raises:
-        BadRow: with the reason.
-    """
-    query = _first(raw, "query")
-    if not isinstance(query, str):
-        raise BadRow("query is missing or not a text")
-    _texts("query", query)
-    positives = list(dict.fromkeys(_texts("pos", _first(raw, "pos"))))
-    if not positives:
-        raise BadRow("pos is missing or empty")
-    given = _texts("neg", _negatives(raw))
-    scores = _scores(raw, "pos_scores", len(positives)), _scores(raw, "neg_scores", len(given))
-    seen, kept = set(positives), []
-    for index, text in enumerate(given):
-        if text not in seen:
-            seen.add(text)
-            kept.append(index)
-    prompt = raw.get("prompt")
-    if prompt is not None and not isinstance(prompt, str):
-        raise BadRow("prompt is not a text")
-    row = {
-        "query": query,
-        "pos": positives,
-        "neg": [given[index] for index in kept],
-        "prompt": prompt,
-        "pos_scores": scores[0],
-        "neg_scores": scores[1] and [scores[1][index] for index in kept],
-    }
-    return row, len(given) - len(kept)
-
-
-def _first(raw: dict[str, Any], key: str) -> Any:
-    return next((raw[alias] for alias in ALIASES[key] if raw.get(alias) is not None), None)
-
-
-def _negatives(raw: dict[str, Any]) -> Any:
-    """`neg`, an alias of it, or the numbered columns `negative`, `negative_1`, … of sentence-transformers."""
-    listed = _first(raw, "neg")
-    if listed is not None:
-        return listed
-    return [raw[key] for key in raw if re.fullmatch(r"negative(_\d+)?", key) and raw[key] is not None]
-
-
-def _texts(key: str, value: Any) -> list[str]:
-    texts = [value] if isinstance(value, str) else [] if value is None else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise BadRow(f"{key} is not a list of texts")
-    if not all(text.strip() for text in texts):
-        raise BadRow(f"{key} holds an empty text")
+def _rows_of(batch: pa.RecordBatch) -> list[dict[str, Any] | BadRow]:
+    """The rows of a batch; where one cannot be converted, the reason."""
     try:
-        "".join(texts).encode()
-    except UnicodeEncodeError as error:
-        raise BadRow(f"{key} holds half of a surrogate pair") from error
-    return texts
+        return batch.to_pylist()
+    except (ValueError, pa.ArrowException):  # rare: invalid UTF-8, dates that Python does not have
+        return [_row_of(batch, index) for index in range(len(batch))]
 
 
-def _scores(raw: dict[str, Any], key: str, expected: int) -> list[float] | None:
-    scores = raw.get(key)
-    if scores is None:
-        return None
-    if not isinstance(scores, list) or not all(isinstance(score, int | float) for score in scores):
-        raise BadRow(f"{key} is not a list of numbers")
-    if len(scores) != expected:
-        raise BadRow(f"{key} has {len(scores)} numbers for {expected} texts")
-    return [float(score) for score in scores]
+def _row_of(batch: pa.RecordBatch, index: int) -> dict[str, Any] | BadRow:
+    row = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            row[name] = column[index].as_py()
+        except UnicodeDecodeError:
+            return BadRow(f"{name}: invalid UTF-8")
+        except (ValueError, pa.ArrowException) as error:
+            return BadRow(f"{name}: {error}")
+    return row
+
+
+def _unreadable(uri: str, error: Exception) -> InputError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return InputError(f"{uri}: not a readable parquet file: {reason}. Write or copy it again")
+
+
+def _read_json(uri: str, file: pa.NativeFile) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
+    lines = buffered(file)
+    if _begins_array(lines):
+        content = lines.read()
+        try:
+            values = json.loads(content)
+        except (ValueError, RecursionError):  # lines, of which the first is an array
+            lines = io.BufferedReader(io.BytesIO(content))
+        else:
+            for number, value in enumerate(values, start=1):
+                yield f"{uri}:{number}", _object(value)
+            return
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield f"{uri}:{number}", _parsed(line)
+
+
+def _begins_array(lines: io.BufferedReader) -> bool:
+    return lines.peek(1).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
+
+
+def _parsed(line: bytes) -> dict[str, Any] | BadRow:
+    try:
+        return _object(json.loads(line))
+    except UnicodeDecodeError:
+        return BadRow("invalid UTF-8")
+    except RecursionError:
+        return BadRow("invalid JSON: nested too deeply")
+    except ValueError as error:
+        return BadRow(f"invalid JSON: {error}")
+
+
+def _object(value: Any) -> dict[str, Any] | BadRow:
+    return value if isinstance(value, dict) else BadRow("not a JSON object")

@@ -10,16 +10,20 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from boom_ray import storage
 from boom_ray.data import corpus, rows
+from boom_ray.data.answers import Collector
 from boom_ray.data.bags import generator
+from boom_ray.data.training_row import SCHEMA, BadRow, normalize
 from boom_ray.errors import BoomError
 from boom_ray.planner.assumptions import Assumptions
 from boom_ray.recipe import Evaluate, Recipe, Task
 from boom_ray.runs.layout import Layout
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 SCANNED_ROWS, NUM_BATCHES, NUM_TEXTS = 4096, 3, 256
@@ -91,7 +95,7 @@ class BatchLoads:
             float(counts.sum()), float(tokens.sum()), computed, length, row_bytes, measured=False
         )
 
-    def _dataset(self, task: Task) -> Any:
+    def _dataset(self, task: Task) -> "Dataset | None":
         """Rows of a task: the prepared corpus if it is local, else the first rows of the task's files."""
         from datasets import Dataset
 
@@ -110,9 +114,9 @@ class BatchLoads:
         raw = (row for uri in files for _, row in rows.read_raw(uri))
         num_rows = min(SCANNED_ROWS, task.limit or SCANNED_ROWS)
         usable = [row for row in map(_normalized, islice(raw, num_rows)) if row]
-        return Dataset.from_list(usable, features=None) if usable else None
+        return Dataset(pa.Table.from_pylist(usable, SCHEMA)) if usable else None
 
-    def _measured(self, task: Task, dataset: Any) -> BatchLoad:
+    def _measured(self, task: Task, dataset: "Dataset") -> BatchLoad:
         """The mean of the first batches that training would draw from a sample of a task's rows."""
         from boom_ray.data.batches import epoch_batches
         from boom_ray.data.collate import Collator
@@ -121,7 +125,11 @@ class BatchLoads:
         sample = generator(self.train.seed, "plan", task.name).permutation(indices)[:SCANNED_ROWS]
         batches = epoch_batches({task.name: np.sort(sample)}, self.train.batch_size, self.train.seed, 0)
         prompt, template = self.recipe.data.prompt(task), self.recipe.data.query_template
-        collate = Collator(task.name, task.type, dataset, sample, prompt, template, self.train.group_size)
+        # Answers in other rows hardly change the number of texts, so only those of the row itself are used.
+        answers = Collector(task.type).answers()
+        collate = Collator(
+            task.name, task.type, dataset, answers, sample, prompt, template, self.train.group_size
+        )
         measured = []
         for step, batch_rows in enumerate(batches.rows[:NUM_BATCHES]):
             batch = collate(batch_rows, self.train.seed, step)
@@ -186,9 +194,9 @@ def _load(lengths: np.ndarray, chunk_tokens: int, packed: bool, row_bytes: float
 
 def _normalized(raw: Any) -> dict[str, Any] | None:
     """A row as training reads it, or None if it is bad."""
-    if isinstance(raw, rows.BadRow):
+    if isinstance(raw, BadRow):
         return None
     try:
-        return rows.normalize(raw)[0]
-    except rows.BadRow:
+        return normalize(raw)[0]
+    except BadRow:
         return None

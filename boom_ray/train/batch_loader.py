@@ -42,6 +42,7 @@ class BatchLoader:
                 task=name,
                 type=tasks[name].type,
                 dataset=corpus.load_task(job.corpus, name),
+                answers=corpus.load_answers(job.corpus, tasks[name]),
                 rows=rows,
                 prompt=job.recipe.data.prompt(tasks[name]),
                 template=job.recipe.data.query_template,

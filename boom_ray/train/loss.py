@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax, normalize
 
 from boom_ray.data.collate import NO_TEXT, Batch
-from boom_ray.recipe import Distillation
+from boom_ray.recipe import OWN_NEGATIVES, Distillation
 
 
 def batch_loss(
@@ -46,7 +46,7 @@ def contrastive_loss(
     - `sts`: symmetric: as for retrieval, averaged with the loss from positives to queries;
     - `classification`, `clustering`: only the row's own negatives, because other rows share its label.
 
-    A positive of a row is never a negative of that row, whichever row it comes from.
+    A right answer of a query, in whichever row of the task, is never a negative of it.
 
     Distillation uses the soft labels t of `soft_labels`. A row whose positive has no score learns by InfoNCE
     alone.
@@ -70,7 +70,7 @@ def contrastive_loss(
     candidates = embeddings[torch.from_numpy(batch.candidates.ravel().clip(min=0))]
     positive = torch.from_numpy(positive_mask(batch)).to(device)
     group = torch.arange(group_size, device=device).expand(num_rows, -1)
-    if batch.type in ("classification", "clustering"):
+    if batch.type in OWN_NEGATIVES:
         own = positive.view(num_rows, num_rows, group_size)[rows, rows]
         logits = torch.einsum("bd,bgd->bg", queries, candidates.view(num_rows, group_size, -1))
         return _query_loss(logits / temperature, own, group, batch, distillation)

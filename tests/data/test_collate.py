@@ -1,16 +1,34 @@
 """Collating: distinct texts once, groups filled with true negatives, and the same draw every time."""
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 
-from boom_ray.data import rows
+from boom_ray.data.answers import Collector
 from boom_ray.data.collate import NO_TEXT, Collator
+from boom_ray.data.training_row import SCHEMA, normalize
 
 
 def collator(data, type="retrieval", group_size=4, prompt="P:"):
-    full = [rows.normalize(row)[0] for row in data]
-    dataset = Dataset.from_list(full)
-    return Collator("t", type, dataset, np.arange(len(data)), prompt, "{instruction}:{query}", group_size)
+    full = [normalize(row)[0] for row in data]
+    dataset, rows = Dataset(pa.Table.from_pylist(full, SCHEMA)), np.arange(len(data))
+    return Collator(
+        "t",
+        type,
+        dataset,
+        collector_of(full, type).answers(),
+        rows,
+        prompt,
+        "{instruction}:{query}",
+        group_size,
+    )
+
+
+def collector_of(rows, type="retrieval"):
+    collector = Collector(type)
+    for row in rows:
+        collector.add(row)
+    return collector
 
 
 def passages(batch, row):

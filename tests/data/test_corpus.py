@@ -28,7 +28,7 @@ def prepare(tmp_path, path, **fields):
         (b'{"pos": ["p"]}', "query is missing"),
         (b'{"query": null, "pos": ["p"]}', "query is missing"),
         (b'{"query": "  ", "pos": ["p"]}', "query holds an empty text"),
-        (b'{"query": 3, "pos": ["p"]}', "query is missing or not a text"),
+        (b'{"query": 3, "pos": ["p"]}', "query is not a text but a number"),
         (b'{"query": "q", "pos": []}', "pos is missing or empty"),
         (b'{"query": "q", "pos": [""]}', "pos holds an empty text"),
         (b'{"query": "q", "pos": ["p"], "neg": [null]}', "neg is not a list of texts"),

@@ -6,15 +6,17 @@ import torch
 from datasets import Dataset
 from torch.nn.functional import normalize
 
-from boom_ray.data import rows
 from boom_ray.data.collate import Batch, Collator
+from boom_ray.data.training_row import normalize as normalize_row
 from boom_ray.train.retrieval_check import MAX_TASKS, NUM_ROWS, check, check_batches, mean_reciprocal_rank
+from tests.data.test_collate import collector_of
 
 
 def collator(num_rows, num_in_bag, type="retrieval"):
     """The first rows of the task are in the bag; all rows share one of their two positives."""
-    data = [rows.normalize({"query": f"q{i}", "pos": [f"p{i}", "same"]})[0] for i in range(num_rows)]
-    return Collator("t", type, Dataset.from_list(data), np.arange(num_in_bag), "", "{query}", 4)
+    data = [normalize_row({"query": f"q{i}", "pos": [f"p{i}", "same"]})[0] for i in range(num_rows)]
+    answers = collector_of(data, type).answers()
+    return Collator("t", type, Dataset.from_list(data), answers, np.arange(num_in_bag), "", "{query}", 4)
 
 
 def row_numbers(batch: Batch) -> list[int]:

@@ -1,12 +1,17 @@
 """The core sample: a percentage of every task behind a version, drawn once, that updates train on again."""
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import Dataset
 
 from boom_ray import artifacts, storage
 from boom_ray.artifacts import CoreRecord, staging
 from boom_ray.artifacts.contents import CoreConfig
 from boom_ray.data import corpus
+from boom_ray.data.answers import Answers, further
 from boom_ray.data.bags import generator
+from boom_ray.data.training_row import SCHEMA
 from boom_ray.recipe import Recipe, Task
 from boom_ray.runs.layout import Layout
 from boom_ray.runs.updates import ancestors
@@ -38,7 +43,9 @@ def core_sample(recipe: Recipe, version: str, percent: float) -> list[Task]:
                 rows = corpus.load_task(uri, task.name)
                 count = max(1, round(len(rows) * percent / 100))
                 which = generator(recipe.bags.seed, "core", task.name).choice(len(rows), count, replace=False)
-                pq.write_table(rows.data.table.take(sorted(which)), f"{stage.local}/{task.name}.parquet")
+                answers = corpus.load_answers(uri, task)
+                sampled = _with_answers(rows, answers, np.sort(which))
+                pq.write_table(sampled, f"{stage.local}/{task.name}.parquet")
                 drawn[task.name] = count
             fingerprint = artifacts.fingerprint([target, drawn])
             config = CoreConfig(rows=drawn)
@@ -47,3 +54,11 @@ def core_sample(recipe: Recipe, version: str, percent: float) -> list[Task]:
         task.model_copy(update={"path": storage.join(target, f"{task.name}.parquet"), "limit": None})
         for _, task in behind
     ]
+
+
+def _with_answers(rows: Dataset, answers: Answers, sample: np.ndarray) -> pa.Table:
+    """The sampled rows, with the right answers of their queries in rows that are not sampled."""
+    table = rows.data.table.take(sample)
+    field = SCHEMA.field("answers")
+    column = pa.array([texts or None for texts in further(rows, answers, sample)], field.type)
+    return table.set_column(table.schema.get_field_index("answers"), field, column)
