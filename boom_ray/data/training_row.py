@@ -60,7 +60,8 @@ def normalize(raw: dict[str, Any]) -> tuple[dict[str, Any], int]:
     neg_scores = _scores(raw, "neg_scores", len(given))
     positives = _first_of_each(listed)
     pos = [listed[index] for index in positives]
-    answers = [text for text in dict.fromkeys(_texts("answers", raw.get("answers"))) if text not in pos]
+    further = [] if _absent(raw.get("answers")) else _texts("answers", raw["answers"])
+    answers = [text for text in dict.fromkeys(further) if text not in pos]
     negatives = _first_of_each(given, without={*pos, *answers})
     row = {
         "query": query,

@@ -109,3 +109,76 @@ def test_a_truncated_parquet_file_is_named(tmp_path):
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(BoomError, match=r"bad\.parquet"):
         list(rows.read_raw(str(tmp_path / "bad.parquet")))
+
+
+def stored_rows(tmp_path):
+    return list(corpus.load_task(str(tmp_path / "out"), "t"))
+
+
+def test_a_json_array_is_read_like_lines(tmp_path):
+    found = [GOOD, 3, GOOD | {"query": "other"}]
+    (tmp_path / "t.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(found, indent=2).encode())
+    assert prepare(tmp_path, tmp_path / "t.json", max_bad_fraction=0.5).config.tasks["t"].quarantined == 1
+    assert [row["query"] for row in stored_rows(tmp_path)] == ["q", "other"]
+    entry = json.loads((tmp_path / "out" / "quarantine.jsonl").read_text())
+    assert entry["place"] == f"{tmp_path / 't.json'}:2" and entry["reason"] == "not a JSON object"
+    assert rows.count_rows(str(tmp_path / "t.json")) == 3
+
+
+def test_lines_of_which_the_first_is_an_array_stay_lines(tmp_path):
+    (tmp_path / "t.jsonl").write_text(f"[1]\n{json.dumps(GOOD)}\n{'[' * 200_000}\n")
+    read = list(rows.read_raw(str(tmp_path / "t.jsonl")))
+    assert [isinstance(row, dict) for _, row in read] == [False, True, False]
+    assert rows.count_rows(str(tmp_path / "t.jsonl")) == 3
+
+
+def utf8_broken(texts):
+    """A string column from bytes that need not be UTF-8, as other writers of parquet make it."""
+    binary = pa.array(texts)
+    return pa.Array.from_buffers(pa.string(), len(texts), binary.buffers())
+
+
+def test_a_parquet_row_with_invalid_utf8_is_quarantined_alone(tmp_path):
+    queries = utf8_broken([b"good", b"\xff\xfe", "späte".encode("latin-1"), "späte".encode()])
+    positives = pa.array([["a"], ["b"], ["c"], ["d"]])
+    pq.write_table(pa.table({"query": queries, "pos": positives}), tmp_path / "t.parquet")
+    record = prepare(tmp_path, tmp_path / "t.parquet", max_bad_fraction=0.5)
+    assert (record.config.tasks["t"].rows, record.config.tasks["t"].quarantined) == (2, 2)
+    assert [row["query"] for row in stored_rows(tmp_path)] == ["good", "späte"]
+    entries = map(json.loads, (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines())
+    assert [(entry["place"].rpartition(":")[2], entry["reason"]) for entry in entries] == [
+        ("2", "query: invalid UTF-8"),
+        ("3", "query: invalid UTF-8"),
+    ]
+
+
+def test_damaged_bytes_of_a_parquet_file_end_in_a_sentence_or_in_rows(tmp_path):
+    path = tmp_path / "t.parquet"
+    table = pa.table({"query": ["a", "b"] * 50, "pos": [[f"p{i}"] for i in range(100)]})
+    pq.write_table(table, path)
+    content, refused = path.read_bytes(), 0
+    for position in range(4, len(content), 3):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 0xFF]) + content[position + 1 :])
+        for read in (lambda uri: list(rows.read_raw(uri)), rows.count_rows):
+            try:
+                read(str(path))
+            except BoomError as error:
+                refused += 1
+                assert str(path) in str(error)
+    assert refused > 100
+
+
+def test_parquet_columns_of_one_name_are_refused(tmp_path):
+    table = pa.table([pa.array(["a"]), pa.array(["b"]), pa.array(["c"])], names=["query", "pos", "pos"])
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(BoomError, match="name pos"):
+        prepare(tmp_path, tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize("value", [1, 1.5, True, {"a": "b"}, [["p"]], [{"a": "b"}], b"p", [b"p"], [None]])
+def test_parquet_values_of_other_types_are_quarantined(tmp_path, value):
+    pq.write_table(pa.table({"query": ["q"], "pos": [value]}), tmp_path / "t.parquet")
+    ((_, raw),) = rows.read_raw(str(tmp_path / "t.parquet"))
+    with pytest.raises(BoomError, match="pos is not a list of texts"):
+        prepare(tmp_path, tmp_path / "t.parquet")
+    assert raw == {"query": "q", "pos": value}
