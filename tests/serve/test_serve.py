@@ -286,7 +286,7 @@ BAD_REQUESTS = {
     "an unknown prompt": ('{"input": "a", "prompt_name": "quer"}', 422, "document, query"),
     "a prompt before tokens": ('{"input": [1], "prompt_name": "query"}', 422, "prompt"),
     "an unknown key": ('{"input": "a", "dimension": 5}', 422, "allowed: input, model"),
-    "an unprintable key": ('{"input": "a", "\\ud800": 5}', 422, "unicode"),
+    "an unprintable key": ('{"input": "a", "\\ud800": 5}', 422, "allowed: input, model"),
     "another model": ('{"input": "a", "model": "ada"}', 404, "'ada'"),
 }
 
