@@ -220,7 +220,7 @@ class TrainExecution(Section):
 
     num_workers: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
     use_gpu: bool = False
-    resources_per_worker: dict[str, float] = {}
+    resources_per_worker: dict[Text, float] = {}
     zero_stage: Literal[0, 1, 2, 3] = 1
     offload: Literal["none", "optimizer", "all"] = "none"
     attention: Attention = "auto"

@@ -1,6 +1,7 @@
 """Random and damaged input for `test_fuzz.py`: values, bytes, names of files, and what may happen to them."""
 
 import copy
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,97 +10,22 @@ from hypothesis import strategies as st
 
 from boom_ray.errors import BoomError
 
+# fmt: off
 #: Texts that have broken a reader before: not Unicode, not a name, not what a template or a number must be.
 ODD_TEXTS = [
-    *(
-        "",
-        " ",
-        "\n",
-        "\x00",
-        "a\x00b",
-        "\ud800",
-        "x\udcffy",
-        "\ufeffbom",
-        "\u2028",
-        "é",
-        "日本",
-        "🙂",
-        "A" * 300,
-    ),
-    *(
-        "{",
-        "}",
-        "{}",
-        "{query}",
-        "Use } {query}",
-        "{instruction!r}{query}",
-        "{query.__class__}",
-        "%s",
-        "%",
-        "#",
-    ),
-    *(
-        "nan",
-        "inf",
-        "-inf",
-        "1e999",
-        "-1",
-        "0",
-        "007",
-        "1_000",
-        "0x10",
-        "null",
-        "true",
-        "~",
-        "no",
-        "[]",
-        "${}",
-    ),
-    *(
-        "${NOT_SET}",
-        "..",
-        ".",
-        "a/b",
-        "a//b",
-        "-",
-        "--",
-        "*",
-        "?",
-        "[a",
-        "\\",
-        "'",
-        '"',
-        "=",
-        ":",
-        "@",
-        "text",
-    ),
+    "", " ", "\n", "\x00", "a\x00b", "\ud800", "x\udcffy", "\ufeffbom", "\u2028", "é", "日本", "🙂",
+    "A" * 300, "{", "}", "{}", "{query}", "Use } {query}", "{instruction!r}{query}", "{query.__class__}",
+    "%s", "%", "#", "nan", "inf", "-inf", "1e999", "-1", "0", "007", "1_000", "0x10", "null", "true", "~",
+    "no", "[]", "${}", "${NOT_SET}", "..", ".", "a/b", "a//b", "-", "--", "*", "?", "[a", "\\", "'", '"',
+    "=", ":", "@", "text",
 ]
 #: URIs of nothing; none of them makes a library wait for the network.
 ODD_URIS = [
-    *(
-        "hf://",
-        "hf://x",
-        "hf://a/b/c",
-        "hf://a b/c",
-        "hf://a/b@",
-        "hf://datasets/x",
-        "hf://-/-",
-        "hf://../..",
-    ),
-    *(
-        "s3://",
-        "s3:///",
-        "gs://",
-        "abfss://",
-        "http://localhost",
-        "ftp://x/y",
-        "file://x",
-        "://",
-        "s3:/bucket",
-    ),
-    *("s3://user:secret@bucket/x", "x://[", "s3://[::1", "C:\\models"),
+    "hf://", "hf://x", "hf://a/b/c", "hf://a b/c", "hf://a/b@", "hf://datasets/x", "hf://-/-",
+    "hf://../..", "http://localhost", "ftp://x/y", "file://x", "://", "s3:/bucket",
+    "s3://user:secret@bucket/x", "x://[", "s3://[::1", "C:\\models",
 ]
+# fmt: on
 ODD_NUMBERS = [0, -1, 1, 2**31, 2**63, 2**64, 10**400, 0.5, -0.0, 1e-320, 1e308, float("nan"), float("inf")]
 
 texts = st.sampled_from(ODD_TEXTS) | st.text(st.characters(), max_size=12)
@@ -177,23 +103,21 @@ def damaged_bytes(draw: st.DrawFn, content: bytes, most: int = 3) -> bytes:
     return content
 
 
+# fmt: off
 ODD_BYTES = [
-    *(
-        b"\xff",
-        b"\xed\xa0\x80",
-        b"\x00",
-        b"\xef\xbb\xbf",
-        b"\r",
-        b"\n",
-        b"\r\n",
-        b"\t",
-        b'"',
-        b"\\ud800",
-        b"{",
-    ),
-    *(b"[" * 100_000, b"- " * 2000, b"\xc2\x85", b"NaN", b"1e400", b"9" * 5000, b"&a [*a]", b"2001-99-99"),
-    *(b"!!int x", b"!!binary x", b"!!python/object:os.system {}", b"<<: 1", b"? [a]\n: b", b"1:99", b"%TAG"),
+    b"\xff", b"\xed\xa0\x80", b"\x00", b"\xef\xbb\xbf", b"\r", b"\n", b"\r\n", b"\t", b'"', b"\\ud800", b"{",
+    b"[" * 100_000, b"- " * 2000, b"\xc2\x85", b"NaN", b"1e400", b"9" * 5000, b"&a [*a]", b"2001-99-99",
+    b"!!int x", b"!!binary x", b"!!python/object:os.system {}", b"<<: 1", b"? [a]\n: b", b"1:99", b"%TAG",
 ]
+# fmt: on
+
+
+@st.composite
+def damaged_file(draw: st.DrawFn, name: str, content: bytes) -> bytes:
+    """Content of a file with other values in it if it is JSON, or with other bytes."""
+    if name.endswith(".json") and draw(st.booleans()):
+        return json.dumps(draw(damaged(json.loads(content)))).encode()
+    return draw(damaged_bytes(content))
 
 
 @contextmanager

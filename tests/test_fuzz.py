@@ -6,53 +6,65 @@ Each test has many more examples with `--slow` than without.
 import json
 import os
 import random
+import shutil
 import tempfile
 from collections.abc import Callable
 from typing import Any
 
+import click
 import pyarrow as pa
 import pyarrow.csv
 import pytest
+import ray
 import yaml
-from hypothesis import HealthCheck, Phase, given, settings
+from click.testing import CliRunner
+from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
 from boom_ray import artifacts
+from boom_ray.cli import main
 from boom_ray.data import rows
 from boom_ray.evaluation import local_tasks
 from boom_ray.evaluation.beir import read_beir
 from boom_ray.model import directory
 from boom_ray.recipe import Recipe, identity
 from boom_ray.runs import updates
-from tests import fuzzing
+from boom_ray.runs.identity import claim
+from tests import fuzzing, texts
+from tests.conftest import publish
 
 SLOWER = 20
 
 
-def fuzz(num_examples: int, *strategies: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Run a test with examples: always the same few, and with `--slow` many others."""
+def fuzz(
+    num_examples: int, *strategies: Any, uses: tuple[str, ...] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Run a test with examples in a directory of its own: always the same few, and with `--slow` many others.
+
+    Args:
+        uses: Fixtures whose values follow the drawn ones.
+    """
 
     def decorate(check: Callable[..., None]) -> Callable[..., None]:
-        def of_one(drawn: tuple[Any, ...]) -> None:
-            check(*drawn)
-
         @pytest.mark.parametrize("times", [1, pytest.param(SLOWER, marks=pytest.mark.slow)])
-        def test(times: int) -> None:
-            run = settings(
+        def test(times: int, request: pytest.FixtureRequest, tmp_path, monkeypatch) -> None:
+            fixtures = [request.getfixturevalue(name) for name in uses]
+            monkeypatch.chdir(tmp_path)
+            monkeypatch.setenv("HOME", str(tmp_path))
+
+            def of_one(drawn: tuple[Any, ...]) -> None:
+                note(repr(drawn))
+                check(*drawn, *fixtures)
+
+            chosen = settings(
                 max_examples=num_examples * times,
                 derandomize=True,
                 database=None,
-                phases=[Phase.generate],  # without shrinking: a failure is one example
                 deadline=None,
+                phases=[Phase.generate],  # a failure is reported as it is found, not made smaller
                 suppress_health_check=list(HealthCheck),
-            )(given(st.tuples(*strategies))(of_one))
-            with tempfile.TemporaryDirectory() as home:
-                before = os.getcwd()
-                os.chdir(home)
-                try:
-                    run()
-                finally:
-                    os.chdir(before)
+            )
+            chosen(given(st.tuples(*strategies))(of_one))()
 
         test.__name__, test.__doc__ = check.__name__, check.__doc__
         return test
@@ -98,7 +110,7 @@ def use_recipe(content: bytes) -> None:
         artifacts.fingerprint([identity(section) for section in (recipe.bags, recipe.train, recipe.merge)])
         directory.prompts_of(recipe.data)
         recipe.merge.densities(len(recipe.bags.ratios))
-        assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+        assert Recipe.model_validate_json(recipe.model_dump_json()).model_dump() == recipe.model_dump()
         json.dumps(recipe.model_dump(mode="json")).encode()
     with fuzzing.only_errors_for_users():
         os.replace("recipe.yaml", "tasks.yaml")
@@ -166,3 +178,127 @@ def test_beir_directories_with_damaged_files(documents, queries, qrels, missing)
             assert set(task["queries"]) == set(task["relevant_docs"])
             for grades in task["relevant_docs"].values():
                 assert all(name in task["corpus"] and grade > 0 for name, grade in grades.items())
+
+
+COMMANDS = {
+    "run": ["recipe.yaml"],
+    "plan": ["recipe.yaml"],
+    "train": ["recipe.yaml"],
+    "update": ["recipe.yaml", "--new-data", "rows.jsonl"],
+    "embed": ["model", "rows.jsonl", "vectors"],
+    "drift": ["model", "model", "--data", "rows.jsonl"],
+    "evaluate": ["model", "--data", "eval"],
+    "merge": ["model", "model", "--out", "merged"],
+    "serve": ["model", "--config-out", "serve.yaml"],
+    "status": ["runs/a"],
+    "models": ["runs"],
+    "models list": ["runs/a"],
+    "models diff": ["model", "runs/a"],
+    "models rollback": ["runs/a", "v0001"],
+    "lineage": ["runs/a"],
+    "report": ["runs/a"],
+    "reproduce": ["runs/a"],
+    "verify": ["model"],
+}
+NAMES = (
+    *("recipe.yaml", "tasks.yaml", "rows.jsonl", "rows.csv", "damaged.parquet", "empty", "eval", "model"),
+    *("runs", "runs/a", "runs/a/models/v0001", "merge.yaml", "model/config.json", "new", "no/such/file"),
+)
+
+
+def command_of(words: str) -> click.Command:
+    """The command of a verb such as `models list`."""
+    found: click.Command = main
+    for word in words.split():
+        assert isinstance(found, click.Group)
+        found = found.commands[word]
+    return found
+
+
+@st.composite
+def command_lines(draw: st.DrawFn) -> list[str]:
+    """A verb with its usual arguments, of which some are others, and with some options."""
+    verb = draw(st.sampled_from(list(COMMANDS)))
+    arguments = [
+        draw(fuzzing.names(*NAMES)) if not word.startswith("-") and draw(st.integers(0, 3)) == 0 else word
+        for word in COMMANDS[verb]
+    ]
+    known = [option for option in command_of(verb).params if isinstance(option, click.Option)]
+    for option in draw(st.lists(st.sampled_from(known), max_size=3)) if known else []:
+        if option.name in ("help", "calibrate"):  # calibration trains
+            continue
+        arguments.append(option.opts[0])
+        if not option.is_flag:
+            numbers = ["0", "1", "8", "-1", "1e3", "0.5"]
+            choices = getattr(option.type, "choices", numbers)
+            odd = fuzzing.names(*NAMES) if option.metavar in ("URI", "DIR", "FILE") else fuzzing.texts
+            arguments.append(draw(st.sampled_from([*map(str, choices), *numbers]) | odd))
+    return [*verb.split(), *arguments]
+
+
+def write_workspace(model: str) -> None:
+    """The files that command lines name, in the working directory."""
+    shutil.copytree(model, "model")
+    recipe = RECIPE | {"name": "a", "base_model": "model", "train": {"group_size": 2}, "merge": {}}
+    recipe["data"] = {"tasks": [{"name": "t", "path": "rows.jsonl"}]}
+    with open("recipe.yaml", "w", encoding="utf-8") as file:
+        yaml.safe_dump(recipe, file)
+    with open("tasks.yaml", "w", encoding="utf-8") as file:
+        yaml.safe_dump(recipe["data"]["tasks"], file)
+    with open("merge.yaml", "w", encoding="utf-8") as file:
+        yaml.safe_dump({"merge_method": "linear", "models": [{"model": "model"}] * 2, "dtype": "x"}, file)
+    texts.write_jsonl("./rows.jsonl", [ROW, ROW | {"query": "other", "id": "8"}])
+    texts.write_beir("eval/t", list(texts.functions("email"))[:3])
+    for name, content in {
+        "rows.csv": b"id,text\n1,a\n",
+        "damaged.parquet": b"PAR1\0PAR1",
+        "empty": b"",
+    }.items():
+        with open(name, "wb") as file:
+            file.write(content)
+    claim(Recipe.load("recipe.yaml"))
+    shutil.copytree(model, "runs/a/models/v0001")
+
+
+@pytest.fixture(scope="module")
+def workspace(bert, tmp_path_factory) -> str:
+    """A directory with the files that command lines name."""
+    root = tmp_path_factory.mktemp("workspace")
+    model = publish(bert, str(tmp_path_factory.mktemp("published") / "bert"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        write_workspace(model)
+    return str(root)
+
+
+@pytest.fixture
+def without_ray(monkeypatch) -> None:
+    """Connecting to Ray is refused, as where no cluster answers, even if another test has started one."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+
+
+SMALL_FILE = 1 << 16  # others are not damaged, and shared between the examples
+
+
+def copy_or_link(source: str, target: str) -> None:
+    (shutil.copy2 if os.path.getsize(source) < SMALL_FILE else os.link)(source, target)
+
+
+@fuzz(200, command_lines(), st.data(), uses=("workspace", "without_ray"))
+def test_command_lines(command, data, workspace, without_ray):
+    """Verbs that need Ray get as far as the connection to it."""
+    with tempfile.TemporaryDirectory(dir=".") as folder, pytest.MonkeyPatch.context() as patch:
+        shutil.copytree(workspace, folder, copy_function=copy_or_link, dirs_exist_ok=True)
+        patch.chdir(folder)
+        if data.draw(st.booleans(), "is a file damaged"):
+            found = [os.path.join(root, name) for root, _, names in os.walk(".") for name in names]
+            name = data.draw(st.sampled_from(sorted(n for n in found if os.path.getsize(n) < SMALL_FILE)))
+            with open(name, "rb") as file:
+                content = data.draw(fuzzing.damaged_file(name, file.read()), f"content of {name}")
+            with open(name, "wb") as file:
+                file.write(content)
+        result = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert result.exit_code in (0, 1, 2)
+    assert "Traceback" not in result.output
+    assert result.exit_code == 0 or "rror: " in result.stderr

@@ -114,3 +114,15 @@ def test_one_of_several_concurrent_writers_creates_a_file(tmp_path):
             assert created.count(True) == 1
             assert storage.read_bytes(path) == contents[created.index(True)]
             assert os.listdir(os.path.dirname(path)) == ["file"]
+
+
+@pytest.mark.parametrize("uri", ["hf://", "hf://owner/name", "hf://datasets/owner/name/file.json"])
+def test_nothing_is_written_to_the_hub(uri):
+    with pytest.raises(StorageError, match=f"{uri}: the hub is only read"):
+        storage.write_bytes(uri, b"content")
+
+
+@pytest.mark.parametrize("path", ["a\0b", "\ud800", "s3://bucket/\udcff", "hf://owner/\0"])
+def test_paths_that_no_file_has_are_refused(path):
+    with pytest.raises(InputError, match=r"a path (cannot|must)"):
+        storage.absolute(path)

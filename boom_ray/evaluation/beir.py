@@ -31,9 +31,9 @@ def read_beir(task: str) -> BeirTask:
         NotFoundError: if a file is missing.
         InputError: if a line is not in BEIR format, or a judgement names an unknown query or document.
     """
-    documents = _read_rows(storage.join(task, "corpus.jsonl"))
+    documents = read_rows(storage.join(task, "corpus.jsonl"))
     corpus = {name: f"{row.get('title') or ''} {row['text']}".strip() for name, row in documents.items()}
-    queries = {name: row["text"] for name, row in _read_rows(storage.join(task, "queries.jsonl")).items()}
+    queries = {name: row["text"] for name, row in read_rows(storage.join(task, "queries.jsonl")).items()}
     grades = read_qrels(storage.join(task, "qrels"))
     relevant: dict[str, dict[str, int]] = {}
     for (query, document), grade in grades.items():
@@ -77,8 +77,12 @@ def _is_text(query: str, document: dict[str, Any]) -> bool:
     return query.split() in (text, (document.get("title") or "").split() + text)
 
 
-def _read_rows(uri: str) -> dict[str, dict[str, Any]]:
-    """The rows of a file of documents or queries by id; each has a text."""
+def read_rows(uri: str) -> dict[str, dict[str, Any]]:
+    """The rows of a file of documents or queries by id; each has a `text`.
+
+    Raises:
+        InputError: naming the line that is not in BEIR format.
+    """
     rows: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(storage.read_bytes(uri).splitlines(), start=1):
         if not line.strip():

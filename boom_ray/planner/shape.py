@@ -7,6 +7,7 @@ from typing import Any
 
 from boom_ray import storage
 from boom_ray.errors import BoomError, InputError, NotFoundError
+from boom_ray.model import files
 from boom_ray.planner.assumptions import Assumptions
 from boom_ray.recipe import Lora
 
@@ -135,8 +136,8 @@ def of_config(config: dict[str, Any], lora: Lora | None = None) -> ModelShape:
         parsed = AutoConfig.for_model(config["model_type"], **rest)
         with torch.device("meta"):
             model = AutoModel.from_config(parsed)
-    except (KeyError, ValueError) as error:
-        raise InputError(f"config.json: transformers cannot build this model: {error}") from error
+    except Exception as error:  # whatever a model's code raises for the values of its configuration
+        raise InputError(f"config.json: transformers cannot build this model: {error!r}") from error
     weights = {name: tuple(p.shape) for name, p in model.named_parameters() if not name.startswith("pooler.")}
     linear = {
         name: (module.in_features, module.out_features)
@@ -188,10 +189,9 @@ def _config(uri: str, config_file: str | None) -> dict[str, Any] | None:
         path = storage.absolute(config_file)
         if not storage.is_file(path):
             raise NotFoundError(f"config_file {path}: no such file")
-        return json.loads(storage.read_bytes(path))
+        return files.read_object(storage.parent_of(path), storage.name_of(path))
     if not storage.is_hub(uri):
-        readable = is_readable(uri)
-        return json.loads(storage.read_bytes(storage.join(uri, "config.json"))) if readable else None
+        return files.read_config(uri) if is_readable(uri) else None
     from huggingface_hub import hf_hub_download
 
     repository, revision = storage.hub_name(uri)

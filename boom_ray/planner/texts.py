@@ -4,7 +4,6 @@ They are measured on a few batches if the data and the base model's tokenizer ar
 the recipe's maximum lengths.
 """
 
-import json
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from boom_ray.data.answers import Collector
 from boom_ray.data.bags import generator
 from boom_ray.data.training_row import SCHEMA, BadRow, normalize
 from boom_ray.errors import BoomError
+from boom_ray.evaluation import beir
 from boom_ray.planner.assumptions import Assumptions
 from boom_ray.recipe import Evaluate, Recipe, Task
 from boom_ray.runs.layout import Layout
@@ -164,10 +164,9 @@ class BatchLoads:
     def _evaluation_task(self, uri: str, limit: int) -> BatchLoad:
         """The load of one task, from a sample of its texts."""
         texts = [
-            json.loads(line).get("text") or ""
+            row["text"]
             for name in ("corpus.jsonl", "queries.jsonl")
-            for line in storage.read_bytes(storage.join(uri, name)).splitlines()
-            if line.strip()
+            for row in beir.read_rows(storage.join(uri, name)).values()
         ]
         sample = generator(0, "plan", uri).permutation(len(texts))[:NUM_TEXTS]
         if self.tokenizer is None:

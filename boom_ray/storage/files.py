@@ -8,9 +8,10 @@ import pyarrow
 import pyarrow.fs
 from pyarrow.fs import FileInfo, FileSelector, FileType
 
+from boom_ray.errors import StorageError
 from boom_ray.storage.failures import explained
 from boom_ray.storage.filesystems import filesystem
-from boom_ray.storage.uri import is_local
+from boom_ray.storage.uri import is_hub, is_local
 
 
 def exists(uri: str) -> bool:
@@ -58,7 +59,13 @@ def open_input(uri: str) -> pyarrow.NativeFile:
 
 
 def open_output(uri: str) -> pyarrow.NativeFile:
-    """Open a file for sequential writing, and create its directory."""
+    """Open a file for sequential writing, and create its directory.
+
+    Raises:
+        StorageError: if it cannot be written.
+    """
+    if is_hub(uri):
+        raise StorageError(f"{uri}: the hub is only read from here. Write to a directory or a store")
     fs, path = filesystem(uri)
     with explained(uri):
         fs.create_dir(os.path.dirname(path), recursive=True)
