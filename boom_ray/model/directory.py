@@ -19,7 +19,7 @@ from boom_ray.model import files, modules
 from boom_ray.model import tokenizer as tokenizers
 from boom_ray.model.limits import DIMENSION_KEYS, limits_of
 from boom_ray.model.spec import EncoderSpec
-from boom_ray.recipe import BaseModelSource, Data, Pooling
+from boom_ray.recipe import BaseModelSource, Data, Pooling, Train
 
 if TYPE_CHECKING:  # merging imports this module, and starts twice as fast without torch and transformers
     from torch import Tensor
@@ -56,7 +56,7 @@ def read_spec(directory: str, source: BaseModelSource | None = None) -> EncoderS
     transformer, prompting = modules.read_transformer(directory), modules.read_prompts(directory)
     pooling = modules.read_pooling(directory, listed)
     limits = limits_of(config)
-    limits.check(directory, source.max_length if source else None)
+    limits.check(directory, {"base_model.max_length": source.max_length if source else None})
     declared = transformer.max_seq_length
     undeclared = [files.read(directory, "tokenizer_config.json", _TokenizerLimit).length, limits.context]
     lengths = [declared, limits.positions] if declared else undeclared
@@ -197,11 +197,17 @@ def dimension_of(directory: str) -> int:
     return dimension
 
 
-def check_base(source: BaseModelSource, matryoshka: Sequence[int]) -> None:
+def check_base(source: BaseModelSource, train: Train) -> None:
     """Check the lengths and dimensions that a recipe wants against the configuration of its base model.
+
+    The default lengths of training may exceed the model: they are limited to what it can take.
 
     Raises:
         InputError: if the model has fewer positions, or fewer dimensions.
     """
     uri = storage.local_directory(source.path) if storage.is_hub(source.path) else source.path
-    limits_of(files.read_config(uri)).check(source.path, source.max_length, matryoshka)
+    lengths = {"base_model.max_length": source.max_length}
+    for key in ("query_max_length", "passage_max_length"):
+        if getattr(train, key) != Train.model_fields[key].default:
+            lengths[f"train.{key}"] = getattr(train, key)
+    limits_of(files.read_config(uri)).check(source.path, lengths, train.matryoshka)

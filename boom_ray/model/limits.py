@@ -1,6 +1,6 @@
 """The limits in a model's configuration: positions and dimensions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,17 +30,21 @@ class ModelLimits:
     positions: int | None
     dimension: int | None
 
-    def check(self, model: str, max_length: int | None, matryoshka: Sequence[int] = ()) -> None:
+    def check(self, model: str, lengths: Mapping[str, int | None], matryoshka: Sequence[int] = ()) -> None:
         """Check the settings of a recipe.
+
+        Args:
+            lengths: Numbers of tokens, by the key that sets them.
 
         Raises:
             InputError: naming the setting.
         """
-        if max_length and self.positions and max_length > self.positions:
-            raise InputError(
-                f"base_model.max_length: got {max_length}; {model} has positions for {self.positions} "
-                f"tokens. Set it to at most {self.positions}"
-            )
+        for key, length in lengths.items():
+            if length and self.positions and length > self.positions:
+                raise InputError(
+                    f"{key}: got {length}; {model} has positions for {self.positions} tokens. Set it to at "
+                    f"most {self.positions}"
+                )
         if matryoshka and self.dimension and max(matryoshka) > self.dimension:
             raise InputError(
                 f"train.matryoshka: got {max(matryoshka)}; {model} has {self.dimension} dimensions. "

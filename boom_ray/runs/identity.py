@@ -35,7 +35,7 @@ def claim(recipe: Recipe) -> Parent:
         ConflictError: listing every setting that differs, if the name stands for another recipe.
     """
     base, layout = directory.identify(recipe.base_model.path), Layout(recipe.root)
-    directory.check_base(recipe.base_model, recipe.train.matryoshka)
+    directory.check_base(recipe.base_model, recipe.train)
     ours = RunIdentity(
         base_model={**identity(recipe.base_model), "digest": base.digest},
         bags=identity(recipe.bags),

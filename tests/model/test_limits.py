@@ -60,6 +60,7 @@ def test_a_configuration_without_a_dimension_is_refused(tmp_path):
 def test_settings_beyond_the_base_model_are_refused_before_the_run_has_a_name(make_recipe, bert, tmp_path):
     for sections, words in (
         ({"train": {"matryoshka": [16, 64]}}, r"train\.matryoshka: got 64;.* 32 dimensions"),
+        ({"train": {"passage_max_length": 600}}, r"train\.passage_max_length: got 600;.* 512 tokens"),
         ({"base_model": {"path": bert, "max_length": 513}}, r"base_model\.max_length: got 513;.* 512 tokens"),
     ):
         with pytest.raises(InputError, match=words):
