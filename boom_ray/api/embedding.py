@@ -26,7 +26,7 @@ def embed(
     out: PathLike,
     *,
     text_column: str = "text",
-    id_column: str = "id",
+    id_column: str | None = None,
     columns: Sequence[str] = (),
     filter: str | None = None,
     limit: int | None = None,
@@ -52,7 +52,8 @@ def embed(
         source: A file, or a directory of files of one format.
         out: Directory of the vectors: parquet with `id`, `text_xxh3`, `embedding`, and `columns`.
         text_column: Column of texts; longer texts are cut at the model's maximum length.
-        id_column: Column of ids, integers or strings.
+        id_column: Column of ids, integers or strings; by default `id`, and where there is none, ids are
+            `file:row`.
         columns: Columns of the source to copy.
         filter: Embed only rows that satisfy a condition, such as `lang == 'en' and stars > 3`.
         limit: Number of rows after which reading ends.
@@ -121,7 +122,7 @@ def drift(
     data: PathLike,
     *,
     text_column: str = "text",
-    id_column: str = "id",
+    id_column: str | None = None,
     rows: int = 1000,
 ) -> "Drift":
     """Compare the vectors of two models on a sample of texts: must an index be built again?

@@ -246,6 +246,7 @@ class EmbeddingsConfig(Content):
         precision: Of the computation.
         seconds: Wall time of the run that finished it.
         unchanged: Rows that earlier outputs (`since`) had already.
+        id_column: Column of ids; None: an id is `file:row`.
         deleted: Ids of earlier outputs that the source no longer has.
     """
 
@@ -268,7 +269,7 @@ class EmbeddingsConfig(Content):
     since: list[str]
     source: str
     text_column: str
-    id_column: str
+    id_column: str | None
 
 
 class EmbeddingsMetrics(Content):

@@ -17,7 +17,7 @@ def _columns(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.argument("source", metavar="INPUT")
 @click.argument("target", metavar="OUTPUT")
 @click.option("--text-column", default="text", show_default=True)
-@click.option("--id-column", default="id", show_default=True)
+@click.option("--id-column", metavar="NAME", help="Default: id; where there is none, ids are file:row.")
 @click.option("--columns", default="", callback=_columns, metavar="A,B", help="Input columns to copy.")
 @click.option("--filter", metavar="CONDITION", help="Only rows such as `lang == 'en' and stars > 3`.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Embed at most N rows.")
@@ -63,7 +63,7 @@ def embed(model: str, source: str, target: str, **values: Any) -> None:
     "--data", required=True, metavar="URI", help="Texts to compare on: parquet, jsonl, csv or text."
 )
 @click.option("--text-column", default="text", show_default=True)
-@click.option("--id-column", default="id", show_default=True)
+@click.option("--id-column", metavar="NAME", help="Default: id; where there is none, ids are file:row.")
 @click.option(
     "--rows", default=1000, show_default=True, type=click.IntRange(min=20), help="Size of the sample."
 )

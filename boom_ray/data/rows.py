@@ -1,7 +1,6 @@
 """Rows in files: read one by one, each with its location, or with the reason why it cannot be read."""
 
 import codecs
-import fnmatch
 import io
 import json
 from collections.abc import Iterator
@@ -11,50 +10,35 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from boom_ray import storage
+from boom_ray.data import source_files
+from boom_ray.data.source_files import format_of, open_stream, reading
 from boom_ray.data.training_row import BadRow
-from boom_ray.errors import InputError, NotFoundError
-
-SUFFIXES = (".jsonl", ".json", ".parquet")
+from boom_ray.errors import InputError
 
 
-def data_files(uri: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
-    """The data files at a URI, sorted.
+def data_files(uri: str) -> list[str]:
+    """The parquet and JSON files at a URI, sorted.
 
     Args:
         uri: One file, a directory with everything below it, or a pattern of file names (`…/data/nq-*`).
-        suffixes: Suffixes of data files.
 
     Raises:
         NotFoundError: if there are none.
+        InputError: if there are data files that cannot be read, such as archives.
     """
-    if "*" in storage.name_of(uri):
-        parent = storage.parent_of(uri)
-        names = fnmatch.filter(storage.list_names(parent), storage.name_of(uri))
-        files = [storage.join(parent, name) for name in names if name.endswith(suffixes)]
-    elif storage.is_file(uri):
-        return [uri]
-    else:
-        files = [storage.join(uri, name) for name in storage.list_files(uri) if name.endswith(suffixes)]
-    if not files:
-        raise NotFoundError(f"{uri}: no data files. Expected {' or '.join(suffixes)} files")
-    return files
-
-
-def buffered(file: pa.NativeFile) -> io.BufferedReader:
-    """A buffered reader for reading line by line; each read of the store is 4 MiB."""
-    return io.BufferedReader(file, 1 << 22)
+    return [file.uri for file in source_files.find(uri, ("parquet", "jsonl"))]
 
 
 def count_rows(uri: str) -> int:
     """Number of rows of a file, good or bad, from its metadata or its line breaks.
 
     Raises:
-        InputError: if it is a parquet file whose metadata is damaged.
+        InputError: if it is damaged.
     """
-    with storage.open_input(uri) as file:
-        if uri.endswith(".parquet"):
+    if format_of(uri) == "parquet":
+        with storage.open_input(uri) as file:
             return _parquet(uri, file).metadata.num_rows
-        lines = buffered(file)
+    with reading(uri), open_stream(uri) as lines:
         if not _begins_array(lines):
             return sum(1 for line in lines if line.strip())
     return sum(1 for _ in read_raw(uri))
@@ -66,13 +50,14 @@ def read_raw(uri: str) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
     A JSON file holds an object in each line, or one array of objects, which is held in memory as a whole.
 
     Raises:
-        InputError: if a parquet file is damaged.
+        InputError: if a parquet file or a compressed file is damaged.
     """
-    with storage.open_input(uri) as file:
-        if uri.endswith(".parquet"):
+    if format_of(uri) == "parquet":
+        with storage.open_input(uri) as file:
             yield from _read_parquet(uri, file)
-        else:
-            yield from _read_json(uri, file)
+    else:
+        with reading(uri), open_stream(uri) as lines:
+            yield from _read_json(uri, lines)
 
 
 def _parquet(uri: str, file: pa.NativeFile) -> pq.ParquetFile:
@@ -126,8 +111,7 @@ def _unreadable(uri: str, error: Exception) -> InputError:
     return InputError(f"{uri}: not a readable parquet file: {reason}. Write or copy it again")
 
 
-def _read_json(uri: str, file: pa.NativeFile) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
-    lines = buffered(file)
+def _read_json(uri: str, lines: io.BufferedReader) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
     if _begins_array(lines):
         content = lines.read()
         try:

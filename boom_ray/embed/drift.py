@@ -50,7 +50,7 @@ class Drift:
         return [*found, f"the index {verdict}"]
 
 
-def drift(model_a: str, model_b: str, data: str, text_column: str, id_column: str, rows: int) -> Drift:
+def drift(model_a: str, model_b: str, data: str, text_column: str, id_column: str | None, rows: int) -> Drift:
     """Embed a sample with both models and compare the vectors.
 
     Args:
@@ -81,7 +81,7 @@ def _sample(data: str, options: EmbedOptions, rows: int) -> list[str]:
     """Distinct texts, spread evenly over the source."""
     source = open_source(data, options)
     found: dict[str, None] = {}
-    for unit in source.units:
+    for unit in source.find_units():
         for table in source.read(unit):
             found.update(dict.fromkeys(text for text in table["text"].to_pylist() if text))
     texts = list(found)

@@ -7,7 +7,6 @@ from boom_ray.errors import InputError
 
 Precision = Literal["float32", "bfloat16"]
 VectorType = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
-OUTPUT_COLUMNS = {"id", "chunk", "embedding", "text_xxh3"}
 
 
 @dataclass(frozen=True)
@@ -16,7 +15,8 @@ class EmbedOptions:
 
     Attributes:
         text_column: Column of texts (strings). Longer texts are truncated at the model's maximum length.
-        id_column: Column of ids (integers or strings).
+        id_column: Column of ids (integers or strings); by default `id`, and where there is none, ids are
+            `file:row`.
         prompt_name: Name of the model's prompt that is prepended to every text; none by default.
         prompt: Text of a prompt, instead of a name.
         columns: Input columns to copy to the output.
@@ -40,7 +40,7 @@ class EmbedOptions:
     """
 
     text_column: str = "text"
-    id_column: str = "id"
+    id_column: str | None = None
     prompt_name: str | None = None
     prompt: str | None = None
     columns: tuple[str, ...] = ()
@@ -64,9 +64,13 @@ class EmbedOptions:
             raise InputError(f"overlap {self.overlap}: needs chunk, the number of tokens in a chunk")
         if self.chunk and self.overlap >= self.chunk // 2:
             raise InputError(f"overlap {self.overlap}: allowed below half of chunk {self.chunk}")
-        reserved = OUTPUT_COLUMNS & set(self.columns)
+        made = {"id", "embedding", "text_xxh3", *(["chunk"] if self.has_chunk_rows else [])}
+        reserved = sorted(made & set(self.columns))
         if reserved:
-            raise InputError(f"columns: {', '.join(sorted(reserved))} is a column of the output. Omit it")
+            raise InputError(f"columns: {', '.join(reserved)} is a column of the output. Omit it")
+        repeated = sorted({name for name in self.columns if self.columns.count(name) > 1})
+        if repeated:
+            raise InputError(f"columns: {', '.join(repeated)} is named twice. Name it once")
 
     @property
     def has_chunk_rows(self) -> bool:

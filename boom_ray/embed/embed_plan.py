@@ -8,7 +8,7 @@ import pyarrow as pa
 import ray
 
 from boom_ray.embed.probe import ComputeSettings
-from boom_ray.embed.text_source import TextSource
+from boom_ray.embed.text_source import COPIED, TextSource
 from boom_ray.embed.vectors import Reduction
 from boom_ray.model.spec import EncoderSpec
 
@@ -44,11 +44,12 @@ class EmbedPlan:
     @property
     def output_schema(self) -> pa.Schema:
         """Columns of the output."""
-        options, kept = self.source.options, self.source.schema
-        kept = kept.remove(kept.get_field_index("text"))
-        if options.has_chunk_rows:
-            kept = kept.insert(1, pa.field("chunk", pa.int32()))
-        return kept.append(pa.field("embedding", self.reduction.arrow_type))
+        assert self.source.schema is not None
+        fields = [field.with_name(field.name.removeprefix(COPIED)) for field in self.source.schema]
+        del fields[self.source.schema.get_field_index("text")]
+        if self.source.options.has_chunk_rows:
+            fields.insert(1, pa.field("chunk", pa.int32()))
+        return pa.schema([*fields, pa.field("embedding", self.reduction.arrow_type)])
 
     @property
     def partition_rows(self) -> int:
@@ -60,16 +61,16 @@ class EmbedPlan:
         unit, left = self.source.units[number], self.rows[number]
         tables = self.source.partitions(unit, self.partition_rows, ray.get(self.earlier_keys))
         for index, table in enumerate(tables):
-            if left <= 0:
-                return
             yield f"part-{number:06d}-{index:06d}.parquet", table.slice(0, left)
             left -= len(table)
+            if left <= 0:  # the rest need not be read
+                return
 
     def first_texts(self, count: int) -> list[str]:
         """Texts of the first rows to embed."""
         texts: list[str] = []
-        for number in range(len(self.rows)):
-            for _, table in self.partitions(number):
+        for number, num_rows in enumerate(self.rows):
+            for _, table in self.partitions(number) if num_rows else ():
                 texts += table["text"].to_pylist()
                 if len(texts) >= count:
                     return texts[:count]

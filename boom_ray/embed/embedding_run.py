@@ -120,7 +120,7 @@ def embed(model: str, source: str, target: str, options: EmbedOptions | None = N
     identity = artifacts.fingerprint([parent.digest, settings, seen.content, options.columns, options.since,
                                      options.precision])  # fmt: skip
     plan = EmbedPlan(
-        opened, model, spec, settings["prompt"], seen.rows, ray.put(earlier.keys), target, reduction
+        seen.source, model, spec, settings["prompt"], seen.rows, ray.put(earlier.keys), target, reduction
     )
     with staging.resumable(target, identity) as stage:
         output = _encode(replace(plan, target=stage.uri), stage, seen)
@@ -157,7 +157,7 @@ def _record(
             since=list(options.since),
             source=storage.without_credentials(plan.source.uri),
             text_column=options.text_column,
-            id_column=options.id_column,
+            id_column=plan.source.id_column,
         ),
         parents=[parent],
         metrics=output.work(),

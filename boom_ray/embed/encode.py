@@ -149,7 +149,7 @@ def _write(batch: pa.Table, plan: EmbedPlan) -> pa.Table:
     sink = pa.BufferOutputStream()
     assert plan.compute is not None
     metadata = PartitionMetadata(partition.tokens, partition.texts, plan.compute, plan.reduction.scales)
-    table = rows.replace_schema_metadata(metadata.to_arrow())
+    table = rows.rename_columns(plan.output_schema.names).replace_schema_metadata(metadata.to_arrow())
     pq.write_table(table, sink, compression="zstd", use_dictionary=False)
     content = sink.getvalue().to_pybytes()
     _store(storage.join(plan.target, partition.file), content)

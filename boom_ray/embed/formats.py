@@ -1,140 +1,254 @@
-"""Readers of parquet, jsonl, csv and text files: tables of a few rows with a fixed schema.
+"""Readers of parquet, JSON, CSV and text files: batches of a few rows, each column in the type of its values.
 
-A value that is not of its column's type becomes null, so that one pass can count all bad rows.
+An id or a text that is not one becomes null, so that one pass can count all bad rows. Any other value that
+cannot be read is an error: a column that is carried along loses nothing.
 """
 
+import csv
+import io
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from boom_ray import storage
 from boom_ray.data import rows
-from boom_ray.embed.embed_options import EmbedOptions
+from boom_ray.data.source_files import SourceFile, open_stream, reading
+from boom_ray.embed import value_types
 from boom_ray.errors import InputError
 
-SUFFIXES = (*rows.SUFFIXES, ".csv", ".txt")
 BATCH_ROWS = 64
-JSON_TYPES = {int: pa.int64(), str: pa.string(), float: pa.float64(), bool: pa.bool_()}
+DELIMITERS = ",;\t|"
+csv.field_size_limit(sys.maxsize)  # a text may be long
 
 
-def is_parquet(uri: str) -> bool:
-    """Whether a file is parquet, by its name."""
-    return uri.endswith(".parquet")
+@dataclass(frozen=True)
+class Columns:
+    """The columns to read.
+
+    Attributes:
+        text: Column of texts.
+        id: Column of ids; None: rows have none.
+        id_type: string, or an integer type.
+        others: Columns that are copied, or that the filter names.
+    """
+
+    text: str
+    id: str | None
+    id_type: pa.DataType
+    others: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """All of them, each once."""
+        return list(dict.fromkeys([self.text, *([self.id] if self.id else []), *self.others]))
 
 
-def is_text(data_type: pa.DataType) -> bool:
-    """Whether values of a type are strings."""
-    return pa.types.is_string(data_type) or pa.types.is_large_string(data_type)
+@dataclass
+class Batch:
+    """Consecutive rows of a file.
+
+    Attributes:
+        columns: Values of the wanted columns that the rows have.
+        numbers: Number of each row in its file: of its line in JSON lines and text files.
+        names: Names of columns that the rows have, wanted or not.
+    """
+
+    columns: dict[str, pa.Array]
+    numbers: list[int]
+    names: Iterable[str] = field(default_factory=list)
 
 
-def num_row_groups(uri: str) -> int:
-    """Row groups of a parquet file."""
-    with _parquet(uri) as file:
-        return file.num_row_groups
+def row_groups(uri: str) -> list[int]:
+    """Rows of each row group of a parquet file."""
+    with reading(uri), _parquet(uri) as file:
+        return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
 
 
-def columns_of(source: str, files: list[str], options: EmbedOptions) -> dict[str, pa.DataType]:
-    """Names and types of the columns of files; without a schema, those of the first row.
+def header(file: SourceFile, text_column: str) -> dict[str, pa.DataType | None] | None:
+    """Names of the columns of a file, with their types if it states them; None if it has no rows.
+
+    JSON has no header: these are the keys and types of the first row.
 
     Raises:
-        InputError: if the first file is damaged, or no file contains a row.
+        InputError: if the file is damaged.
     """
-    first = files[0]
-    if is_parquet(first):
-        with _parquet(first) as file:
-            schema = file.schema_arrow
-        return dict(zip(schema.names, schema.types, strict=True))
-    if first.endswith(".csv"):
-        with storage.open_input(first) as handle, _named(first), pa.csv.open_csv(handle) as reader:
-            return dict(zip(reader.schema.names, reader.schema.types, strict=True))
-    if first.endswith(".txt"):
-        return {options.id_column: pa.string(), options.text_column: pa.string()}
-    row = next(itertools.chain.from_iterable(map(rows.read_raw, files)), None)
-    if row is None:
-        raise InputError(f"{source}: contains no rows")
-    return {key: JSON_TYPES.get(type(value), pa.null()) for key, value in _usable(*row).items()}
+    with reading(file.uri):
+        if file.format == "parquet":
+            with _parquet(file.uri) as opened:
+                schema = opened.schema_arrow
+            return dict(zip(schema.names, schema.types, strict=True))
+        if file.format == "csv":
+            with _CsvReader(file.uri, text_column) as (names, _):
+                return dict.fromkeys(names, pa.string()) if names else None
+        if file.format == "text":
+            return {text_column: pa.string()}
+        first = next(rows.read_raw(file.uri), None)
+        return first and {key: _type_of(value) for key, value in _usable(*first).items()}
 
 
-def read_tables(uri: str, row_group: int | None, schema: pa.Schema) -> Iterator[pa.Table]:
-    """Tables of the columns in `schema`, whose first two are the id and the text.
+def _type_of(value: Any) -> pa.DataType | None:
+    try:
+        return pa.array([value]).type
+    except (pa.ArrowException, ValueError, OverflowError):  # the row is reported when it is read
+        return None
+
+
+def batches(file: SourceFile, row_group: int | None, first: int, columns: Columns) -> Iterator[Batch]:
+    """The rows of a file.
 
     Args:
         row_group: The row group to read of a parquet file; None for other formats.
+        first: Number of the first row of the row group in its file.
 
     Raises:
-        InputError: if the file is damaged, or lacks a column.
+        InputError: if the file is damaged, or a value cannot be carried along.
+        NotFoundError: if it does not exist.
+        StorageError: if the store fails.
     """
-    if is_parquet(uri):
-        yield from _parquet_tables(uri, row_group, schema)
-    elif uri.endswith(".csv"):
-        yield from _csv_tables(uri, schema)
-    elif uri.endswith(".txt"):
-        yield from _row_tables(_lines(uri, *schema.names[:2]), schema)
-    else:
-        yield from _row_tables(rows.read_raw(uri), schema)
-
-
-@contextmanager
-def _named(uri: str) -> Iterator[None]:
-    """Turn an error of pyarrow into one sentence that names the file."""
-    try:
-        yield
-    except pa.ArrowException as error:
-        form, reason = uri.rpartition(".")[2], str(error).splitlines()[0]
-        raise InputError(f"{uri}: not a readable {form} file: {reason}") from error
+    with reading(file.uri):
+        if file.format == "parquet":
+            yield from _parquet_batches(file.uri, row_group, first, columns)
+        elif file.format == "csv":
+            yield from _csv_batches(file.uri, columns)
+        elif file.format == "text":
+            yield from _text_batches(file.uri, columns)
+        else:
+            yield from _json_batches(file.uri, columns)
 
 
 def _parquet(uri: str) -> pq.ParquetFile:
-    with _named(uri):
-        return pq.ParquetFile(storage.open_input(uri), pre_buffer=True)
+    return pq.ParquetFile(storage.open_input(uri), pre_buffer=True)
 
 
-def _parquet_tables(uri: str, row_group: int | None, schema: pa.Schema) -> Iterator[pa.Table]:
-    with _parquet(uri) as file, _named(uri):
-        missing = set(schema.names) - set(file.schema_arrow.names)
-        if missing:
-            raise InputError(f"{uri}: no column {', '.join(sorted(missing))}, which the first file has")
-        for batch in file.iter_batches(BATCH_ROWS, row_groups=[row_group], columns=schema.names):
-            yield pa.Table.from_batches([batch]).select(schema.names).cast(schema)
+def _parquet_batches(uri: str, row_group: int | None, first: int, columns: Columns) -> Iterator[Batch]:
+    with _parquet(uri) as file:
+        names = file.schema_arrow.names
+        repeated = [name for name in columns.names if names.count(name) > 1]
+        if repeated:
+            raise InputError(f"{uri}: several columns have the name {', '.join(repeated)}. Rename them")
+        wanted = [name for name in columns.names if name in names]
+        # A name with a dot also selects columns inside others: what was not asked for is left out below.
+        found = file.iter_batches(BATCH_ROWS, row_groups=[row_group], columns=wanted)
+        for batch in found:
+            read = {name: _plain(uri, name, batch, columns) for name in wanted}
+            yield Batch(read, list(range(first, first + len(batch))), names)
+            first += len(batch)
 
 
-def _csv_tables(uri: str, schema: pa.Schema) -> Iterator[pa.Table]:
-    convert = pa.csv.ConvertOptions(
-        column_types=schema, include_columns=schema.names, strings_can_be_null=False
-    )
-    parse = pa.csv.ParseOptions(newlines_in_values=True)
-    with (
-        storage.open_input(uri) as handle,
-        _named(uri),
-        pa.csv.open_csv(handle, parse_options=parse, convert_options=convert) as reader,
-    ):
-        for batch in reader:
-            for start in range(0, len(batch), BATCH_ROWS):
-                yield pa.Table.from_batches([batch.slice(start, BATCH_ROWS)])
+def _plain(uri: str, name: str, batch: pa.RecordBatch, columns: Columns) -> pa.Array:
+    """A column of a batch in a type that all readers know; invalid UTF-8 in ids and texts is null."""
+    column = batch.column(name)
+    try:
+        column.validate(full=True)
+        return column.cast(value_types.plain(column.type))
+    except pa.ArrowInvalid as error:
+        if not value_types.is_text(column.type) or name in columns.others:
+            raise InputError(f"{uri}: column {name!r} holds values that cannot be read: {error}") from error
+    values = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    values = values.cast(pa.binary())
+    return pa.array([_decoded(value) for value in values.to_pylist()], pa.string())
 
 
-def _lines(uri: str, id_column: str, text_column: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Non-empty lines of a text file; the id is `file:line`."""
-    with storage.open_input(uri) as handle:
-        for number, line in enumerate(rows.buffered(handle), start=1):
-            if line.strip():
-                location = f"{storage.name_of(uri)}:{number}"
-                # Invalid UTF-8 becomes surrogates, which `_valid` turns into null and the survey reports.
-                text = line.decode(errors="surrogateescape").rstrip("\r\n")
-                yield location, {id_column: location, text_column: text}
+def _decoded(value: bytes | None) -> str | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return None
 
 
-def _row_tables(raw: Iterator[tuple[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
+def _csv_batches(uri: str, columns: Columns) -> Iterator[Batch]:
+    with _CsvReader(uri, columns.text) as (names, records):
+        repeated = [name for name in columns.names if names.count(name) > 1]
+        if repeated:
+            raise InputError(f"{uri}: several columns have the name {', '.join(repeated)}. Rename them")
+        indices = {name: names.index(name) for name in columns.names if name in names}
+        number = 1
+        while batch := list(itertools.islice(records, BATCH_ROWS)):
+            for offset, record in enumerate(batch):
+                if len(record) != len(names):
+                    raise InputError(
+                        f"{uri}: row {number + offset} has {len(record)} cells; the header has {len(names)}. "
+                        "Quote cells that contain the delimiter"
+                    )
+            read = {}
+            for name, index in indices.items():
+                cells = [_cell(record[index]) for record in batch]
+                if name in columns.others and None in cells:
+                    raise InputError(f"{uri}: column {name!r} holds invalid UTF-8 in row "
+                                     f"{number + cells.index(None)}. Write it as UTF-8")  # fmt: skip
+                # An empty id is no id.
+                read[name] = pa.array(
+                    [cell or None for cell in cells] if name == columns.id else cells, pa.string()
+                )
+            yield Batch(read, list(range(number, number + len(batch))), names)
+            number += len(batch)
+
+
+class _CsvReader:
+    """The header and the records of a CSV file, as a context."""
+
+    def __init__(self, uri: str, text_column: str) -> None:
+        self.uri, self.text_column = uri, text_column
+
+    def __enter__(self) -> tuple[list[str], Iterator[list[str]]]:
+        self.stream = io.TextIOWrapper(
+            open_stream(self.uri), encoding="utf-8-sig", errors="surrogateescape", newline=""
+        )
+        lines = iter(self.stream)
+        first = next((line for line in lines if line.strip()), "")
+        delimiter = self._delimiter(first)
+        records = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
+        filled = (record for record in records if record)
+        return next(filled, []), filled
+
+    def _delimiter(self, line: str) -> str:
+        """The delimiter with which the header names the text column; else the one that names most columns."""
+        headers = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in DELIMITERS}
+        return max(
+            headers, key=lambda delimiter: (self.text_column in headers[delimiter], len(headers[delimiter]))
+        )
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.close()
+
+
+def _cell(text: str) -> str | None:
+    return text if text.isascii() or _is_unicode(text) else None
+
+
+def _text_batches(uri: str, columns: Columns) -> Iterator[Batch]:
+    """Non-empty lines of a text file."""
+    with open_stream(uri) as stream:
+        lines = ((number, line) for number, line in enumerate(stream, start=1) if line.strip())
+        while batch := list(itertools.islice(lines, BATCH_ROWS)):
+            texts = [
+                _decoded(line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"")) for number, line in batch
+            ]
+            values = pa.array([text and text.rstrip("\r\n") for text in texts], pa.string())
+            yield Batch({columns.text: values}, [number for number, _ in batch], [columns.text])
+
+
+def _json_batches(uri: str, columns: Columns) -> Iterator[Batch]:
+    raw = rows.read_raw(uri)
     while batch := list(itertools.islice(raw, BATCH_ROWS)):
         usable = [_usable(location, row) for location, row in batch]
-        columns = [[_valid(row.get(field.name), field.type) for row in usable] for field in schema]
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
-        yield pa.table(arrays, schema=schema)
+        names = dict.fromkeys(key for row in usable for key in row)
+        read = {}
+        for name in columns.names:
+            values = [row.get(name) for row in usable]
+            if name == columns.text:
+                read[name] = pa.array([_valid(value, pa.string()) for value in values], pa.string())
+            elif name == columns.id:
+                read[name] = pa.array([_valid(value, columns.id_type) for value in values], columns.id_type)
+            elif name in names:
+                read[name] = _inferred(name, values, [location for location, _ in batch])
+        numbers = [int(location.rpartition(":")[2]) for location, _ in batch]
+        yield Batch({name: read[name] for name in read if name in names}, numbers, names)
 
 
 def _usable(location: str, row: dict[str, Any] | rows.BadRow) -> dict[str, Any]:
@@ -144,19 +258,36 @@ def _usable(location: str, row: dict[str, Any] | rows.BadRow) -> dict[str, Any]:
 
 
 def _valid(value: Any, wanted: pa.DataType) -> Any:
-    """The value if it is of its column's type and parquet can store it, else None."""
+    """An id or a text if it is of its column's type and parquet can store it, else None."""
     if pa.types.is_string(wanted):
         return value if isinstance(value, str) and (value.isascii() or _is_unicode(value)) else None
-    if pa.types.is_integer(wanted):  # `type`, since a bool is an instance of int
-        return value if type(value) is int and -(1 << 63) <= value < 1 << 63 else None
-    if pa.types.is_floating(wanted):
-        return float(value) if isinstance(value, int | float) else None
-    return value if pa.types.is_boolean(wanted) and isinstance(value, bool) else None
+    # `type`, since a bool is an instance of int
+    return value if type(value) is int and -(1 << 63) <= value < 1 << 63 else None
 
 
 def _is_unicode(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair: JSON can contain it, UTF-8 cannot
+        return False
+    return True
+
+
+def _inferred(name: str, values: list[Any], locations: list[str]) -> pa.Array:
+    """Values as an array of the smallest type that holds all of them."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        bad = next(index for index in range(len(values)) if not _agree(values[: index + 1]))
+        raise InputError(
+            f"{locations[bad]}: {name!r} is {repr(values[bad])[:80]}, which cannot be stored with the values "
+            f"before it: {error}. Write all values of a column as one type, for example as text"
+        ) from error
+
+
+def _agree(values: list[Any]) -> bool:
+    try:
+        pa.array(values)
+    except (pa.ArrowException, ValueError, OverflowError):
         return False
     return True
