@@ -31,6 +31,7 @@ def embed(
     filter: str | None = None,
     limit: int | None = None,
     empty_text: Literal["refuse", "embed"] = "refuse",
+    no_tokens: Literal["refuse", "zeros"] = "refuse",
     prompt_name: str | None = None,
     prompt: str | None = None,
     dimensions: int | None = None,
@@ -58,6 +59,7 @@ def embed(
         filter: Embed only rows that satisfy a condition, such as `lang == 'en' and stars > 3`.
         limit: Number of rows after which reading ends.
         empty_text: Whether an empty text is an error or is embedded.
+        no_tokens: Whether a text of which the tokenizer makes no tokens is an error, or its vector is zero.
         prompt_name: Name of the model's prompt that precedes every text, such as `query`.
         prompt: Text of a prompt, instead of its name.
         dimensions: Number of leading dimensions to keep; they are normalized again.
@@ -98,6 +100,7 @@ def embed(
         filter=filter,
         limit=limit,
         empty_text=empty_text,
+        no_tokens=no_tokens,
         prompt_name=prompt_name,
         prompt=prompt,
         dimensions=dimensions,

@@ -23,6 +23,7 @@ class EmbedOptions:
         filter: Condition that rows must satisfy, such as `lang == 'en' and stars > 3`.
         limit: Maximum number of rows to embed.
         empty_text: Whether an empty text is an error or is embedded.
+        no_tokens: Whether a text of which the tokenizer makes no tokens is an error, or its vector is zero.
         dimensions: Keep this many leading dimensions and normalize again (Matryoshka); all by default.
         dtype: Type of the stored vectors, in the words of sentence-transformers.
         chunk: Split texts into chunks of at most this many tokens; by default they are truncated.
@@ -47,6 +48,7 @@ class EmbedOptions:
     filter: str | None = None
     limit: int | None = None
     empty_text: Literal["refuse", "embed"] = "refuse"
+    no_tokens: Literal["refuse", "zeros"] = "refuse"
     dimensions: int | None = None
     dtype: VectorType = "float32"
     chunk: int | None = None

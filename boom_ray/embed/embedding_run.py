@@ -24,14 +24,16 @@ from boom_ray.artifacts import EmbeddingsRecord, FileEntry, Parent, staging
 from boom_ray.artifacts.contents import EmbeddingsConfig, EmbeddingsMetrics
 from boom_ray.artifacts.staging import Stage
 from boom_ray.embed import int8_scales, probe
+from boom_ray.embed.earlier_rows import read_earlier
 from boom_ray.embed.embed_options import EmbedOptions, Precision
 from boom_ray.embed.embed_plan import EmbedPlan, EncoderPool
 from boom_ray.embed.encode import encoded_partitions, write_empty
 from boom_ray.embed.metrics import STAGES, EmbedMetrics
 from boom_ray.embed.partition import Partition, PartitionMetadata
 from boom_ray.embed.probe import ComputeSettings
-from boom_ray.embed.survey import Survey, read_earlier, survey
+from boom_ray.embed.survey import Survey, survey
 from boom_ray.embed.text_source import open_source
+from boom_ray.embed.tokens import TokenCheck
 from boom_ray.embed.vectors import Reduction, Scales
 from boom_ray.errors import BoomError, ClusterError, ConflictError, NotFoundError, StorageError
 from boom_ray.model import directory
@@ -114,9 +116,9 @@ def embed(model: str, source: str, target: str, options: EmbedOptions | None = N
     )
     settings |= {"dimensions": reduction.dimensions, "dtype": options.dtype}
     opened = open_source(source, options)
-    earlier = read_earlier(options.since, parent.digest, settings)
+    earlier = read_earlier(options.since, parent.digest, settings, opened.id_type)
     with _explained(f"{source}: cannot be read"):
-        seen = survey(opened, earlier)
+        seen = survey(opened, earlier, TokenCheck.of(model, settings["prompt"]))
     identity = artifacts.fingerprint([parent.digest, settings, seen.content, options.columns, options.since,
                                      options.precision])  # fmt: skip
     plan = EmbedPlan(

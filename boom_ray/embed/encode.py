@@ -7,7 +7,7 @@ is repeated or resumed computes the same vectors.
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from ray.data import ActorPoolStrategy, Dataset
 from boom_ray import storage
 from boom_ray.embed.embed_plan import EmbedPlan, EncoderPool
 from boom_ray.embed.partition import Partition, PartitionMetadata
+from boom_ray.embed.tokens import tokenizer_of
 from boom_ray.errors import NotFoundError, StorageError
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _tokenize(batch: pa.Table, plan: EmbedPlan) -> pa.Table:
 
     partition, rows = Partition.from_arrow(batch)
     options, texts = plan.source.options, rows["text"].to_pylist()
-    tokenizer = _tokenizer(storage.local_directory(plan.model))
+    tokenizer = tokenizer_of(storage.local_directory(plan.model))
     started = time.perf_counter()
     pieces = cut(tokenizer, texts, plan.prompt, plan.spec.max_length, options.chunk, options.overlap)
     tokens, seconds = sum(map(len, pieces.token_ids)), time.perf_counter() - started
@@ -79,14 +80,6 @@ def _tokenize(batch: pa.Table, plan: EmbedPlan) -> pa.Table:
     return row.append_column("token_ids", token_ids).append_column(
         "piece_of", pa.array([pieces.text.tolist()])
     )
-
-
-@cache
-def _tokenizer(local: str) -> Any:
-    """Ray Data reuses the processes of its tasks: each loads the tokenizer once."""
-    from boom_ray.model import directory, tokenizer
-
-    return tokenizer.load(local, directory.read_spec(local))
 
 
 class PartitionEncoder:
@@ -122,7 +115,9 @@ class PartitionEncoder:
         vectors = encoder.encode_tokens(pieces.token_ids, budget)
         seconds = time.perf_counter() - started
         lengths = np.array([len(ids) for ids in pieces.token_ids])
-        padded = sum(len(chunk) * int(lengths[chunk].max()) for chunk in chunk_by_tokens(lengths, budget))
+        padded = sum(
+            len(chunk) * max(1, int(lengths[chunk].max())) for chunk in chunk_by_tokens(lengths, budget)
+        )
         return replace(partition, encode=seconds, padded=padded, began=began).to_arrow(
             self._with_vectors(rows, vectors, pieces)
         )

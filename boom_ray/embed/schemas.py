@@ -10,7 +10,7 @@ from boom_ray.embed.text_source import COPIED, SourceUnit, TextSource
 from boom_ray.errors import InputError
 
 if TYPE_CHECKING:
-    from boom_ray.embed.survey import UnitTally
+    from boom_ray.embed.unit_tally import UnitTally
 
 
 def unified(source: TextSource, unit: SourceUnit, one: pa.Schema | None, other: pa.Schema) -> pa.Schema:

@@ -4,32 +4,22 @@ A null in the last file is then an error after seconds, not after hours.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.data
 
-from boom_ray import artifacts, storage
-from boom_ray.artifacts import EmbeddingsRecord
+from boom_ray import artifacts
 from boom_ray.embed import schemas
-from boom_ray.embed.text_source import TEXT_HASH, SourceUnit, TextSource, id_hashes, not_found, row_keys
-from boom_ray.errors import ConflictError, InputError, NotFoundError
+from boom_ray.embed.earlier_rows import EarlierRows
+from boom_ray.embed.text_source import SourceUnit, TextSource, id_hashes, not_found, row_keys
+from boom_ray.embed.tokens import TokenCheck
+from boom_ray.embed.unit_tally import EXAMPLES, TALLY_SCHEMA, UnitTally
+from boom_ray.errors import InputError
 from boom_ray.runtime.cluster import result_of
-
-EXAMPLES = 5
-TALLY_SCHEMA = pa.schema(
-    [
-        *((name, pa.int64()) for name in ("unit", "all", "new", "null_ids", "null_texts", "empty")),
-        *((name, pa.list_(pa.string())) for name in ("null_text_ids", "empty_ids", "names")),
-        ("content", pa.int64()),
-        ("ids", pa.large_binary()),
-        ("types", pa.binary()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -51,127 +41,19 @@ class Survey:
     content: str
 
 
-@dataclass(frozen=True)
-class EarlierRows:
-    """Rows of earlier outputs.
-
-    Attributes:
-        keys: Sorted uint64, `row_keys` of all rows.
-        ids: Sorted uint64, hashes of all ids.
-        names: The ids themselves, in the order of `ids`.
-    """
-
-    keys: np.ndarray
-    ids: np.ndarray
-    names: list[Any]
-
-
-@dataclass
-class UnitTally:
-    """Sums over the rows of one unit; Ray Data returns it as a row of `TALLY_SCHEMA`.
-
-    Attributes:
-        unit: Number of the unit.
-        all: Rows.
-        new: Rows that no earlier output contains.
-        null_ids: Ids that are null or of a wrong type.
-        null_texts: Texts that are null or not text.
-        empty: Texts that are empty.
-        null_text_ids: Ids of the first null texts, as text.
-        empty_ids: Ids of the first empty texts, as text.
-        content: Sum of the keys of all rows, modulo 2**62.
-        ids: Hashes of all ids, uint64.
-        names: Names of columns that the rows have.
-        types: The smallest schema that holds the rows, serialized; empty without rows.
-    """
-
-    unit: int
-    all: int = 0
-    new: int = 0
-    null_ids: int = 0
-    null_texts: int = 0
-    empty: int = 0
-    null_text_ids: list[str] = field(default_factory=list)
-    empty_ids: list[str] = field(default_factory=list)
-    content: int = 0
-    ids: bytes = b""
-    names: list[str] = field(default_factory=list)
-    types: bytes = b""
-
-    def add(self, table: pa.Table, earlier_keys: np.ndarray) -> None:
-        """Count the rows of a table; their ids are up to the caller."""
-        keys = row_keys(table)
-        texts = list(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
-        empty = [repr(identity) for identity, text in texts if text == ""]
-        self.all += len(table)
-        self.new += int((~np.isin(keys, earlier_keys)).sum())
-        self.null_ids += table["id"].null_count
-        self.null_texts += table["text"].null_count
-        self.empty += len(empty)
-        self.null_text_ids += [repr(identity) for identity, text in texts if text is None]
-        self.empty_ids += empty
-        del self.null_text_ids[EXAMPLES:], self.empty_ids[EXAMPLES:]
-        self.content = (self.content + int(keys.sum(dtype=np.uint64))) % (1 << 62)
-
-
-def read_earlier(outputs: tuple[str, ...], model: str, fingerprint: dict[str, Any]) -> EarlierRows:
-    """The rows of earlier outputs.
+def survey(source: TextSource, earlier: EarlierRows, check: TokenCheck | None = None) -> Survey:
+    """Read every row once, or as many as the limit of the source.
 
     Args:
-        outputs: URIs of earlier outputs.
-        model: Digest of the model of this run.
-        fingerprint: The other settings on which vectors depend.
-
-    Raises:
-        NotFoundError: if a URI contains no embeddings.
-        ConflictError: if an output was made with another model or other settings.
-    """
-    tables = []
-    for uri in outputs:
-        record = _comparable_record(uri, model, fingerprint)
-        for name in record.files:
-            if name.endswith(".parquet"):
-                with storage.open_input(storage.join(uri, name)) as file:
-                    tables.append(pq.read_table(file, columns=["id", TEXT_HASH]))
-    if not tables:
-        return EarlierRows(np.empty(0, np.uint64), np.empty(0, np.uint64), [])
-    table = pa.concat_tables(tables)
-    hashes = id_hashes(table["id"])
-    order = np.argsort(hashes)
-    names = table["id"].take(pa.array(order)).to_pylist()
-    return EarlierRows(np.unique(row_keys(table)), hashes[order], names)
-
-
-def _comparable_record(uri: str, model: str, fingerprint: dict[str, Any]) -> EmbeddingsRecord:
-    """The record of an output whose vectors can be compared with those of this run."""
-    record = artifacts.find(uri, EmbeddingsRecord)
-    if record is None:
-        raise NotFoundError(f"since {uri}: contains no embeddings. Name the output of an earlier run")
-    if record.config.model != model:
-        raise ConflictError(
-            f"since {uri}: was made by another model ({record.parents[0].name} "
-            f"{record.parents[0].version}), whose vectors cannot be compared with this one's: all rows "
-            "must be embedded again. Omit since"
-        )
-    different = [
-        f"{key}: {getattr(record.config, key)!r}"
-        for key in fingerprint
-        if getattr(record.config, key) != fingerprint[key]
-    ]
-    if different:
-        raise ConflictError(f"since {uri}: was made with {', '.join(different)}. Use the same, or omit since")
-    return record
-
-
-def survey(source: TextSource, earlier: EarlierRows) -> Survey:
-    """Read every row once, or as many as the limit of the source.
+        check: Finds texts without tokens; None: there are none.
 
     Raises:
         InputError: if there are no rows, ids are null or repeated, or texts are null or not text; or empty,
-            unless `empty_text` allows it; or a column has values of types that cannot be stored together.
+            unless `empty_text` allows it; or without tokens, unless `no_tokens` does; or a column has values
+            of types that cannot be stored together.
         NotFoundError: if no row has one of the columns.
     """
-    units, tallies = _tallies(source, earlier)
+    units, tallies = _tallies(source, earlier, check)
     total = sum(tally.all for tally in tallies)
     if not total:
         raise InputError(
@@ -190,18 +72,20 @@ def survey(source: TextSource, earlier: EarlierRows) -> Survey:
     return Survey(source, counts, total - sum(counts), deleted, content)
 
 
-def _tallies(source: TextSource, earlier: EarlierRows) -> tuple[list[SourceUnit], list[UnitTally]]:
+def _tallies(
+    source: TextSource, earlier: EarlierRows, check: TokenCheck | None
+) -> tuple[list[SourceUnit], list[UnitTally]]:
     """The units that are read, and their sums."""
     if source.options.limit is not None:
         task = ray.remote(num_cpus=0.5)(_tallies_up_to_limit)
-        tallies = result_of(task.remote(source, earlier.keys))
+        tallies = result_of(task.remote(source, earlier.keys, check))
         return list(islice(source.find_units(), len(tallies))), tallies
     units, shared = list(source.find_units()), ray.put(earlier.keys)
     if not units:
         return [], []
 
     def tally(batch: pa.Table) -> pa.Table:
-        found = _tally_unit(source, units[batch["unit"][0].as_py()], ray.get(shared))
+        found = _tally_unit(source, units[batch["unit"][0].as_py()], ray.get(shared), check)
         return pa.Table.from_pylist([asdict(found)], schema=TALLY_SCHEMA)
 
     items = [{"unit": unit.number} for unit in units]
@@ -210,12 +94,14 @@ def _tallies(source: TextSource, earlier: EarlierRows) -> tuple[list[SourceUnit]
     return units, sorted((UnitTally(**row) for row in found), key=lambda tally: tally.unit)
 
 
-def _tallies_up_to_limit(source: TextSource, earlier_keys: np.ndarray) -> list[UnitTally]:
+def _tallies_up_to_limit(
+    source: TextSource, earlier_keys: np.ndarray, check: TokenCheck | None = None
+) -> list[UnitTally]:
     """The sums of the first units, one after the other: what is behind the limit is not read."""
     assert source.options.limit is not None
     tallies, left = list[UnitTally](), source.options.limit
     for unit in source.find_units():
-        tallies.append(_tally_unit(source, unit, earlier_keys, left))
+        tallies.append(_tally_unit(source, unit, earlier_keys, check, left))
         left -= tallies[-1].new
         if left <= 0:
             break
@@ -223,7 +109,11 @@ def _tallies_up_to_limit(source: TextSource, earlier_keys: np.ndarray) -> list[U
 
 
 def _tally_unit(
-    source: TextSource, unit: SourceUnit, earlier_keys: np.ndarray, limit: int | None = None
+    source: TextSource,
+    unit: SourceUnit,
+    earlier_keys: np.ndarray,
+    check: TokenCheck | None = None,
+    limit: int | None = None,
 ) -> UnitTally:
     """The sums over the rows of a unit, up to a number of new rows."""
     tally, hashes, found, schema = UnitTally(unit.number), list[bytes](), dict[str, None](), None
@@ -231,7 +121,7 @@ def _tally_unit(
         if limit is not None:
             is_new = np.cumsum(~np.isin(row_keys(table), earlier_keys))
             table = table.slice(0, int(np.searchsorted(is_new, limit - tally.new)) + 1)
-        tally.add(table, earlier_keys)
+        tally.add(table, earlier_keys, check)
         hashes.append(id_hashes(table["id"]).tobytes())
         schema = schemas.unified(source, unit, schema, table.schema)
         if limit is not None and tally.new >= limit:
@@ -273,6 +163,13 @@ def _refuse_bad_rows(source: TextSource, tallies: list[UnitTally], total: int) -
         which = _examples((name for tally in tallies for name in tally.empty_ids), count)
         problems.append(
             f"{count} texts in {options.text_column!r} are empty (allowed with empty_text: embed): id {which}"
+        )
+    count = sum(tally.tokenless for tally in tallies)
+    if count and options.no_tokens == "refuse":
+        which = _examples((name for tally in tallies for name in tally.tokenless_ids), count)
+        problems.append(
+            f"{count} texts in {options.text_column!r} have no tokens (their vectors are zero with "
+            f"no_tokens: zeros): id {which}"
         )
     if problems:
         raise InputError.of(problems, f"{source.uri}: fix or drop these of its {total} rows:")

@@ -16,9 +16,9 @@ import xxhash
 from boom_ray import storage
 from boom_ray.data import source_files
 from boom_ray.data.source_files import SourceFile
-from boom_ray.embed import condition, formats, value_types
+from boom_ray.embed import condition, formats, parquet_file, value_types
+from boom_ray.embed.batch import Batch, Columns
 from boom_ray.embed.embed_options import EmbedOptions
-from boom_ray.embed.formats import Batch, Columns
 from boom_ray.errors import InputError, NotFoundError
 
 FORMATS: tuple[source_files.Format, ...] = ("parquet", "jsonl", "csv", "text")
@@ -81,10 +81,10 @@ class TextSource:
         if self.files[0].format != "parquet":
             yield from ((file, [0]) for file in self.files)
         elif self.options.limit is not None:  # the first files may be enough
-            yield from ((file, formats.row_groups(file.uri)) for file in self.files)
+            yield from ((file, parquet_file.row_groups(file.uri)) for file in self.files)
         else:
             with ThreadPoolExecutor(NUM_FOOTERS) as pool:
-                groups = pool.map(formats.row_groups, [file.uri for file in self.files])
+                groups = pool.map(parquet_file.row_groups, [file.uri for file in self.files])
                 yield from zip(self.files, groups, strict=True)
 
     @cached_property

@@ -44,7 +44,8 @@ def pool(states: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
     if pooling == "lasttoken":
         return states[torch.arange(len(states), device=states.device), lengths - 1]
     mask = torch.arange(states.shape[1], device=states.device) < lengths[:, None]
-    return (states * mask[..., None]).sum(1, dtype=torch.float32) / lengths[:, None]
+    # As in sentence-transformers, the mean of no tokens is zero.
+    return (states * mask[..., None]).sum(1, dtype=torch.float32) / lengths[:, None].clamp(min=1)
 
 
 class Encoder(nn.Module):
@@ -170,13 +171,16 @@ class Encoder(nn.Module):
         """Embed tokenized texts, longest first, at most `chunk_tokens` padded tokens per forward pass.
 
         Returns:
-            [n, d] float32 in the order of `token_ids`, each row of norm 1 unless `normalize` is off.
+            [n, d] float32 in the order of `token_ids`, each row of norm 1 unless `normalize` is off; a text
+            without tokens is zeros.
         """
         embed = self if normalize else self.pooled
-        lengths = np.array([len(ids) for ids in token_ids])
-        vectors = np.empty((len(token_ids), self.dimension), dtype=np.float32)
+        vectors = np.zeros((len(token_ids), self.dimension), dtype=np.float32)
+        filled = np.array([index for index, ids in enumerate(token_ids) if len(ids)], dtype=np.int64)
+        lengths = np.array([len(token_ids[index]) for index in filled], dtype=np.int64)
         for chunk in chunk_by_tokens(lengths, chunk_tokens):
-            vectors[chunk] = embed(*self.pad([token_ids[index] for index in chunk])).cpu().numpy()
+            texts = filled[chunk]
+            vectors[texts] = embed(*self.pad([token_ids[index] for index in texts])).cpu().numpy()
         return vectors
 
     def encode(self, texts: Sequence[str], prompt: str = "", chunk_tokens: int = 8192) -> np.ndarray:

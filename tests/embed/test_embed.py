@@ -320,15 +320,34 @@ def test_an_invalid_filter_is_refused(corpus, weightless, tmp_path):
 
 
 def test_csv_and_text_files_are_read(published_qwen3, tmp_path):
-    (tmp_path / "a.csv").write_text('id,text,n\n1,"one, and\ntwo",3\n2,three,4\n')
+    (tmp_path / "a.csv").write_text('id,text,n,tokens\n1,"one, and\ntwo",3,x\n2,three,4,y\n')
     (tmp_path / "b.txt").write_text("first line\n\nthird line\n")
-    embed(published_qwen3, str(tmp_path / "a.csv"), str(tmp_path / "of-csv"), EmbedOptions(columns=("n",)))
-    embed(published_qwen3, str(tmp_path / "b.txt"), str(tmp_path / "of-txt"))
+    options = EmbedOptions(columns=("n", "text", "tokens"))
+    embed(published_qwen3, str(tmp_path / "a.csv"), str(tmp_path / "of-csv"), options)
+    record = embed(published_qwen3, str(tmp_path / "b.txt"), str(tmp_path / "of-txt"))
     encoder = directory.load_encoder(published_qwen3)
     table = read(str(tmp_path / "of-csv"))
-    assert table["id"].to_pylist() == [1, 2] and table["n"].to_pylist() == [3, 4]
+    assert table["id"].to_pylist() == ["1", "2"] and table["n"].to_pylist() == [3, 4]
+    assert table["text"].to_pylist() == ["one, and\ntwo", "three"] and table["tokens"].to_pylist() == [
+        "x",
+        "y",
+    ]
     assert cosines(vectors(table), encoder.encode(["one, and\ntwo", "three"])).min() >= 0.99999
     assert read(str(tmp_path / "of-txt"))["id"].to_pylist() == ["b.txt:1", "b.txt:3"]
+    assert record.config.id_column is None
+
+
+def test_a_csv_that_gains_an_id_of_letters_is_extended(published_qwen3, tmp_path):
+    for name, more in (("before", ""), ("after", "A3,c\n")):
+        (tmp_path / f"{name}.csv").write_text("id,text\n007,a\n2,b\n" + more)
+    embed(published_qwen3, str(tmp_path / "before.csv"), str(tmp_path / "before"))
+    options = EmbedOptions(since=(str(tmp_path / "before"),))
+    record = embed(published_qwen3, str(tmp_path / "after.csv"), str(tmp_path / "after"), options)
+    assert (record.config.rows, record.config.unchanged, record.config.deleted) == (1, 2, [])
+    assert read(str(tmp_path / "after"))["id"].to_pylist() == ["A3"]
+    source = write_jsonl(tmp_path / "numbers.jsonl", [{"id": 7, "text": "a"}])
+    with pytest.raises(ConflictError, match="ids are string"):
+        embed(published_qwen3, source, str(tmp_path / "other"), options)
 
 
 @pytest.mark.slow

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from boom_ray.embed import schemas
+from boom_ray.embed.earlier_rows import EarlierRows
 from boom_ray.embed.embed_options import EmbedOptions
-from boom_ray.embed.survey import EarlierRows, _refuse_bad_rows, _refuse_missing_columns, _tally_unit
+from boom_ray.embed.survey import _refuse_bad_rows, _refuse_missing_columns, _tally_unit
 from boom_ray.embed.survey import _tallies_up_to_limit as tallies_up_to_limit
 from boom_ray.embed.text_source import COPIED, open_source
 from boom_ray.errors import BoomError, InputError, NotFoundError

@@ -1,0 +1,75 @@
+"""What readers of files take and yield: the columns to read, and batches of rows."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from boom_ray.errors import InputError
+
+BATCH_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns to read.
+
+    Attributes:
+        text: Column of texts.
+        id: Column of ids; None: rows have none.
+        id_type: string, or an integer type.
+        others: Columns that are copied, or that the filter names.
+    """
+
+    text: str
+    id: str | None
+    id_type: pa.DataType
+    others: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """All of them, each once."""
+        return list(dict.fromkeys([self.text, *([self.id] if self.id else []), *self.others]))
+
+
+@dataclass
+class Batch:
+    """Consecutive rows of a file.
+
+    Attributes:
+        columns: Values of the wanted columns that the rows have.
+        numbers: Number of each row in its file: of its line in JSON lines and text files.
+        names: Names of columns that the rows have, wanted or not.
+    """
+
+    columns: dict[str, pa.Array]
+    numbers: list[int]
+    names: Iterable[str] = field(default_factory=list)
+
+
+def refuse_repeated(uri: str, names: list[str], columns: Columns) -> None:
+    """Refuse a file in which two columns have the name of one that is read.
+
+    Raises:
+        InputError: naming them.
+    """
+    repeated = [name for name in columns.names if names.count(name) > 1]
+    if repeated:
+        raise InputError(f"{uri}: several columns have the name {', '.join(repeated)}. Rename them")
+
+
+def decoded(value: bytes | None) -> str | None:
+    """The text of bytes; None if they are not UTF-8."""
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair: JSON can contain it, UTF-8 cannot
+        return False
+    return True
