@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 from urllib.parse import unquote
 
@@ -95,7 +96,7 @@ def find(uri: str, formats: tuple[Format, ...]) -> list[SourceFile]:
         raise NotFoundError(f"{uri}: no data files{present}. Expected {suffixes} files")
     others = [file.path for file in files if file.format not in formats]
     if others:
-        logger.warning("%s: %d files are not read: %s", uri, len(others), _examples(others))
+        _report(uri, tuple(others))
     return sorted(wanted, key=lambda file: file.path)
 
 
@@ -161,6 +162,12 @@ def _refuse_unreadable(uri: str, names: list[str]) -> None:
             f"{uri}: data files that cannot be read: {_examples(found)}. Allowed: {', '.join(SUFFIXES)}, and "
             f"all but parquet also with {', '.join(COMPRESSIONS)}. Convert these files, or move them"
         )
+
+
+@cache
+def _report(uri: str, others: tuple[str, ...]) -> None:
+    """Name the files that are not read, once for each source."""
+    logger.warning("%s: %d files are not read: %s", uri, len(others), _examples(list(others)))
 
 
 def _examples(names: list[str]) -> str:

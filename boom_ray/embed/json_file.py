@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from boom_ray.data import rows
+from boom_ray.data.training_row import BadRow
 from boom_ray.embed.batch import BATCH_ROWS, Batch, Columns, is_unicode
 from boom_ray.errors import InputError
 
@@ -43,8 +44,8 @@ def json_batches(uri: str, columns: Columns) -> Iterator[Batch]:
         yield Batch({name: read[name] for name in read if name in names}, numbers, names)
 
 
-def _usable(location: str, row: dict[str, Any] | rows.BadRow) -> dict[str, Any]:
-    if isinstance(row, rows.BadRow):
+def _usable(location: str, row: dict[str, Any] | BadRow) -> dict[str, Any]:
+    if isinstance(row, BadRow):
         raise InputError(f"{location}: {row}")
     return row
 

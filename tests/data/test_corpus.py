@@ -1,6 +1,8 @@
 """The corpus: every bad row is set aside with its place and the reason, and nothing changes unnoticed."""
 
+import gzip
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,7 +10,7 @@ import pytest
 
 from boom_ray import artifacts
 from boom_ray.data import corpus, rows
-from boom_ray.errors import BoomError
+from boom_ray.errors import BoomError, InputError
 from boom_ray.recipe import Data
 
 GOOD = {"query": "q", "pos": ["p"], "neg": ["n"]}
@@ -182,3 +184,19 @@ def test_parquet_values_of_other_types_are_quarantined(tmp_path, value):
     with pytest.raises(BoomError, match="pos is not a list of texts"):
         prepare(tmp_path, tmp_path / "t.parquet")
     assert raw == {"query": "q", "pos": value}
+
+
+def test_corpora_read_compressed_files_and_skip_hidden_ones(tmp_path):
+    row = json.dumps({"query": "q", "pos": ["p"]}) + "\n"
+    (tmp_path / "_temporary").mkdir()
+    (tmp_path / "_temporary" / "x.jsonl").write_text("broken")
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(row.encode() * 3))
+    (tmp_path / "B.NDJSON").write_text(row)
+    (tmp_path / "notes.md").write_text("about")
+    files = rows.data_files(str(tmp_path))
+    assert [os.path.basename(file) for file in files] == ["B.NDJSON", "a.jsonl.gz"]
+    assert [rows.count_rows(file) for file in files] == [1, 3]
+    assert [row["pos"] for file in files for _, row in rows.read_raw(file)] == [["p"]] * 4
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(row.encode() * 3)[:-9])
+    with pytest.raises(InputError, match=r"a\.jsonl\.gz"):
+        list(rows.read_raw(str(tmp_path / "a.jsonl.gz")))

@@ -164,6 +164,11 @@ def test_data_files_that_cannot_be_read_are_named(name, files):
         values(files({"a.jsonl": jsonl({"id": 1, "text": "a"}), name: "x"}))
 
 
+def test_arrays_of_json_are_read(files):
+    rows = [{"id": 1, "text": "a"}, {"text": "b", "id": 2}]
+    assert values(files({"a.json": json.dumps(rows, indent=1)})) == {"id": [1, 2], "text": ["a", "b"]}
+
+
 def test_rows_without_ids_are_numbered_by_file(files):
     uri = files({"x/a.txt": "one\n\ntwo\n", "y/a.txt": "three\n"})
     assert values(uri)["id"] == ["x/a.txt:1", "x/a.txt:3", "y/a.txt:1"]
