@@ -68,20 +68,21 @@ def open_output(uri: str) -> pyarrow.NativeFile:
         raise StorageError(f"{uri}: the hub is only read from here. Write to a directory or a store")
     fs, path = filesystem(uri)
     with explained(uri):
-        fs.create_dir(os.path.dirname(path), recursive=True)
+        if is_local(uri):  # a store has no directories: its client would write markers and ask for the bucket
+            fs.create_dir(os.path.dirname(path), recursive=True)
         return fs.open_output_stream(path)
 
 
 def read_bytes(uri: str) -> bytes:
     """The whole content of a small file."""
-    with open_input(uri) as file:
+    with explained(uri), open_input(uri) as file:
         return file.read(file.size())
 
 
 def write_bytes(uri: str, content: bytes) -> None:
     """Replace a small file in one step: readers see the old content or the new, never a part of it."""
     if not is_local(uri):
-        with open_output(uri) as file:
+        with explained(uri), open_output(uri) as file:
             file.write(content)
         return
     with explained(uri):

@@ -5,13 +5,19 @@ Credentials, region and `AWS_ENDPOINT_URL` come from the environment, as every t
 percent-decoded there.
 """
 
-from pyarrow.fs import FileSystem, FSSpecHandler, LocalFileSystem, PyFileSystem
+import queue
+import threading
 
-from boom_ray.errors import StorageError
+from pyarrow.fs import FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem
+
+from boom_ray.errors import NotFoundError, StorageError
 from boom_ray.storage import uri as uris
-from boom_ray.storage.failures import explained
+from boom_ray.storage.failures import explained, is_lasting, no_answer, no_bucket
+from boom_ray.storage.hub_failures import HUB_FORMS
 
-SECONDS_OF_RETRIES = 45  # Google's client would go on for 15 minutes
+SECONDS_OF_RETRIES = 20  # waits come on top; Google's client would go on for 15 minutes
+SECONDS_TO_ANSWER = 50.0  # clients wait 2 to 4 minutes for a server that accepts connections and is silent
+_answered: set[str] = set()  # buckets that this process has reached
 
 
 def filesystem(uri: str) -> tuple[FileSystem, str]:
@@ -24,18 +30,62 @@ def filesystem(uri: str) -> tuple[FileSystem, str]:
     if uris.is_local(uri):
         return LocalFileSystem(), uris.absolute(uri)
     if uris.is_hub(uri):
-        from huggingface_hub import HfFileSystem
-
-        return PyFileSystem(FSSpecHandler(HfFileSystem())), uri.removeprefix(uris.HUB).rstrip("/")
+        return _hub_filesystem(uri)
     parts = uris.parse(uri)
-    if parts.store is None:
-        raise StorageError(
-            f"{uri}: {parts.scheme} is no scheme of a store. Allowed: a local path, {uris.ALLOWED}"
-        )
+    if parts.store is None or not parts.authority:
+        allowed = ", ".join(["a local path", *uris.FORMS.values()])
+        raise StorageError(f"{uri}: no bucket of a store. Allowed: {allowed}")
     uris.refuse_secrets(uri)
+    bucket = parts._replace(key="")
     with explained(uri):
-        found, root = FileSystem.from_uri(str(_with_deadline(parts._replace(key=""))))
-    return found, "/".join(filter(None, [root.rstrip("/"), parts.key.rstrip("/")]))
+        found, root = FileSystem.from_uri(str(_with_deadline(bucket)))
+    root = root.rstrip("/")
+    if str(bucket) not in _answered:
+        _check_answers(uri, found, root)
+        _answered.add(str(bucket))
+    return found, "/".join(filter(None, [root, parts.key.rstrip("/")]))
+
+
+def _hub_filesystem(uri: str) -> tuple[FileSystem, str]:
+    from huggingface_hub import HfFileSystem
+
+    hub, path = HfFileSystem(), uri.removeprefix(uris.HUB).rstrip("/")
+    with explained(uri):
+        try:
+            hub.resolve_path(path)  # without it, an unknown repository is listed as an empty one
+        except ValueError as error:
+            raise NotFoundError(f"{uri}: it is no name of a repository. {HUB_FORMS}") from error
+    return PyFileSystem(FSSpecHandler(hub)), path
+
+
+def _check_answers(uri: str, fs: FileSystem, bucket: str) -> None:
+    """Raise an error if a store does not answer in time, knows no user, or has no such bucket.
+
+    A missing bucket would look like an empty one. Other errors are left to what is read or written: a user
+    may be forbidden to see a bucket, but permitted to read objects in it.
+    """
+    parts = uris.parse(uri)
+    # Without credentials, Azure's client ends the process if it is asked for a container.
+    path = f"{bucket}/{parts.key or 'any'}" if parts.store == "abfss" else bucket
+    answers: queue.Queue[FileType | Exception] = queue.Queue()
+
+    def ask() -> None:
+        try:
+            answers.put(fs.get_file_info(path).type)
+        except Exception as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=SECONDS_TO_ANSWER)
+    except queue.Empty:
+        raise no_answer(uri, SECONDS_TO_ANSWER) from None
+    if isinstance(answer, Exception):
+        if is_lasting(uri, answer):
+            with explained(uri):
+                raise answer
+    elif path == bucket and answer == FileType.NotFound and "allow_bucket_creation=" not in parts.options:
+        raise no_bucket(uri)
 
 
 def _with_deadline(root: uris.RemoteUri) -> uris.RemoteUri:

@@ -2,7 +2,7 @@
 
 from boom_ray.errors import BoomError, NotFoundError, StorageError
 
-WRITTEN = "Write hf://owner/name, hf://owner/name@revision, or hf://datasets/owner/name"
+HUB_FORMS = "Write hf://owner/name, hf://owner/name@revision, or hf://datasets/owner/name"
 OFFLINE = "Unset HF_HUB_OFFLINE, download it first, or name a local directory"
 NETWORK = "Check the network, a proxy (HTTPS_PROXY), and HF_ENDPOINT; or name a local directory"
 #: Reason and remedy by the name of the exception's class, the most special first: importing the classes takes
@@ -15,28 +15,33 @@ CAUSES = {
     "RevisionNotFoundError": ("the repository has no such revision", "Check what follows @"),
     "RepositoryNotFoundError": (
         "the hub has no such repository, or it is private",
-        f"Check owner and name, and set HF_TOKEN for a private one. {WRITTEN}",
+        f"Check owner and name, and set HF_TOKEN for a private one. {HUB_FORMS}",
     ),
     "OfflineModeIsEnabled": ("HF_HUB_OFFLINE forbids to reach the hub", OFFLINE),
     "LocalEntryNotFoundError": (
         "it is not in the cache of this machine, and the hub cannot be reached or HF_HUB_OFFLINE forbids it",
-        f"{OFFLINE}. {WRITTEN}",
+        f"{OFFLINE}. {HUB_FORMS}",
     ),
     "EntryNotFoundError": ("the repository has no such file", "Check the path"),
-    "HFValidationError": ("it is no name of a repository", WRITTEN),
-    "HfUriError": ("it is no name of a repository", WRITTEN),
+    "HFValidationError": ("it is no name of a repository", HUB_FORMS),
+    "HfUriError": ("it is no name of a repository", HUB_FORMS),
     "HfHubHTTPError": ("the hub refuses the request", "Check HF_TOKEN and HF_ENDPOINT"),
     "HTTPError": ("the hub cannot be reached", NETWORK),
     "ConnectionError": ("the hub cannot be reached", NETWORK),
     "TimeoutError": ("the hub cannot be reached", NETWORK),
-    "FileNotFoundError": ("the hub has no such repository or file", f"Check owner, name and path. {WRITTEN}"),
+    "FileNotFoundError": (
+        "the hub has no such repository or file",
+        f"Check owner, name and path. {HUB_FORMS}",
+    ),
 }
 UNREACHABLE = ("HfHubHTTPError", "HTTPError", "ConnectionError", "TimeoutError")
 
 
 def hub_failure(uri: str, error: Exception) -> BoomError | None:
     """The error to show for an exception of the hub's client; None if it did not raise it."""
-    names = [kind.__name__ for kind in type(error).__mro__]
+    # The hub's filesystem raises FileNotFoundError from what happened.
+    kinds = [kind for one in (error.__cause__, error) for kind in type(one).__mro__]
+    names = [kind.__name__ for kind in kinds]
     known = next((name for name in CAUSES if name in names), None)
     if known is None:
         if not isinstance(error, OSError):

@@ -6,10 +6,10 @@ import tempfile
 
 import xxhash
 
-from boom_ray.errors import NotFoundError
+from boom_ray.errors import InputError, NotFoundError
 from boom_ray.storage.failures import explained
 from boom_ray.storage.files import copy_tree, list_files
-from boom_ray.storage.uri import hub_name, is_hub, is_local, name_of
+from boom_ray.storage.uri import hub_name, is_hub, is_hub_dataset, is_local, name_of
 
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md", "LICENSE*"]
 
@@ -26,12 +26,15 @@ def local_directory(uri: str) -> str:
     copied once per machine into a cache whose key covers the listing (path, size, time) of the source.
 
     Raises:
+        InputError: if the URI names a data set of the hub.
         NotFoundError: if nothing exists at `uri`, or the hub does not provide it.
         StorageError: if the copy fails.
     """
     if is_hub(uri):
         from huggingface_hub import snapshot_download
 
+        if is_hub_dataset(uri):
+            raise InputError(f"{uri}: a data set of the hub, where a model is needed. Write hf://owner/name")
         repository, revision = hub_name(uri)
         with explained(uri):
             return snapshot_download(repository, revision=revision, allow_patterns=HUB_FILES)

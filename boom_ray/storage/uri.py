@@ -19,7 +19,11 @@ from boom_ray.errors import InputError
 
 HUB = "hf://"
 HUB_DATASETS = HUB + "datasets/"
-ALLOWED = "s3://, gs://, abfss://"
+FORMS = {
+    "s3": "s3://bucket/key",
+    "gs": "gs://bucket/key",
+    "abfss": "abfss://container@account.dfs.core.windows.net/key",
+}
 #: The options that `pyarrow.fs.FileSystem.from_uri` reads, by scheme.
 OPTIONS = {
     "s3": (
@@ -150,9 +154,8 @@ def without_credentials(uri: str) -> str:
     user = user.partition(":")[0]
     if user and parts.store != "s3":  # the user of Azure's URIs is the container; of `gs`, `anonymous`
         place = f"{user}@{place}"
-    secrets = SECRETS.get(parts.store or "", ())
-    shown = "&".join(item for item in parts.options.split("&") if item.partition("=")[0] not in secrets)
-    return str(parts._replace(authority=place, options=shown))
+    # Azure's shared access signature is made of all options.
+    return str(parts._replace(authority=place, options="" if _secrets_in(parts) else parts.options))
 
 
 def absolute(uri: str, base: str | None = None) -> str:
@@ -205,13 +208,17 @@ def refuse_secrets(uri: str) -> None:
         return
     user, separator, _ = parts.authority.rpartition("@")
     store = parts.store or "s3"
-    names = [name for name, _ in parse_qsl(parts.options) if name in SECRETS[store]]
+    names = _secrets_in(parts)
     if ":" in user or (separator and store == "s3") or names:
         what = f"the option {names[0]}" if names else "a password or an access key"
         raise InputError(
             f"{parts.scheme}://…: {what} in a URI ends up in logs and records. "
             f"Set it in the environment ({ENVIRONMENT[store]})"
         )
+
+
+def _secrets_in(parts: RemoteUri) -> list[str]:
+    return [name for name, _ in parse_qsl(parts.options) if name in SECRETS[parts.store or "s3"]]
 
 
 def join(uri: str, *parts: str) -> str:

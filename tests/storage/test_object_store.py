@@ -1,0 +1,126 @@
+"""Storage on a real S3 server: keys of every kind, and what it refuses."""
+
+import os
+from collections.abc import Iterator
+
+import pyarrow.fs
+import pytest
+
+from boom_ray import storage
+from boom_ray.data import rows
+from boom_ray.errors import InputError, NotFoundError, StorageError
+from boom_ray.storage import filesystems
+from tests.object_store import SECRET_KEY, s3_server
+
+NAMES = [
+    *(
+        "a%2Db.txt",
+        "a-b.txt",
+        "a b.txt",
+        "a#b.txt",
+        "a?b.txt",
+        "a%b",
+        "über/naïve 文.txt",
+        "a?region=x",
+        "a?region=x?",
+    ),
+    *("what?", "dir/%20/x%2Fy", "[x]*.txt", "a'b\"c", "line\nbreak"),
+]
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory) -> Iterator[pyarrow.fs.S3FileSystem]:
+    """A client that knows nothing of URIs, with a bucket of files that contain their own names."""
+    environment = os.environ.get("BOOM_RAY_SWIFT_ENV")
+    if not environment:
+        pytest.skip("BOOM_RAY_SWIFT_ENV is not set; tests/run.sh sets it")
+    with (
+        s3_server(environment, str(tmp_path_factory.mktemp("s3"))) as variables,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        patch.setattr(filesystems, "_answered", set())
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        endpoint = variables["AWS_ENDPOINT_URL"].removeprefix("http://")
+        client = pyarrow.fs.S3FileSystem(
+            scheme="http", endpoint_override=endpoint, region="us-east-1", allow_bucket_creation=True
+        )
+        client.create_dir("keys")
+        for name in NAMES:
+            with client.open_output_stream(f"keys/in %20#/{name}") as file:
+                file.write(name.encode())
+        yield client
+
+
+@pytest.mark.parametrize("options", ["", "?region=us-east-1"])
+def test_keys_are_those_of_the_store(client, tmp_path, options):
+    directory = f"s3://keys/in %20#{options}"
+    assert set(storage.list_files(directory)) == set(NAMES)
+    assert set(storage.list_names(directory)) == {name.split("/")[0] for name in NAMES}
+    for name in NAMES:
+        uri = storage.join(directory, name)
+        assert storage.is_file(uri) and storage.read_bytes(uri) == name.encode()
+    storage.copy_tree(directory, str(tmp_path / "down"))
+    assert set(storage.list_files(str(tmp_path / "down"))) == set(NAMES)
+    assert storage.name_of(storage.local_directory(directory)) == "in %20#"
+
+
+def test_what_is_written_has_the_key_that_was_named(client):
+    for name in NAMES[:5]:
+        uri = storage.join("s3://keys/out?region=us-east-1", name)
+        storage.write_bytes(uri, name.encode())
+        with client.open_input_file(f"keys/out/{name}") as file:
+            assert file.read() == name.encode()
+        storage.delete_file(uri)
+        assert not storage.exists(uri)
+
+
+@pytest.mark.parametrize("options", ["", "?region=us-east-1"])
+def test_data_files_are_found_by_the_end_of_their_keys(client, options):
+    names = ["rows 1%2D.jsonl", "rows#2?.jsonl"]
+    for name in names:
+        with client.open_output_stream(f"keys/rows/{name}") as file:
+            file.write(b'{"query": "q", "pos": "p"}\n')
+    for uri in (f"s3://keys/rows{options}", f"s3://keys/rows/rows*{options}"):
+        found = rows.data_files(uri)
+        assert [storage.name_of(one) for one in found] == names
+        assert [row["query"] for one in found for _, row in rows.read_raw(one)] == ["q", "q"]
+
+
+def test_a_missing_bucket_is_no_empty_one(client):
+    for use in (
+        storage.list_files,
+        storage.exists,
+        storage.is_file,
+        storage.read_bytes,
+        storage.local_directory,
+    ):
+        with pytest.raises(NotFoundError, match="there is no bucket nobody"):
+            use("s3://nobody/a")
+    with pytest.raises(NotFoundError, match="there is no bucket nobody"):
+        storage.write_bytes("s3://nobody/a", b"")
+
+
+def test_a_missing_key_says_how_keys_are_written(client):
+    with pytest.raises(NotFoundError, match="not %-encoded"):
+        storage.read_bytes("s3://keys/in%20%2520%23/a-b.txt")
+    with pytest.raises(InputError, match="two slashes"):
+        storage.read_bytes("s3://keys/in//a")
+    with pytest.raises(NotFoundError, match="no file"):
+        storage.read_bytes("s3://keys")
+
+
+@pytest.mark.parametrize(("variables", "remedy"), [
+    ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "AWS_SECRET_ACCESS_KEY"),
+    ({"AWS_ACCESS_KEY_ID": "nobody"}, "AWS_ACCESS_KEY_ID"),
+    ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "AWS_ACCESS_KEY_ID"),
+    ({"AWS_DEFAULT_REGION": "eu-west-1"}, "AWS_DEFAULT_REGION"),
+])  # fmt: skip
+def test_what_the_store_refuses_names_the_remedy(client, monkeypatch, variables, remedy):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for use in (storage.list_files, storage.is_file, storage.read_bytes):
+        with pytest.raises(StorageError, match=f"^s3://keys/in: .*{remedy}") as refusal:
+            use("s3://keys/in")
+        assert SECRET_KEY not in str(refusal.value) and "Traceback" not in str(refusal.value)
