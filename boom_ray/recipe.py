@@ -55,6 +55,10 @@ PRESETS: dict[str, tuple[list[float], bool]] = {
 }
 
 
+#: A published model has a prompt for each task, and these.
+RESERVED_PROMPTS = {"query", "document", "passage", "corpus"}
+
+
 def _identifier(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ValueError(
@@ -83,6 +87,14 @@ def _query_template(template: str) -> str:
     return template
 
 
+def _document_template(template: str) -> str:
+    if not template.endswith("{document}") or re.search("[{}]", template.removesuffix("{document}")):
+        raise ValueError(
+            f"got {template!r}; it must end in {{document}}, as a prompt is a prefix, and have no other brace"
+        )
+    return template
+
+
 def _density(value: float | list[float]) -> float | list[float]:
     if not all(0 < density <= 1 for density in (value if isinstance(value, list) else [value])):
         raise ValueError(f"got {value}; allowed: above 0, at most 1")
@@ -101,6 +113,7 @@ Name = Annotated[str, AfterValidator(_identifier)]
 Uri = Annotated[str, AfterValidator(_absolute)]
 Text = Annotated[str, AfterValidator(_unicode)]
 QueryTemplate = Annotated[Text, AfterValidator(_query_template)]
+DocumentTemplate = Annotated[Text, AfterValidator(_document_template)]
 
 
 class Section(BaseModel):
@@ -146,12 +159,15 @@ class Data(Section):
     Attributes:
         instruction: The instruction of tasks that have none of their own.
         query_template: Query text, from `{instruction}` and `{query}`.
+        document_template: Document text, from `{document}`, such as `passage: {document}`; by default the
+            base model's prompt of documents, which most models lack.
         max_bad_fraction: The run fails when more of a task's rows than this are quarantined.
     """
 
     tasks: list[Task] = Field(min_length=1)
     instruction: Text = "Given a query, retrieve relevant passages that answer the query"
     query_template: QueryTemplate = "Instruct: {instruction}\nQuery:{query}"
+    document_template: DocumentTemplate | None = None
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
 
     @model_validator(mode="after")
@@ -160,11 +176,23 @@ class Data(Section):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"task names must differ; got {', '.join(repeated)} more than once")
+        reserved = sorted(RESERVED_PROMPTS & {*names})
+        if reserved:
+            raise ValueError(
+                f"task names must not be {', '.join(sorted(RESERVED_PROMPTS))}: these name the prompts of "
+                f"queries and documents; got {', '.join(reserved)}"
+            )
         return self
 
-    def prompt(self, task: Task) -> str:
-        """The text that goes before every query of a task."""
-        return self.query_template.format(instruction=task.instruction or self.instruction, query="")
+    def prompt(self, task: Task | None = None) -> str:
+        """The text before every query of a task, or of a task without an instruction of its own."""
+        instruction = (task and task.instruction) or self.instruction
+        return self.query_template.format(instruction=instruction, query="")
+
+    @property
+    def document_prompt(self) -> str | None:
+        """The text before every document; None for that of the base model."""
+        return self.document_template and self.document_template.removesuffix("{document}")
 
 
 class Bags(Section):

@@ -16,7 +16,6 @@ from boom_ray.artifacts import ModelRecord
 from boom_ray.data import bags
 from boom_ray.evaluation.measure import find_tasks, measure, scores_of
 from boom_ray.evaluation.protocol import EvaluationProtocol, Subject
-from boom_ray.model import directory
 from boom_ray.pipeline.run import run
 from boom_ray.pipeline.update.make import update
 from boom_ray.recipe import Evaluate, Recipe
@@ -82,8 +81,7 @@ def table(recipe: Recipe, lines: list[Line]) -> Table:
     """Rows, steps and tokens of training for each model, and its mean scores on old and new tasks."""
     result = Table("model", "rows", "steps", "tokens", "old mean", "new mean", title="nDCG@10", box=None)
     subjects = [Subject(line.label, line.model) for line in lines]
-    prompt, cache = directory.prompts_of(recipe.data)["query"], Layout(recipe.root).measurements
-    protocol = EvaluationProtocol(query_prompt=prompt, max_length=recipe.evaluate.max_length)
+    protocol, cache = EvaluationProtocol.of(recipe), Layout(recipe.root).measurements
     old, new = (
         scores_of(measure(subjects, find_tasks(f"{HOME}/eval/{group}"), protocol, cache))
         for group in ("in_domain", "later")

@@ -171,7 +171,7 @@ def recipe_values(base: str, corpus_files: dict[str, str], beir: str, storage: s
             "batch_size": 8,
             "group_size": 3,
             "learning_rate": 2e-5,
-            "query_max_length": 32,
+            "query_max_length": 64,
             "passage_max_length": 32,
             "precision": "fp32",
             "execution": {"resources_per_worker": {"CPU": 0.5}, "save_every_steps": 2, "zero_stage": 1},

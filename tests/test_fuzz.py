@@ -27,6 +27,7 @@ from boom_ray.data import rows
 from boom_ray.evaluation import local_tasks
 from boom_ray.evaluation.beir import read_beir
 from boom_ray.model import directory
+from boom_ray.model.spec import EncoderSpec
 from boom_ray.recipe import Recipe, identity
 from boom_ray.runs import updates
 from boom_ray.runs.identity import claim
@@ -108,7 +109,7 @@ def use_recipe(content: bytes) -> None:
     with fuzzing.only_errors_for_users():
         recipe = Recipe.load("recipe.yaml")
         artifacts.fingerprint([identity(section) for section in (recipe.bags, recipe.train, recipe.merge)])
-        directory.prompts_of(recipe.data)
+        directory.prompts_of(recipe.data, EncoderSpec("mean", 32))
         recipe.merge.densities(len(recipe.bags.ratios))
         assert Recipe.model_validate_json(recipe.model_dump_json()).model_dump() == recipe.model_dump()
         json.dumps(recipe.model_dump(mode="json")).encode()

@@ -60,8 +60,9 @@ def embed(
         limit: Number of rows after which reading ends.
         empty_text: Whether an empty text is an error or is embedded.
         no_tokens: Whether a text of which the tokenizer makes no tokens is an error, or its vector is zero.
-        prompt_name: Name of the model's prompt that precedes every text, such as `query`.
-        prompt: Text of a prompt, instead of its name.
+        prompt_name: Name of the model's prompt that precedes every text, such as `query`; by default its
+            prompt of documents, or the prompt that its files name for all texts.
+        prompt: Text of a prompt, instead of its name; empty for none.
         dimensions: Number of leading dimensions to keep; they are normalized again.
         dtype: Type of the numbers that are stored, in the words of sentence-transformers.
         chunk: Cut texts into pieces of this many tokens instead of cutting off their end.
@@ -177,15 +178,16 @@ class LoadedModel:
         texts: str | Sequence[str],
         prompt_name: str | None = None,
         *,
-        prompt: str = "",
+        prompt: str | None = None,
         dimensions: int | None = None,
     ) -> NDArray[np.float32]:
         """Embed texts.
 
         Args:
             texts: One text or n texts; longer ones are cut at the model's maximum length.
-            prompt_name: Name of the model's prompt that precedes every text, such as `query`.
-            prompt: Text of a prompt, instead of its name.
+            prompt_name: Name of the model's prompt that precedes every text, such as `query`; by default the
+                prompt that its files name for all texts, which most models lack.
+            prompt: Text of a prompt, instead of its name; empty for none.
             dimensions: Number of leading dimensions to keep; they are normalized again.
 
         Returns:
@@ -199,17 +201,19 @@ class LoadedModel:
             >>> model.encode(["how do I sort a list?"], "query").shape
             (1, 384)
         """
+        if prompt_name is None and prompt is None:
+            prompt = self.encoder.spec.default_prompt
         if prompt_name is not None:
             if prompt_name not in self.prompts:
                 names = ", ".join(sorted(self.prompts)) or "none"
                 raise InputError(f"{self.model}: no prompt {prompt_name!r}; the model has: {names}")
-            if prompt:
+            if prompt is not None:
                 raise InputError("give a prompt by prompt_name or by its text, not both")
             prompt = self.prompts[prompt_name]
         size = self.dimensions if dimensions is None else dimensions
         if not 1 <= size <= self.dimensions:
             raise InputError(f"dimensions: got {dimensions}; allowed: 1 to {self.dimensions}")
-        vectors = self.encoder.encode([texts] if isinstance(texts, str) else list(texts), prompt)
+        vectors = self.encoder.encode([texts] if isinstance(texts, str) else list(texts), prompt or "")
         if size < self.dimensions:
             vectors = vectors[:, :size] / np.linalg.norm(vectors[:, :size], axis=1, keepdims=True)
         return vectors[0] if isinstance(texts, str) else vectors

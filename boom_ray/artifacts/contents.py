@@ -5,7 +5,13 @@ They are plain data, so that every room can read them; the rooms that make artif
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from boom_ray.recipe import Train, identity
 
@@ -43,6 +49,15 @@ class TaskIdentity(Content):
     prompt: str
     limit: int | None
     content: list[str]
+    document_prompt: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # `document_prompt` is newer than published corpora: a None would change their fingerprints.
+        values: dict[str, Any] = serialize(self)
+        if self.document_prompt is None:
+            values.pop("document_prompt", None)
+        return values
 
 
 class SourceFile(Content):

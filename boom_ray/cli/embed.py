@@ -23,7 +23,7 @@ def _columns(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Embed at most N rows.")
 @click.option("--empty-text", type=click.Choice(["refuse", "embed"]), default="refuse", show_default=True)
 @click.option("--no-tokens", type=click.Choice(["refuse", "zeros"]), default="refuse", show_default=True)
-@click.option("--prompt-name", metavar="NAME", help="One of the model's prompts, e.g. query.")
+@click.option("--prompt-name", metavar="NAME", help="A prompt of the model; default: that of documents.")
 @click.option("--prompt", metavar="TEXT", help="A prompt by its text.")
 @click.option("--dimensions", type=click.IntRange(min=1), metavar="D", help="Leading dimensions to keep.")
 @click.option(

@@ -31,6 +31,7 @@ class Batch:
         task: Name of the task all rows are of.
         type: Type of that task.
         texts: n distinct texts, prompts included.
+        prompts: The prompt that each of them begins with.
         is_query: [n] bool, texts that are cut at the query's maximum length.
         queries: [B] int64, indices into `texts`.
         candidates: [B, G] int64, indices into `texts`; `NO_TEXT` where a row has no further negative.
@@ -42,6 +43,7 @@ class Batch:
     task: str
     type: TaskType
     texts: list[str]
+    prompts: list[str]
     is_query: np.ndarray
     queries: np.ndarray
     candidates: np.ndarray
@@ -55,12 +57,16 @@ class _Texts:
     def __init__(self) -> None:
         self.index: dict[tuple[bool, str], int] = {}
         self.passages: dict[int, int] = {}
+        self.prompts: list[str] = []
 
-    def add(self, text: str, is_query: bool) -> int:
-        return self.index.setdefault((is_query, text), len(self.index))
+    def add(self, prompt: str, text: str, is_query: bool) -> int:
+        index = self.index.setdefault((is_query, prompt + text), len(self.index))
+        if index == len(self.prompts):
+            self.prompts.append(prompt)
+        return index
 
     def add_passage(self, before: str, text: str, is_query: bool) -> int:
-        index = self.add(before + text, is_query)
+        index = self.add(before, text, is_query)
         self.passages[index] = hash_of(text)
         return index
 
@@ -78,6 +84,7 @@ class Collator:
         prompt: Text before every query whose row has no instruction of its own.
         template: Builds that text from a row's own instruction (`{instruction}`, with an empty `{query}`).
         group_size: Passages per query.
+        document_prompt: Text before every passage, unless the type is symmetric.
     """
 
     task: str
@@ -88,6 +95,7 @@ class Collator:
     prompt: str
     template: str
     group_size: int
+    document_prompt: str = ""
 
     def __call__(self, rows: np.ndarray, seed: int, step: int) -> Batch:
         """Assemble the batch of the given rows; draws depend on (seed, step) alone."""
@@ -99,10 +107,10 @@ class Collator:
         for number, row in enumerate(self.dataset.select(rows.tolist())):
             own = row["prompt"]
             prompt = self.prompt if own is None else self.template.format(instruction=own, query="")
-            before = prompt if symmetric else ""
+            before = prompt if symmetric else self.document_prompt
             right.append(self.answers.of(row))
             group = [_positive(row, draw), *self._negatives(row, right[-1], draw)]
-            queries.append(texts.add(prompt + row["query"], True))
+            queries.append(texts.add(prompt, row["query"], True))
             ids = [texts.add_passage(before, text, symmetric) for text, _ in group]
             scores[number, : len(group)] = [score for _, score in group]
             candidates.append(ids + [NO_TEXT] * (self.group_size - len(ids)))
@@ -112,6 +120,7 @@ class Collator:
             task=self.task,
             type=self.type,
             texts=[text for _, text in texts.index],
+            prompts=texts.prompts,
             is_query=np.array([is_query for is_query, _ in texts.index]),
             queries=np.array(queries),
             candidates=np.array(candidates),

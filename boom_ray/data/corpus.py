@@ -162,7 +162,13 @@ def _source(task: str, uri: str, before: SourceFile | None) -> SourceFile:
 
 def _identity(task: Task, data: Data, sources: list[SourceFile]) -> TaskIdentity:
     content = [source.xxh3_128 for source in sources if source.task == task.name]
-    return TaskIdentity(type=task.type, prompt=data.prompt(task), limit=task.limit, content=content)
+    return TaskIdentity(
+        type=task.type,
+        prompt=data.prompt(task),
+        limit=task.limit,
+        content=content,
+        document_prompt=data.document_prompt,
+    )
 
 
 def _refuse_changes(target: str, before: dict[str, TaskIdentity], now: dict[str, TaskIdentity]) -> None:

@@ -17,8 +17,9 @@ class EmbedOptions:
         text_column: Column of texts (strings). Longer texts are truncated at the model's maximum length.
         id_column: Column of ids (integers or strings); by default `id`, and where there is none, ids are
             `file:row`.
-        prompt_name: Name of the model's prompt that is prepended to every text; none by default.
-        prompt: Text of a prompt, instead of a name.
+        prompt_name: Name of the model's prompt that is prepended to every text; by default its prompt of
+            documents, or the prompt that its files name for all texts.
+        prompt: Text of a prompt, instead of a name; empty for none.
         columns: Input columns to copy to the output.
         filter: Condition that rows must satisfy, such as `lang == 'en' and stars > 3`.
         limit: Maximum number of rows to embed.

@@ -37,6 +37,7 @@ from boom_ray.embed.tokens import TokenCheck
 from boom_ray.embed.vectors import Reduction, Scales
 from boom_ray.errors import BoomError, ClusterError, ConflictError, NotFoundError, StorageError
 from boom_ray.model import directory
+from boom_ray.model.spec import EncoderSpec
 from boom_ray.runtime.cluster import result_of
 from boom_ray.runtime.progress import Progress
 
@@ -110,7 +111,7 @@ def embed(model: str, source: str, target: str, options: EmbedOptions | None = N
     staging.refuse_existing(target)
     started = time.monotonic()
     parent, spec = directory.identify(model), directory.read_spec(storage.local_directory(model))
-    settings = _vector_settings(model, spec.prompts, options)
+    settings = _vector_settings(model, spec, options)
     reduction = Reduction.of(
         directory.dimension_of(storage.local_directory(model)), options.dimensions, options.dtype
     )
@@ -177,12 +178,14 @@ def _prepare_ray_data() -> None:
             handler.setLevel(logging.CRITICAL)
 
 
-def _vector_settings(model: str, prompts: dict[str, str], options: EmbedOptions) -> dict[str, Any]:
+def _vector_settings(model: str, spec: EncoderSpec, options: EmbedOptions) -> dict[str, Any]:
     """The options on which the vectors depend, but for their length and type."""
-    name = options.prompt_name
+    name, prompts = options.prompt_name, spec.prompts
     if name is not None and name not in prompts:
         raise NotFoundError(f"{model}: no prompt {name!r}; it has: {', '.join(sorted(prompts)) or 'none'}")
-    prompt = options.prompt or ("" if name is None else prompts[name])
+    prompt = options.prompt
+    if prompt is None:
+        prompt = spec.stored_prompt if name is None else prompts[name]
     chunks = {"chunk": options.chunk, "overlap": options.overlap, "chunk_output": options.chunk_output}
     return {"prompt_name": name, "prompt": prompt, **(chunks if options.chunk else {"chunk": None})}
 

@@ -106,13 +106,15 @@ class PartitionEncoder:
     def __call__(self, batch: pa.Table) -> pa.Table:
         from boom_ray.embed.pieces import Pieces
         from boom_ray.model.encoder import chunk_by_tokens
+        from boom_ray.model.tokenizer import TokenIds
 
         partition, rows = Partition.from_arrow(batch)
         text = np.array(batch["piece_of"][0].as_py(), dtype=np.int64)
         pieces = Pieces(batch["token_ids"][0].as_py(), text)
         encoder, began, started = self.encoder, time.time(), time.perf_counter()
         budget = self.plan.source.options.chunk_tokens
-        vectors = encoder.encode_tokens(pieces.token_ids, budget)
+        skipped = encoder.skipped_tokens(self.plan.prompt)
+        vectors = encoder.encode_tokens([TokenIds.of(ids, skipped) for ids in pieces.token_ids], budget)
         seconds = time.perf_counter() - started
         lengths = np.array([len(ids) for ids in pieces.token_ids])
         padded = sum(

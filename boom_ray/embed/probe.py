@@ -5,6 +5,7 @@ result, so that all vectors of an output are computed alike.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,7 @@ def measure(model: str, texts: list[str], num_cpus: int) -> ComputeSettings:
     return ComputeSettings("bfloat16" if is_faster and cosine >= MIN_COSINE else "float32", best_threads)
 
 
-def _seconds(encoder: "Encoder", token_ids: list[list[int]]) -> float:
+def _seconds(encoder: "Encoder", token_ids: Sequence[Sequence[int]]) -> float:
     """The shorter of two times, after a warm-up."""
     times = []
     for _ in range(3):

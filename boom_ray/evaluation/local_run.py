@@ -1,7 +1,7 @@
 """A local task, measured with the encoder of boom-ray; its results are JSON files, one per measurement."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from boom_ray import artifacts, storage
@@ -31,14 +31,13 @@ class LocalEvaluationTask(EvaluationTask[Measurement]):
         """See `EvaluationTask.run`; a stored measurement is always complete."""
         local = storage.local_directory(subject.uri)
         encoder = directory.load_encoder(local, subject.source, device=protocol.device).for_inference()
-        prompt = protocol.query_prompt
-        prompt = encoder.spec.prompts.get("query", "") if prompt is None else prompt
+        protocol = _with_prompts_of(encoder, protocol)
         if self.task.type == "Retrieval":
-            return _search(self.task, encoder, prompt, protocol)
+            return _search(self.task, encoder, protocol)
         # Imported here because mteb is an optional dependency and slow to import.
         from boom_ray.evaluation.mteb_local import score
 
-        value, counts = score(self.task, encoder, prompt, protocol.max_length, protocol.chunk_tokens)
+        value, counts = score(self.task, encoder, protocol)
         return Measurement({MAIN_METRICS[self.task.type]: value}, {}, counts)
 
     def measurement(self, result: Measurement) -> Measurement:
@@ -65,15 +64,33 @@ class LocalEvaluationTask(EvaluationTask[Measurement]):
 
         Resources and `chunk_tokens` change scores by rounding only and are left out.
         """
-        settings = [protocol.query_prompt, protocol.max_length]
+        settings: list[Any] = [protocol.query_prompt, protocol.max_length]
+        if protocol.document_prompt is not None:
+            settings.append({"document_prompt": protocol.document_prompt})
         key = artifacts.fingerprint([subject.digest, self.task.revision, *settings])
         return storage.join(cache, f"{key}.json")
 
 
-def _search(task: LocalTask, encoder: "Encoder", prompt: str, protocol: EvaluationProtocol) -> Measurement:
+def _with_prompts_of(encoder: "Encoder", protocol: EvaluationProtocol) -> EvaluationProtocol:
+    """The protocol with the model's own prompts where it has none."""
+    query, document = protocol.query_prompt, protocol.document_prompt
+    return replace(
+        protocol,
+        query_prompt=encoder.spec.query_prompt if query is None else query,
+        document_prompt=encoder.spec.document_prompt if document is None else document,
+    )
+
+
+def _search(task: LocalTask, encoder: "Encoder", protocol: EvaluationProtocol) -> Measurement:
     from boom_ray.evaluation.retrieval import RetrievalEvaluator
 
-    evaluator = RetrievalEvaluator(task.uri, protocol.max_length, protocol.chunk_tokens, query_prompt=prompt)
+    evaluator = RetrievalEvaluator(
+        task.uri,
+        protocol.max_length,
+        protocol.chunk_tokens,
+        query_prompt=protocol.query_prompt,
+        corpus_prompt=protocol.document_prompt,
+    )
     scores: Any = evaluator.compute_all_metrics(cast(Any, encoder))["cosine"]
     means = {
         name: float(scores[f"{metric}@k"][int(k)])

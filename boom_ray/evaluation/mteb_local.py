@@ -10,34 +10,42 @@ from mteb.types import PromptType
 
 from boom_ray.evaluation.local_tasks import LocalTask
 from boom_ray.evaluation.mteb_tasks import counts_of, local
+from boom_ray.evaluation.protocol import EvaluationProtocol
 from boom_ray.model.encoder import Encoder
 
 
 class _MtebEncoder(AbsEncoder):
-    """mteb's interface of an encoder; the prompt goes before texts that a task marks as queries."""
+    """mteb's interface of an encoder.
 
-    def __init__(
-        self, encoder: Encoder, query_prompt: str, max_length: int | None, chunk_tokens: int
-    ) -> None:
-        self.encoder, self.query_prompt = encoder, query_prompt
-        self.max_length, self.chunk_tokens = max_length, chunk_tokens
+    The protocol's prompts go before texts that a task marks as queries or documents, and the model's default
+    prompt, if it has one, before texts of which a task says nothing.
+    """
+
+    def __init__(self, encoder: Encoder, protocol: EvaluationProtocol) -> None:
+        self.encoder, self.protocol = encoder, protocol
+        self.prompts = {
+            PromptType.query: protocol.query_prompt or "",
+            PromptType.document: protocol.document_prompt or "",
+        }
         self.mteb_model_meta = ModelMeta.create_empty()
 
     def encode(self, inputs: Any, *, prompt_type: PromptType | None = None, **_: Any) -> np.ndarray:
         """[n, d] float32 embeddings; see the base class."""
-        prompt = self.query_prompt if prompt_type == PromptType.query else ""
-        texts = [prompt + text for batch in inputs for text in batch["text"]]
-        return self.encoder.encode_tokens(self.encoder.tokenize(texts, self.max_length), self.chunk_tokens)
+        prompt = self.prompts[prompt_type] if prompt_type else self.encoder.spec.default_prompt
+        texts = [text for batch in inputs for text in batch["text"]]
+        token_ids = self.encoder.tokenize(texts, self.protocol.max_length, prompt)
+        return self.encoder.encode_tokens(token_ids, self.protocol.chunk_tokens)
 
 
-def score(
-    task: LocalTask, encoder: Encoder, query_prompt: str, max_length: int | None, chunk_tokens: int
-) -> tuple[float, dict[str, int]]:
+def score(task: LocalTask, encoder: Encoder, protocol: EvaluationProtocol) -> tuple[float, dict[str, int]]:
     """The main score of one task, and its `Measurement.counts`.
+
+    Args:
+        protocol: With prompts.
 
     Raises:
         InputError: if its files cannot be read.
     """
-    adapter: Any = _MtebEncoder(encoder, query_prompt, max_length, chunk_tokens)
+    adapter: Any = _MtebEncoder(encoder, protocol)
     (found,) = mteb.evaluate(adapter, local(task), cache=None, show_progress_bar=False).task_results
     return float(found.get_score()), counts_of(found)

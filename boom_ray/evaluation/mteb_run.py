@@ -102,10 +102,11 @@ def through_mteb(tasks: list[LocalTask]) -> list[MtebEvaluationTask]:
 def prompts_for(
     encoder: SentenceTransformerEncoderWrapper, task: mteb.AbsTask, template: str
 ) -> dict[str, str]:
-    """Prompts for one task: its instruction in the template, before all texts but documents."""
+    """Prompts for one task: its instruction in the template, and before documents the model's own prompt."""
     instruction = encoder.get_instruction(task.metadata, PromptType.query)
+    document = encoder.model.prompts.get("document") or ""
     kind, prompt = task.metadata.type, template.format(instruction=instruction, query="")
-    return {kind: prompt, f"{kind}-query": prompt, f"{kind}-document": ""}
+    return {kind: prompt, f"{kind}-query": prompt, f"{kind}-document": document}
 
 
 @lru_cache(maxsize=1)

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from boom_ray.recipe import BaseModelSource
+from boom_ray.recipe import BaseModelSource, Recipe
 
 R = TypeVar("R")
 
@@ -35,6 +35,7 @@ class EvaluationProtocol:
 
     Attributes:
         query_prompt: Local tasks: text before every query; None for each model's own `query` prompt.
+        document_prompt: Local tasks: text before every document; None for each model's own `document` prompt.
         query_template: mteb tasks: query text from `{instruction}`, the task's own, and `{query}`; None for
             the prompts of each model's directory, as mteb selects them.
         max_length: Tokens after which texts are truncated; None for each model's own limit.
@@ -45,6 +46,7 @@ class EvaluationProtocol:
     """
 
     query_prompt: str | None = None
+    document_prompt: str | None = None
     query_template: str | None = None
     max_length: int | None = None
     chunk_tokens: int = 4096
@@ -56,6 +58,12 @@ class EvaluationProtocol:
     def device(self) -> str:
         """`cuda` or `cpu`."""
         return "cuda" if self.num_gpus else "cpu"
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "EvaluationProtocol":
+        """The settings with which a run measures its models: with its prompts, whatever each model's are."""
+        data, length = recipe.data, recipe.evaluate.max_length
+        return cls(query_prompt=data.prompt(), document_prompt=data.document_prompt, max_length=length)
 
 
 @dataclass(frozen=True)

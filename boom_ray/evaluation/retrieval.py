@@ -65,7 +65,7 @@ class RetrievalEvaluator(InformationRetrievalEvaluator):
         Raises:
             InputError: if an embedding is not finite; its text would rank first for every query.
         """
-        token_ids = model.tokenize([(prompt or "") + text for text in sentences], self.max_length)
+        token_ids = model.tokenize(sentences, self.max_length, prompt or "")
         vectors = model.encode_tokens(token_ids, self.chunk_tokens)
         (bad,) = np.nonzero(~np.isfinite(vectors).all(axis=1))
         if len(bad):

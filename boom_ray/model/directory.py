@@ -102,7 +102,7 @@ def save(
     Args:
         base_directory: The base model. Its `architectures` are kept, because servers choose their
             implementation by them.
-        prompts: Prefixes of inputs, by name.
+        prompts: Prefixes of inputs, by name; texts for which none is chosen get none.
         max_length: Maximum input length in tokens.
         state: Weights to write instead of those in `encoder.transformer`.
         matryoshka: Lengths to which embeddings can be truncated.
@@ -151,10 +151,15 @@ def _default_pooling(directory: str, config: dict[str, Any]) -> Pooling:
     )
 
 
-def prompts_of(data: Data) -> dict[str, str]:
-    """The prompts of a published model: `query`, `document`, and one per task."""
-    general = data.query_template.format(instruction=data.instruction, query="")
-    return {"query": general, "document": ""} | {task.name: data.prompt(task) for task in data.tasks}
+def prompts_of(data: Data, base: EncoderSpec) -> dict[str, str]:
+    """The prompts of a published model: `query`, `document`, and one per task.
+
+    Args:
+        base: Settings of the base model, whose prompt of documents is kept unless the recipe has one.
+    """
+    document = base.document_prompt if data.document_prompt is None else data.document_prompt
+    tasks = {task.name: data.prompt(task) for task in data.tasks}
+    return {"query": data.prompt(), "document": document} | tasks
 
 
 def license_of(uri: str) -> str | None:

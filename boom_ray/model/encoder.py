@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from boom_ray.errors import InputError
 from boom_ray.model import tokenizer as tokenizers
 from boom_ray.model.packed_weights import pack_linear_layers
 from boom_ray.model.spec import EncoderSpec
+from boom_ray.model.tokenizer import TokenIds
 from boom_ray.model.transformer import load_transformer
 from boom_ray.recipe import Attention, Pooling
 
@@ -29,23 +31,27 @@ DTYPES = {
 MIN_CHUNK_TOKENS = 512  # smaller forward passes do not use the processor fully
 
 
-def pool(states: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
+def pool(states: Tensor, lengths: Tensor, skipped: Tensor, pooling: Pooling) -> Tensor:
     """Reduce token states to one vector per text, by length and not by token id: Qwen's pad is its EOS.
 
     Args:
         states: [n, length, d], padded on the right.
         lengths: [n] int64, number of tokens of each text.
+        skipped: [n] int64, number of first tokens that are not pooled, less than `lengths`.
 
     Returns:
         [n, d], in the dtype of `states` (`mean` sums in float32).
     """
+    rows = torch.arange(len(states), device=states.device)
     if pooling == "cls":
-        return states[:, 0]
+        return states[rows, skipped]
     if pooling == "lasttoken":
-        return states[torch.arange(len(states), device=states.device), lengths - 1]
-    mask = torch.arange(states.shape[1], device=states.device) < lengths[:, None]
+        return states[rows, lengths - 1]
+    positions = torch.arange(states.shape[1], device=states.device)
+    mask = (positions >= skipped[:, None]) & (positions < lengths[:, None])
     # As in sentence-transformers, the mean of no tokens is zero.
-    return (states * mask[..., None]).sum(1, dtype=torch.float32) / lengths[:, None].clamp(min=1)
+    counts = (lengths - skipped).clamp(min=1)[:, None]
+    return (states * mask[..., None]).sum(1, dtype=torch.float32) / counts
 
 
 class Encoder(nn.Module):
@@ -107,39 +113,56 @@ class Encoder(nn.Module):
         """Length of the embeddings; configurations name it differently, and transformers maps the names."""
         return int(self.transformer.config.hidden_size)
 
-    def tokenize(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
-        """Token ids of each text, truncated to `max_length` (default: the model's), end token included."""
-        limit = min(max_length or self.spec.max_length, self.spec.max_length)
-        encoded = self.tokenizer(
-            list(texts), truncation=True, max_length=limit, padding=False, return_attention_mask=False
-        )
-        return encoded["input_ids"]
+    def tokenize(
+        self, texts: Sequence[str], max_length: int | None = None, prompt: str = ""
+    ) -> list[TokenIds]:
+        """Token ids of each text behind the prompt; see `boom_ray.model.tokenizer.tokenize`."""
+        return tokenizers.tokenize(self.tokenizer, self.spec, texts, prompt, max_length)
 
-    def pad(self, token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    def skipped_tokens(self, prompt: str, max_length: int | None = None) -> int:
+        """Number of the first tokens of texts behind a prompt that are not pooled."""
+        limit = min(max_length or self.spec.max_length, self.spec.max_length)
+        return tokenizers.skipped_tokens(self.tokenizer, self.spec, prompt, limit)
+
+    def pad(self, token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
         """Stack texts into one batch, padded on the right.
 
+        Args:
+            token_ids: Of each text; tokens that `TokenIds` skip are not pooled.
+
         Returns:
-            Token ids [n, longest] and lengths [n], int64, on the device of the model.
+            Token ids [n, longest], lengths [n] and numbers of skipped tokens [n], int64, on the device of the
+            model.
+
+        Raises:
+            InputError: if all tokens of a text are skipped.
         """
         lengths = torch.tensor([len(ids) for ids in token_ids])
+        skipped = torch.tensor([ids.skipped if isinstance(ids, TokenIds) else 0 for ids in token_ids])
+        if bool(((skipped > 0) & (skipped >= lengths)).any()):
+            raise InputError(
+                f"a prompt has {int(skipped.max())} tokens, which leaves none of its text to be pooled "
+                "(include_prompt is false). Shorten the prompt, or raise the maximum length"
+            )
         batch = torch.full((len(token_ids), int(lengths.max())), self.tokenizer.pad_token_id or 0)
         for row, ids in zip(batch, token_ids, strict=True):
             row[: len(ids)] = torch.tensor(ids)
-        return batch.to(self.device), lengths.to(self.device)
+        return batch.to(self.device), lengths.to(self.device), skipped.to(self.device)
 
-    def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        """Embed a batch that is padded on the right.
+    def forward(self, input_ids: Tensor, lengths: Tensor, skipped: Tensor) -> Tensor:
+        """Embed a batch that is padded on the right; see `pad`.
 
         Args:
             input_ids: [n, length] int64.
             lengths: [n] int64.
+            skipped: [n] int64.
 
         Returns:
             [n, d] float32, each row of norm 1.
         """
-        return nn.functional.normalize(self.pooled(input_ids, lengths), dim=-1)
+        return nn.functional.normalize(self.pooled(input_ids, lengths, skipped), dim=-1)
 
-    def pooled(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+    def pooled(self, input_ids: Tensor, lengths: Tensor, skipped: Tensor) -> Tensor:
         """The same before normalization: [n, d] float32."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         real = positions < lengths[:, None]
@@ -150,7 +173,7 @@ class Encoder(nn.Module):
         else:
             mask = real.long()
             states = self.transformer(input_ids=input_ids, attention_mask=mask).last_hidden_state
-        return pool(states, lengths, self.spec.pooling).float()
+        return pool(states, lengths, skipped, self.spec.pooling).float()
 
     def _packed_states(self, input_ids: Tensor, real: Tensor) -> Tensor:
         """Token states, padded, from one sequence of all texts.
@@ -194,7 +217,7 @@ class Encoder(nn.Module):
         Returns:
             [n, d] float32, each row of norm 1.
         """
-        return self.encode_tokens(self.tokenize([prompt + text for text in texts]), chunk_tokens)
+        return self.encode_tokens(self.tokenize(texts, prompt=prompt), chunk_tokens)
 
 
 def chunk_by_tokens(lengths: np.ndarray, chunk_tokens: int) -> list[np.ndarray]:

@@ -39,6 +39,11 @@ class EncoderSpec:
         return self.prompts.get("document", "")
 
     @property
+    def stored_prompt(self) -> str:
+        """The prompt of texts that are embedded to be searched: of documents, else of all texts."""
+        return self.prompts.get("document", self.default_prompt)
+
+    @property
     def default_prompt(self) -> str:
         """The prompt of texts for which none is chosen, as `encode` of sentence-transformers selects it."""
         return self.prompts.get(self.default_prompt_name or "", "")

@@ -5,6 +5,7 @@ post-processor in `tokenizer.json`, and reserve the length of its tokens when th
 """
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Tokenizer, models, normalizers, processors
@@ -16,6 +17,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PREFERRED_EOS = "<|endoftext|>"
+
+
+class TokenIds(list[int]):
+    """The token ids of one text.
+
+    Attributes:
+        skipped: Number of the first ids, those of the prompt, whose states are not pooled.
+    """
+
+    skipped: int = 0
+
+    @classmethod
+    def of(cls, ids: Sequence[int], skipped: int) -> "TokenIds":
+        """Ids of which the first `skipped` are not pooled."""
+        made = cls(ids)
+        made.skipped = skipped
+        return made
 
 
 def end_with_eos(tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -118,6 +136,44 @@ def _lowercase(backend: Tokenizer) -> None:
     members = list(found) if is_sequence else [found] if found else []
     if not any(isinstance(member, normalizers.Lowercase) for member in members):
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *members])
+
+
+def tokenize(
+    tokenizer: "PreTrainedTokenizerBase",
+    spec: EncoderSpec,
+    texts: Sequence[str],
+    prompt: str = "",
+    max_length: int | None = None,
+) -> list[TokenIds]:
+    """Token ids of each text behind the prompt, special tokens included.
+
+    Args:
+        max_length: Tokens after which a text is truncated; by default, and at most, those of the model.
+    """
+    limit = min(max_length or spec.max_length, spec.max_length)
+    encoded = tokenizer(
+        [prompt + text for text in texts],
+        truncation=True,
+        max_length=limit,
+        padding=False,
+        return_attention_mask=False,
+    )
+    skipped = skipped_tokens(tokenizer, spec, prompt, limit)
+    return [TokenIds.of(ids, skipped) for ids in encoded["input_ids"]]
+
+
+def skipped_tokens(
+    tokenizer: "PreTrainedTokenizerBase", spec: EncoderSpec, prompt: str, max_length: int
+) -> int:
+    """Number of the first tokens of texts behind a prompt that are not pooled.
+
+    It is counted as sentence-transformers does (`Transformer._get_prompt_length`): all tokens of the prompt
+    alone, those that the tokenizer puts before it included, but no end token.
+    """
+    if spec.include_prompt or not prompt or spec.pooling == "lasttoken":
+        return 0
+    ids = tokenizer(prompt, truncation=True, max_length=max_length)["input_ids"]
+    return len(ids) - (bool(ids) and ids[-1] in tokenizer.all_special_ids)
 
 
 def load(directory: str, spec: EncoderSpec) -> "PreTrainedTokenizerBase":

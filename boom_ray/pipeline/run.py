@@ -18,7 +18,6 @@ from boom_ray.evaluation import compare, tables
 from boom_ray.evaluation.measure import find_tasks, measure, scores_of
 from boom_ray.evaluation.protocol import EvaluationProtocol, Measurements, Subject
 from boom_ray.merge.driver import merge_into
-from boom_ray.model import directory
 from boom_ray.pipeline.publish import Publication, publish, self_test_of
 from boom_ray.pipeline.training import baseline_name, prepare_and_train
 from boom_ray.recipe import Recipe
@@ -136,8 +135,7 @@ def _evaluate(recipe: Recipe, models: list[str], stage: Stage) -> Measurements:
 def measure_on_tasks(recipe: Recipe, subjects: list[Subject]) -> Measurements:
     """Measure models on the evaluation tasks of a recipe; results are cached in the run."""
     assert recipe.evaluate.data is not None
-    prompt = directory.prompts_of(recipe.data)["query"]
-    protocol = EvaluationProtocol(query_prompt=prompt, max_length=recipe.evaluate.max_length)
+    protocol = EvaluationProtocol.of(recipe)
     return measure(subjects, find_tasks(recipe.evaluate.data), protocol, Layout(recipe.root).measurements)
 
 

@@ -126,9 +126,9 @@ class BatchLoads:
         batches = epoch_batches({task.name: np.sort(sample)}, self.train.batch_size, self.train.seed, 0)
         prompt, template = self.recipe.data.prompt(task), self.recipe.data.query_template
         # Answers in other rows hardly change the number of texts, so only those of the row itself are used.
-        answers = Collector(task.type).answers()
+        answers, before = Collector(task.type).answers(), self.recipe.data.document_prompt or ""
         collate = Collator(
-            task.name, task.type, dataset, answers, sample, prompt, template, self.train.group_size
+            task.name, task.type, dataset, answers, sample, prompt, template, self.train.group_size, before
         )
         measured = []
         for step, batch_rows in enumerate(batches.rows[:NUM_BATCHES]):

@@ -116,7 +116,8 @@ def with_data_of_run(recipe: Recipe) -> Recipe:
 def _settings(data: Data) -> dict[str, Any]:
     """The settings that prompts and negatives depend on, by name."""
     tasks = {f"tasks {task.name}": identity(task) | {"expected_rows": None} for task in data.tasks}
-    return {"instruction": data.instruction, "query_template": data.query_template} | tasks
+    templates = {"query_template": data.query_template, "document_template": data.document_template}
+    return {"instruction": data.instruction} | templates | tasks
 
 
 def _differences(theirs: dict[str, Any], ours: dict[str, Any], section: str) -> Iterator[str]:

@@ -46,6 +46,8 @@ class RequestReader:
     def prompt_name(self, request: EmbeddingRequest) -> str | None:
         """The name of the prompt that a request selects.
 
+        Every model has `query` and `document`, as in sentence-transformers; one that its files lack is empty.
+
         Raises:
             RequestError: if the model has no such prompt, or the request selects two.
         """
@@ -53,7 +55,7 @@ class RequestReader:
         if request.prompt_name and request.input_type not in (None, request.prompt_name):
             message = "prompt_name and input_type differ; send one of them"
             raise RequestError(422, message, "input_type", "two_prompts")
-        if name is not None and name not in prompts:
+        if name is not None and name not in {"query", "document", *prompts}:
             message = f"no prompt {name!r}; the model has: {', '.join(sorted(prompts)) or 'none'}"
             raise RequestError(422, message, "prompt_name", "unknown_prompt")
         return name
@@ -77,8 +79,7 @@ class RequestReader:
         check_number(inputs, "input")
         if isinstance(inputs[0], str):
             check_unicode(inputs)
-            prefix = self.spec.prompts[prompt] if prompt else ""
-            token_ids = self._tokenize([prefix + text for text in inputs], request)
+            token_ids = self._tokenize(inputs, self._prefix(prompt), request)
         elif prompt is not None:
             raise RequestError(422, "a prompt is prepended to texts, not to token ids", "prompt_name")
         else:
@@ -92,8 +93,7 @@ class RequestReader:
         check_number(texts, "inputs")
         check_unicode(texts)
         name = self.prompt_name(EmbeddingRequest(input="-", prompt_name=request.prompt_name))
-        prefix = self.spec.prompts[name] if name else ""
-        texts = [prefix + text for text in texts]
+        texts = [self._prefix(name) + text for text in texts]
         backend = self.tokenizer.backend_tokenizer
         # Both are state: of the file that the tokenizer was loaded from, then of its last use.
         backend.no_truncation()
@@ -120,12 +120,19 @@ class RequestReader:
     def _cuts_left(self, request: EmbeddingRequest) -> bool:
         return (request.truncation_direction or self.truncation_side).lower() == "left"
 
-    def _tokenize(self, texts: list[str], request: EmbeddingRequest) -> list[list[int]]:
+    def _prefix(self, prompt: str | None) -> str:
+        """The text of a prompt; that of the model's default prompt, which most models lack, for None."""
+        return self.spec.default_prompt if prompt is None else self.spec.prompts.get(prompt, "")
+
+    def _tokenize(self, texts: list[str], prefix: str, request: EmbeddingRequest) -> list[list[int]]:
         options: dict[str, Any] = {"verbose": False}
         if request.truncate:
             self.tokenizer.truncation_side = "left" if self._cuts_left(request) else "right"
             options = {"truncation": True, "max_length": self.spec.max_length}
-        return self.tokenizer(texts, return_attention_mask=False, **options)["input_ids"]
+        prefixed = [prefix + text for text in texts]
+        token_ids = self.tokenizer(prefixed, return_attention_mask=False, **options)["input_ids"]
+        skipped = tokenizer.skipped_tokens(self.tokenizer, self.spec, prefix, self.spec.max_length)
+        return [tokenizer.TokenIds.of(ids, skipped) for ids in token_ids]
 
     def _check_tokens(self, token_ids: list[list[int]], request: EmbeddingRequest) -> list[list[int]]:
         for index, ids in enumerate(token_ids):

@@ -9,7 +9,10 @@ import numpy as np
 from boom_ray.data import bags, corpus
 from boom_ray.data.batches import Batches, epoch_batches, num_batches, num_steps
 from boom_ray.data.collate import Batch, Collator
+from boom_ray.errors import InputError
+from boom_ray.model import directory
 from boom_ray.model.encoder import Encoder
+from boom_ray.model.tokenizer import TokenIds
 from boom_ray.train.bag_job import BagJob
 
 
@@ -26,7 +29,7 @@ class TokenizedBatch:
 
     batch: Batch
     rows: np.ndarray
-    token_ids: list[list[int]]
+    token_ids: list[TokenIds]
     lengths: np.ndarray
 
 
@@ -37,6 +40,8 @@ class BatchLoader:
         self.train, self.encoder = job.recipe.train, encoder
         self.bag = bags.read(job.bags, job.index)
         tasks = {task.name: task for task in job.recipe.data.tasks}
+        prompts = directory.prompts_of(job.recipe.data, encoder.spec)
+        self._check(prompts)
         self.collators = {
             name: Collator(
                 task=name,
@@ -47,6 +52,7 @@ class BatchLoader:
                 prompt=job.recipe.data.prompt(tasks[name]),
                 template=job.recipe.data.query_template,
                 group_size=self.train.group_size,
+                document_prompt=prompts["document"],
             )
             for name, rows in self.bag.items()
         }
@@ -54,6 +60,22 @@ class BatchLoader:
         self.steps_per_epoch = num_batches(sizes, self.train.batch_size)
         self.num_steps = num_steps(sizes, self.train)
         self._epoch: tuple[int, Batches] | None = None
+
+    def _check(self, prompts: dict[str, str]) -> None:
+        """Refuse prompts that leave no token of a text.
+
+        Raises:
+            InputError: naming the prompt and the length.
+        """
+        for name, prompt in prompts.items():
+            side = "passage" if name == "document" else "query"
+            limit = min(self.encoder.spec.max_length, getattr(self.train, f"{side}_max_length"))
+            length = len(self.encoder.tokenizer(prompt)["input_ids"])
+            if length >= limit:
+                raise InputError(
+                    f"train.{side}_max_length: {limit} tokens of each text are used, and the prompt {name} "
+                    f"alone has {length}: {prompt[:80]!r}. Shorten its template, or raise the length"
+                )
 
     def _batches(self, epoch: int) -> Batches:
         if self._epoch is None or self._epoch[0] != epoch:
@@ -69,13 +91,16 @@ class BatchLoader:
 
     def tokenize(self, batch: Batch, rows: np.ndarray) -> TokenizedBatch:
         """Tokenize the texts of a batch, each truncated at the limit of its side."""
-        token_ids: list[list[int]] = [[] for _ in batch.texts]
+        token_ids = [TokenIds() for _ in batch.texts]
         limits = self.limits(batch)
         for limit in np.unique(limits).tolist():
             indices = np.flatnonzero(limits == limit)
             encoded = self.encoder.tokenize([batch.texts[index] for index in indices], limit)
             for index, ids in zip(indices, encoded, strict=True):
                 token_ids[index] = ids
+        if not self.encoder.spec.include_prompt:
+            skipped = map(self.encoder.skipped_tokens, batch.prompts, limits.tolist())
+            token_ids = [TokenIds.of(ids, count) for ids, count in zip(token_ids, skipped, strict=True)]
         return TokenizedBatch(batch, rows, token_ids, np.array([len(ids) for ids in token_ids]))
 
     def limits(self, batch: Batch) -> np.ndarray:

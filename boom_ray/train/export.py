@@ -33,7 +33,8 @@ def save_model(recipe: Recipe, encoder: Encoder, weights: dict[str, Tensor], tar
     Args:
         weights: Full weights with the names of the base model.
     """
-    base, prompts = storage.local_directory(recipe.base_model.path), directory.prompts_of(recipe.data)
+    base = storage.local_directory(recipe.base_model.path)
+    prompts = directory.prompts_of(recipe.data, encoder.spec)
     length = published_length(recipe, encoder.spec)
     directory.save(encoder, target, base, prompts, length, weights, recipe.train.matryoshka)
 

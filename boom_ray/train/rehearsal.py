@@ -20,6 +20,7 @@ from boom_ray import storage
 from boom_ray.artifacts.tensors import TensorPlace, read_places
 from boom_ray.errors import BoomError, InputError
 from boom_ray.model.encoder import Encoder
+from boom_ray.model.tokenizer import TokenIds
 from boom_ray.runtime import scratch
 from boom_ray.train import lora
 from boom_ray.train.bag_job import BagJob
@@ -107,7 +108,7 @@ def _check_embeddings(
             "tokenizer.json, or choose another base_model.path"
         )
     shortest, longest = encoder.tokenize(["a", " ".join(["a", *batch.batch.texts])], length)
-    longest = (longest * length)[: length - 1] + longest[-1:]
+    longest = TokenIds((longest * length)[: length - 1] + longest[-1:])
     together = encoder.encode_tokens([shortest, longest], chunk_tokens=2 * length)
     alone = np.concatenate([encoder.encode_tokens([ids]) for ids in (shortest, longest)])
     if not np.allclose(np.linalg.norm(together, axis=1), 1, atol=0.01):

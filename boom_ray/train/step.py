@@ -119,17 +119,17 @@ class TrainingStep:
 
 
 def embedder(
-    forward: Callable[[Tensor, Tensor], Tensor],
-    pad: Callable[[list[list[int]]], tuple[Tensor, Tensor]],
-    token_ids: list[list[int]],
+    forward: Callable[..., Tensor],
+    pad: Callable[[Sequence[Sequence[int]]], tuple[Tensor, ...]],
+    token_ids: Sequence[Sequence[int]],
 ) -> Embed:
     """`Embed` for tokenized texts.
 
     An empty chunk runs one text and discards it: with ZeRO-3 all ranks must run the same forward passes.
 
     Args:
-        forward: From padded token ids and lengths to embeddings.
-        pad: From token ids to padded token ids and lengths.
+        forward: From what `pad` returns to embeddings.
+        pad: From token ids to one batch, see `Encoder.pad`.
         token_ids: Token ids of all texts of the batch.
     """
 

@@ -54,7 +54,8 @@ def test_vectors_match_transformers_with_our_pooling(family, batch_size, mixed, 
                             max_length=spec.max_length, return_tensors="pt")  # fmt: skip
         with torch.no_grad():
             states = model(**encoded).last_hidden_state
-        vectors = pool(states, encoded["attention_mask"].sum(1), spec.pooling)
+        lengths = encoded["attention_mask"].sum(1)
+        vectors = pool(states, lengths, torch.zeros_like(lengths), spec.pooling)
         expected.append(torch.nn.functional.normalize(vectors, dim=-1))
     assert cosines(directory.load_encoder(path).encode(mixed), torch.cat(expected).numpy()).min() >= 0.99999
 

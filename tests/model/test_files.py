@@ -169,6 +169,6 @@ def test_an_adapter_whose_base_is_missing_says_so(tmp_path, config, words):
 
 
 def test_an_adapter_without_its_scale_says_so(tmp_path):
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": "8"}')
-    with pytest.raises(InputError, match="lora_alpha: got '8'"):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": "eight"}')
+    with pytest.raises(InputError, match="lora_alpha: got 'eight'"):
         read_adapter(str(tmp_path), None)

@@ -45,8 +45,8 @@ def test_overridden_lengths_have_precedence_over_measured_ones(make_recipe, mini
     recipe = make_recipe(minilm)
     overrides = {"data.query_fill": 0.5, "data.passage_fill": 1.0, "data.padding": 0.0}
     load = BatchLoads(recipe, 256, None, Assumptions(overrides)).of(recipe.data.tasks[0])
-    assert (load.texts, load.tokens, load.computed) == (8 + 8 * 3, 8 * 16 + 24 * 32, 8 * 16 + 24 * 32)
-    assert load.length == pytest.approx((8 * 16 * 16 + 24 * 32 * 32) / load.tokens) and not load.measured
+    assert (load.texts, load.tokens, load.computed) == (8 + 8 * 3, 8 * 32 + 24 * 32, 8 * 32 + 24 * 32)
+    assert load.length == pytest.approx((8 * 32 * 32 + 24 * 32 * 32) / load.tokens) and not load.measured
 
 
 def test_assumptions_have_one_source_and_unknown_overrides_are_refused():

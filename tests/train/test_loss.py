@@ -30,7 +30,7 @@ def make_batch(type, num_rows=5, group=4, num_passages=9, seed=0):
     scores[3] = np.nan  # a row without teacher scores
     scores[4, 1] = np.nan  # a negative without a score
     texts, is_query = [str(i) for i in range(count)], np.arange(count) < num_rows
-    return Batch("t", type, texts, is_query, queries, candidates, positives, scores)
+    return Batch("t", type, texts, [""] * len(texts), is_query, queries, candidates, positives, scores)
 
 
 def reference(vectors, batch, temperature, distillation=None):
@@ -105,7 +105,8 @@ def test_the_loss_matches_sentence_transformers(negatives):
     vectors = unit_vectors(rows * (1 + group), 1)
     candidates = rows + np.arange(rows * group).reshape(rows, group)
     batch = Batch(
-        "t", "retrieval", [str(i) for i in range(len(vectors))], np.arange(len(vectors)) < rows,
+        "t", "retrieval", [str(i) for i in range(len(vectors))], [""] * len(vectors),
+        np.arange(len(vectors)) < rows,
         np.arange(rows), candidates, [row[:1] for row in candidates],
         np.full(candidates.shape, np.nan, np.float32),
     )  # fmt: skip

@@ -32,7 +32,7 @@ def scored_rows(path: Any) -> str:
 def test_adapters_are_folded_into_weights_for_plain_transformers(make_recipe, qwen3, tmp_path):
     train = {
         "batch_size": 8, "group_size": 3, "learning_rate": 1e-3, "precision": "fp32", "epochs": 2,
-        "query_max_length": 32, "passage_max_length": 32, "distillation": "m3_kd", "matryoshka": [8, 16],
+        "query_max_length": 64, "passage_max_length": 32, "distillation": "m3_kd", "matryoshka": [8, 16],
         "lora": {"rank": 3, "alpha": 6, "targets": ["q_proj", "down_proj"]},
         "execution": {"num_workers": 2, "resources_per_worker": {"CPU": 0.5}, "zero_stage": 3,
                       "gradient_checkpointing": True, "grad_cache": True, "save_every_steps": 2},

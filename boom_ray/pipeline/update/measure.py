@@ -11,7 +11,6 @@ from boom_ray.errors import BoomError, InputError
 from boom_ray.evaluation import compare, tables
 from boom_ray.evaluation.measure import find_tasks, measure, scores_of
 from boom_ray.evaluation.protocol import EvaluationProtocol, Measurements, Subject
-from boom_ray.model import directory
 from boom_ray.recipe import Recipe
 from boom_ray.runs.layout import Layout
 from boom_ray.runs.scores import ScoreTable
@@ -74,8 +73,7 @@ def measure_update(recipe: Recipe, sets: TaskSets, models: list[str], child: Sub
 
 def _measured(recipe: Recipe, subjects: list[Subject], directories: dict[str, str]) -> Measurements:
     """Measure the models on the tasks of all directories, named with the prefix of their directory."""
-    prompt, cache = directory.prompts_of(recipe.data)["query"], Layout(recipe.root).measurements
-    protocol = EvaluationProtocol(query_prompt=prompt, max_length=recipe.evaluate.max_length)
+    protocol, cache = EvaluationProtocol.of(recipe), Layout(recipe.root).measurements
     tasks = [
         replace(task, name=prefix + task.name)
         for data, prefix in directories.items()
