@@ -1,13 +1,16 @@
 """What readers of files take and yield: the columns to read, and batches of rows."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import pyarrow as pa
 
 from boom_ray.errors import InputError
 
-BATCH_ROWS = 64
+BATCH_ROWS, BATCH_BYTES = 1024, 4 << 20  # of texts: the work per batch is small beside that per row
+FEW_ROWS = 64  # of a batch of a run with a limit, which need not read far behind it
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -19,12 +22,14 @@ class Columns:
         id: Column of ids; None: rows have none.
         id_type: string, or an integer type.
         others: Columns that are copied, or that the filter names.
+        batch_rows: Maximum rows of a batch.
     """
 
     text: str
     id: str | None
     id_type: pa.DataType
     others: tuple[str, ...]
+    batch_rows: int = BATCH_ROWS
 
     @property
     def names(self) -> list[str]:
@@ -45,6 +50,19 @@ class Batch:
     columns: dict[str, pa.Array]
     numbers: list[int]
     names: Iterable[str] = field(default_factory=list)
+
+
+def gathered(items: Iterable[T], size_of: Callable[[T], int], max_rows: int) -> Iterator[list[T]]:
+    """Runs of at most `max_rows` items, which end with the one that completes `BATCH_BYTES`."""
+    run, size = list[T](), 0
+    for item in items:
+        run.append(item)
+        size += size_of(item)
+        if len(run) >= max_rows or size >= BATCH_BYTES:
+            yield run
+            run, size = [], 0
+    if run:
+        yield run
 
 
 def refuse_repeated(uri: str, names: list[str], columns: Columns) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from boom_ray.data.source_files import open_stream
-from boom_ray.embed.batch import BATCH_ROWS, Batch, Columns, is_unicode, refuse_repeated
+from boom_ray.embed.batch import Batch, Columns, gathered, is_unicode, refuse_repeated
 from boom_ray.errors import InputError
 
 DELIMITERS = ",;\t|"
@@ -25,7 +25,7 @@ def csv_batches(uri: str, columns: Columns) -> Iterator[Batch]:
         refuse_repeated(uri, names, columns)
         indices = {name: names.index(name) for name in columns.names if name in names}
         number = 1
-        while batch := list(itertools.islice(records, BATCH_ROWS)):
+        for batch in gathered(records, lambda record: sum(map(len, record)), columns.batch_rows):
             for offset, record in enumerate(batch):
                 if len(record) != len(names):
                     raise InputError(

@@ -4,13 +4,12 @@ An id or a text that is not one becomes null, so that one pass can count all bad
 cannot be read is an error: a column that is carried along loses nothing.
 """
 
-import itertools
 from collections.abc import Iterator
 
 import pyarrow as pa
 
 from boom_ray.data.source_files import SourceFile, open_stream, reading
-from boom_ray.embed.batch import BATCH_ROWS, Batch, Columns, decoded
+from boom_ray.embed.batch import Batch, Columns, decoded, gathered
 from boom_ray.embed.csv_file import CsvReader, csv_batches
 from boom_ray.embed.json_file import first_row, json_batches
 from boom_ray.embed.parquet_file import open_parquet, parquet_batches
@@ -64,7 +63,7 @@ def _text_batches(uri: str, columns: Columns) -> Iterator[Batch]:
     """Non-empty lines of a text file."""
     with open_stream(uri) as stream:
         lines = ((number, line) for number, line in enumerate(stream, start=1) if line.strip())
-        while batch := list(itertools.islice(lines, BATCH_ROWS)):
+        for batch in gathered(lines, lambda line: len(line[1]), columns.batch_rows):
             texts = [
                 decoded(line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"")) for number, line in batch
             ]

@@ -1,6 +1,5 @@
 """Reader of JSON files: columns from the values of a few rows at a time."""
 
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +7,7 @@ import pyarrow as pa
 
 from boom_ray.data import rows
 from boom_ray.data.training_row import BadRow
-from boom_ray.embed.batch import BATCH_ROWS, Batch, Columns, is_unicode
+from boom_ray.embed.batch import Batch, Columns, gathered, is_unicode
 from boom_ray.errors import InputError
 
 
@@ -27,9 +26,9 @@ def _type_of(value: Any) -> pa.DataType | None:
 
 def json_batches(uri: str, columns: Columns) -> Iterator[Batch]:
     """The rows of a file; an id or a text of another type, or that parquet cannot store, is null."""
-    raw = rows.read_raw(uri)
-    while batch := list(itertools.islice(raw, BATCH_ROWS)):
-        usable = [_usable(location, row) for location, row in batch]
+    raw = ((location, _usable(location, row)) for location, row in rows.read_raw(uri))
+    for batch in gathered(raw, lambda pair: len(str(pair[1].get(columns.text))), columns.batch_rows):
+        usable = [row for _, row in batch]
         names = dict.fromkeys(key for row in usable for key in row)
         read = {}
         for name in columns.names:

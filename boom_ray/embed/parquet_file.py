@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from boom_ray import storage
 from boom_ray.data.source_files import reading
 from boom_ray.embed import value_types
-from boom_ray.embed.batch import BATCH_ROWS, Batch, Columns, decoded, refuse_repeated
+from boom_ray.embed.batch import BATCH_BYTES, FEW_ROWS, Batch, Columns, decoded, refuse_repeated
 from boom_ray.errors import InputError
 
 
@@ -30,11 +30,20 @@ def parquet_batches(uri: str, row_group: int | None, first: int, columns: Column
         refuse_repeated(uri, names, columns)
         wanted = [name for name in columns.names if name in names]
         # A name with a dot also selects columns inside others: what was not asked for is left out below.
-        found = file.iter_batches(BATCH_ROWS, row_groups=[row_group], columns=wanted)
+        found = file.iter_batches(
+            _batch_rows(file, row_group, columns), row_groups=[row_group], columns=wanted
+        )
         for batch in found:
             read = {name: _plain(uri, name, batch, columns) for name in wanted}
             yield Batch(read, list(range(first, first + len(batch))), names)
             first += len(batch)
+
+
+def _batch_rows(file: pq.ParquetFile, row_group: int | None, columns: Columns) -> int:
+    """Rows of a batch: fewer if the rows of the row group are large."""
+    found = file.metadata.row_group(row_group)
+    fitting = BATCH_BYTES * found.num_rows // max(1, found.total_byte_size)
+    return min(columns.batch_rows, max(FEW_ROWS, fitting))
 
 
 def _plain(uri: str, name: str, batch: pa.RecordBatch, columns: Columns) -> pa.Array:

@@ -17,7 +17,7 @@ from boom_ray import storage
 from boom_ray.data import source_files
 from boom_ray.data.source_files import SourceFile
 from boom_ray.embed import condition, formats, parquet_file, value_types
-from boom_ray.embed.batch import Batch, Columns
+from boom_ray.embed.batch import BATCH_ROWS, FEW_ROWS, Batch, Columns
 from boom_ray.embed.embed_options import EmbedOptions
 from boom_ray.errors import InputError, NotFoundError
 
@@ -25,6 +25,7 @@ FORMATS: tuple[source_files.Format, ...] = ("parquet", "jsonl", "csv", "text")
 PARTITION_BYTES = 1 << 20  # of texts: a few huge rows make a partition of their own
 TEXT_HASH = "text_xxh3"
 COPIED = "column."  # prefix of the copied columns between the stages: they may have any name
+TABLE_ROWS = 64  # of the tables that are read, of which partitions consist
 NUM_FOOTERS = 16  # of parquet files, read at once
 
 
@@ -91,7 +92,8 @@ class TextSource:
     def _columns(self) -> Columns:
         condition_columns = self._condition.kinds if self._condition else {}
         others = dict.fromkeys([*self.options.columns, *condition_columns])
-        return Columns(self.options.text_column, self.id_column, self.id_type, tuple(others))
+        batch_rows = BATCH_ROWS if self.options.limit is None else FEW_ROWS
+        return Columns(self.options.text_column, self.id_column, self.id_type, tuple(others), batch_rows)
 
     @cached_property
     def _condition(self) -> condition.Condition | None:
@@ -133,7 +135,8 @@ class TextSource:
             if found is not None:
                 found |= dict.fromkeys([*batch.names, *values])
             missing = {name: pa.nulls(count) for name in self.wanted if name not in columns}
-            yield self._table(unit, batch, missing | columns, from_text)
+            table = self._table(unit, batch, missing | columns, from_text)
+            yield from (table.slice(start, TABLE_ROWS) for start in range(0, max(1, len(table)), TABLE_ROWS))
 
     def _table(
         self, unit: SourceUnit, batch: Batch, columns: dict[str, pa.Array], from_text: frozenset[str]
