@@ -3,6 +3,7 @@
 Each test has many more examples with `--slow` than without.
 """
 
+import io
 import json
 import os
 import random
@@ -13,7 +14,7 @@ from typing import Any
 
 import click
 import pyarrow as pa
-import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
@@ -23,12 +24,14 @@ from hypothesis import strategies as st
 
 from boom_ray import artifacts
 from boom_ray.cli import main
-from boom_ray.data import rows
+from boom_ray.data import corpus
+from boom_ray.embed import text_source
+from boom_ray.embed.embed_options import EmbedOptions
 from boom_ray.evaluation import local_tasks
 from boom_ray.evaluation.beir import read_beir
 from boom_ray.model import directory
 from boom_ray.model.spec import EncoderSpec
-from boom_ray.recipe import Recipe, identity
+from boom_ray.recipe import Data, Recipe, Task, identity
 from boom_ray.runs import updates
 from boom_ray.runs.identity import claim
 from tests import fuzzing, texts
@@ -73,6 +76,11 @@ def fuzz(
     return decorate
 
 
+def write(path: str, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+
+
 RECIPE = {
     "name": "quickstart",
     "storage": "runs",
@@ -104,8 +112,7 @@ RECIPE = {
 
 def use_recipe(content: bytes) -> None:
     """Read a recipe, and derive from it what a run does before it touches any other file."""
-    with open("recipe.yaml", "wb") as file:
-        file.write(content)
+    write("recipe.yaml", content)
     with fuzzing.only_errors_for_users():
         recipe = Recipe.load("recipe.yaml")
         artifacts.fingerprint([identity(section) for section in (recipe.bags, recipe.train, recipe.merge)])
@@ -145,17 +152,89 @@ ROW = {
     "label": "a",
     "stars": 3,
 }
+ROW_KINDS = (local_tasks.LabelledText, local_tasks.ScoredPair, local_tasks.RankedQuery)
 OTHER_ROW = {"id": 8, "text": "another text", "label": 1, "stars": 2.5, "anchor": "q", "positive": "p"}
 
 
-@fuzz(200, fuzzing.damaged(ROW, fuzzing.json_values, most=6))
-def test_damaged_rows_are_normalized_or_bad(row):
+def as_parquet(found: list[dict[str, Any]], options: dict[str, Any]) -> bytes:
+    """The rows in the types that arrow infers; without the columns it refuses."""
+    columns: dict[str, pa.Array] = {}
+    for name in dict.fromkeys(key for row in found for key in row):
+        try:
+            columns[name] = pa.array([row.get(name) for row in found])
+            columns[name].validate(full=True)
+            pq.write_table(pa.table({name: columns[name]}), io.BytesIO())
+        except (pa.ArrowException, OverflowError, UnicodeEncodeError, ValueError, TypeError):
+            columns.pop(name, None)
+    target = io.BytesIO()
     try:
-        normal, _ = rows.normalize(row)
-    except rows.BadRow as reason:
-        assert str(reason)
+        pq.write_table(pa.table(columns), target, **options)
+    except (pa.ArrowException, UnicodeEncodeError):
+        return b""
+    return target.getvalue()
+
+
+def as_csv(found: list[dict[str, Any]]) -> bytes:
+    """Rows as a careless program writes them."""
+    header = list(dict.fromkeys(key for row in found for key in row))
+    lines = [header, *([str(row.get(key, "")) for key in header] for row in found)]
+    return "\n".join(",".join(line) for line in lines).encode("utf-8", "replace")
+
+
+@st.composite
+def data_files(draw: st.DrawFn) -> tuple[str, bytes]:
+    """The name and content of a file with rows."""
+    found = draw(st.lists(fuzzing.damaged(ROW) | fuzzing.damaged(OTHER_ROW), max_size=3))
+    form = draw(st.sampled_from(["jsonl", "parquet", "csv", "txt", "json"]))
+    if form == "parquet":
+        content = as_parquet(
+            found, draw(st.sampled_from([{}, {"compression": "zstd"}, {"row_group_size": 1}]))
+        )
+    elif form == "csv":
+        content = as_csv(found)
+    elif form == "json" and draw(st.booleans()):
+        content = json.dumps(found).encode()
     else:
-        pa.RecordBatch.from_pylist([normal], rows.SCHEMA)
+        content = "\n".join(map(json.dumps, found)).encode()
+    return f"file.{form}", draw(fuzzing.damaged_bytes(content, most=2))
+
+
+@fuzz(200, data_files(), st.sampled_from(["retrieval", "classification"]))
+def test_corpora_with_damaged_rows(named, task_type):
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        path, target = (os.path.join(os.path.abspath(folder), name) for name in (named[0], "corpus"))
+        write(path, named[1])
+        with fuzzing.only_errors_for_users():
+            data = Data(tasks=[Task(name="t", path=path, type=task_type)], max_bad_fraction=1.0)
+            assert corpus.expected_rows(data, os.path.join(folder, "none"))["t"] >= 0
+            record = corpus.prepare(data, target, "t")
+            assert len(corpus.load_task(target, "t")[:]["query"]) == record.config.tasks["t"].rows
+
+
+@fuzz(200, data_files(), st.sampled_from(list(ROW_KINDS)))
+def test_evaluation_tasks_with_damaged_rows(named, kind):
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        write(os.path.join(folder, f"test.{named[0].rpartition('.')[2]}"), named[1])
+        with fuzzing.only_errors_for_users():
+            local_tasks.find(os.path.abspath(folder))
+            assert all(isinstance(row, kind) for row in local_tasks.read(folder, "test", kind))
+
+
+@fuzz(
+    200,
+    data_files(),
+    st.sampled_from([(), ("stars",), ("label", "stars"), ("text",), ("id", "pos"), ("x,x",)]),
+    st.sampled_from([None, None, "stars > 2", "label == 'a'", "label == 1", "text != id", "stars >", "("]),
+)
+def test_inputs_with_damaged_rows(named, columns, condition):
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        path = os.path.join(os.path.abspath(folder), named[0])
+        write(path, named[1])
+        with fuzzing.only_errors_for_users():
+            source = text_source.open_source(path, EmbedOptions(columns=columns, filter=condition))
+            for unit in source.units:
+                for table in source.read(unit):
+                    assert len(text_source.row_keys(table)) == len(table)
 
 
 BEIR_FILES = {
@@ -171,8 +250,7 @@ def test_beir_directories_with_damaged_files(documents, queries, qrels, missing)
         os.mkdir(os.path.join(folder, "qrels"))
         for number, (name, content) in enumerate(zip(BEIR_FILES, (documents, queries, qrels), strict=True)):
             if number != missing:
-                with open(os.path.join(folder, name), "wb") as file:
-                    file.write(content)
+                write(os.path.join(folder, name), content)
         with fuzzing.only_errors_for_users():
             local_tasks.find(os.path.abspath(folder))
             task = read_beir(os.path.abspath(folder))
@@ -297,8 +375,7 @@ def test_command_lines(command, data, workspace, without_ray):
             name = data.draw(st.sampled_from(sorted(n for n in found if os.path.getsize(n) < SMALL_FILE)))
             with open(name, "rb") as file:
                 content = data.draw(fuzzing.damaged_file(name, file.read()), f"content of {name}")
-            with open(name, "wb") as file:
-                file.write(content)
+            write(name, content)
         result = CliRunner().invoke(main, command, catch_exceptions=False)
     assert result.exit_code in (0, 1, 2)
     assert "Traceback" not in result.output
