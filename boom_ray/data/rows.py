@@ -35,7 +35,7 @@ def count_rows(uri: str) -> int:
     Raises:
         InputError: if it is damaged.
     """
-    if format_of(uri) == "parquet":
+    if format_of(storage.name_of(uri)) == "parquet":
         with storage.open_input(uri) as file:
             return _parquet(uri, file).metadata.num_rows
     with reading(uri), open_stream(uri) as lines:
@@ -52,7 +52,7 @@ def read_raw(uri: str) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
     Raises:
         InputError: if a parquet file or a compressed file is damaged.
     """
-    if format_of(uri) == "parquet":
+    if format_of(storage.name_of(uri)) == "parquet":
         with storage.open_input(uri) as file:
             yield from _read_parquet(uri, file)
     else:

@@ -77,13 +77,15 @@ def find(uri: str, formats: tuple[Format, ...]) -> list[SourceFile]:
 
     Raises:
         NotFoundError: if there are none.
-        InputError: if there are data files that cannot be read, such as archives.
+        InputError: if there are data files that cannot be read, such as archives, or the URI names a model.
     """
+    if storage.is_hub(uri) and not storage.is_hub_dataset(uri):
+        raise InputError(f"{uri}: a model of the hub, where data is needed. Write hf://datasets/owner/name")
+    if storage.is_file(uri):
+        return [SourceFile(uri, storage.name_of(uri), format_of(storage.name_of(uri)))]
     if "*" in storage.name_of(uri):
         root, pattern = storage.parent_of(uri), storage.name_of(uri)
         names = fnmatch.filter(storage.list_names(root), pattern)
-    elif storage.is_file(uri):
-        return [SourceFile(uri, storage.name_of(uri), format_of(uri))]
     else:
         root, names = uri, list(storage.list_files(uri))
     names = [name for name in names if not _is_hidden(name)]
@@ -133,7 +135,7 @@ def reading(uri: str) -> Iterator[None]:
 
 
 def _damaged(uri: str, error: Exception) -> InputError:
-    form = format_of(uri) or "data"
+    form = format_of(storage.name_of(uri)) or "data"
     reason = next(iter(str(error).splitlines()), type(error).__name__)
     return InputError(f"{uri}: not a readable {form} file: {reason}. Write or copy it again")
 

@@ -101,7 +101,8 @@ def vocabulary_conflicts(base: str, model: str) -> list[str]:
 
 def _files(uri: str) -> dict[str, bytes]:
     """The files of a tokenizer, by name; none if the directory has no vocabulary."""
-    names = storage.list_names(uri) if storage.exists(uri) and not uri.endswith(".safetensors") else set()
+    is_directory = storage.exists(uri) and not storage.name_of(uri).endswith(".safetensors")
+    names = storage.list_names(uri) if is_directory else set()
     found = {name for name in names if name in VOCABULARIES + SETTINGS}
     if not found & {*VOCABULARIES} - {"added_tokens.json"}:
         return {}

@@ -59,7 +59,7 @@ def write(report: dict[str, Any], uri: str) -> str:
     Returns:
         URI of the picture.
     """
-    picture = f"{uri.removesuffix('.json')}.png"
+    picture = storage.join(storage.parent_of(uri), storage.name_of(uri).removesuffix(".json") + ".png")
     storage.write_bytes(uri, json.dumps(report, indent=1).encode())
     storage.write_bytes(picture, _heat_map(report))
     return picture

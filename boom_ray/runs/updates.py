@@ -1,6 +1,5 @@
 """The updates of a run: their requests, which a rerun resumes, and the versions they make."""
 
-import os
 import re
 from collections.abc import Iterator
 from typing import Literal
@@ -88,12 +87,12 @@ def read_tasks(uri: str) -> list[Task]:
     Raises:
         InputError: if the YAML is not a list of tasks.
     """
-    if not uri.endswith((".yaml", ".yml")):
+    if not storage.name_of(uri).endswith((".yaml", ".yml")):
         name = re.sub(r"[^A-Za-z0-9._-]", "-", storage.name_of(uri).split(".")[0].strip("*-")) or "new"
         return [Task(name=name, path=uri)]
     try:
         values = recipe_file.parse(storage.read_bytes(uri), uri)
-        return TypeAdapter(list[Task]).validate_python(values, context={"directory": os.path.dirname(uri)})
+        return TypeAdapter(list[Task]).validate_python(values, context={"directory": storage.parent_of(uri)})
     except ValidationError as error:
         problems = recipe_file.explain(error, Task)
         raise InputError.of(problems, f"{uri}: not a list of tasks as in a recipe's data.tasks:") from error

@@ -237,6 +237,6 @@ def name_of(uri: str) -> str:
 def parent_of(uri: str) -> str:
     """A URI without its last path component, but with its options."""
     if is_local(uri):
-        return uri.rstrip("/").rpartition("/")[0]
+        return uri.rstrip("/").rpartition("/")[0] or "/" * uri.startswith("/")
     parts = parse(uri)
     return str(parts._replace(key=parts.key.rstrip("/").rpartition("/")[0]))

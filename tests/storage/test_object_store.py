@@ -9,6 +9,8 @@ import pytest
 from boom_ray import storage
 from boom_ray.data import rows
 from boom_ray.errors import InputError, NotFoundError, StorageError
+from boom_ray.merge import distances
+from boom_ray.runs import updates
 from boom_ray.storage import filesystems
 from tests.object_store import SECRET_KEY, s3_server
 
@@ -78,14 +80,26 @@ def test_what_is_written_has_the_key_that_was_named(client):
 
 @pytest.mark.parametrize("options", ["", "?region=us-east-1"])
 def test_data_files_are_found_by_the_end_of_their_keys(client, options):
-    names = ["rows 1%2D.jsonl", "rows#2?.jsonl"]
+    names = ["rows 1%2D.jsonl", "rows#2?.jsonl", "rows*.jsonl"]
     for name in names:
         with client.open_output_stream(f"keys/rows/{name}") as file:
             file.write(b'{"query": "q", "pos": "p"}\n')
     for uri in (f"s3://keys/rows{options}", f"s3://keys/rows/rows*{options}"):
         found = rows.data_files(uri)
         assert [storage.name_of(one) for one in found] == names
-        assert [row["query"] for one in found for _, row in rows.read_raw(one)] == ["q", "q"]
+        assert [row["query"] for one in found for _, row in rows.read_raw(one)] == ["q"] * 3
+    assert rows.data_files(f"s3://keys/rows/rows*.jsonl{options}") == [f"s3://keys/rows/rows*.jsonl{options}"]
+
+
+def test_options_are_kept_out_of_the_names_of_tasks_and_pictures(client):
+    task, region = b"- {name: new, path: rows 1%2D.jsonl, type: retrieval}", "?region=us-east-1"
+    storage.write_bytes("s3://keys/rows/new.yaml", task)
+    (found,) = updates.read_tasks(f"s3://keys/rows/new.yaml{region}")
+    assert found.path == f"s3://keys/rows/rows 1%2D.jsonl{region}"
+    assert updates.read_tasks(f"s3://keys/rows/rows.jsonl{region}")[0].name == "rows"
+    report = {"models": ["a", "b"], "space": "weights", "layers": {"layer 0": {"angles": [[0, 1], [1, 0]]}}}
+    assert distances.write(report, f"s3://keys/report.json{region}") == f"s3://keys/report.png{region}"
+    assert storage.read_bytes("s3://keys/report.png").startswith(b"\x89PNG")
 
 
 def test_a_missing_bucket_is_no_empty_one(client):

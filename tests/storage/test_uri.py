@@ -77,6 +77,7 @@ def test_only_options_of_the_store_end_a_key(uri, key, options):
 def test_the_root_of_a_bucket_has_no_parent():
     assert storage.parent_of("s3://bucket/a?region=x") == "s3://bucket?region=x"
     assert storage.parent_of("s3://bucket") == "s3://bucket"
+    assert storage.parent_of("/rows.yaml") == "/" and storage.parent_of("/") == "/"
     assert storage.name_of("s3://bucket?region=x") == "bucket"
 
 
