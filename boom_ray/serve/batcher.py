@@ -8,13 +8,13 @@ of a replica that several requests share.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-TokenIds = list[list[int]]
+TokenLists = Sequence[Sequence[int]]  # of several texts
 
 
 @dataclass(eq=False)
@@ -28,7 +28,7 @@ class PendingRequest:
         future: [n, d] vectors; cancelled if the caller no longer waits.
     """
 
-    token_ids: TokenIds
+    token_ids: TokenLists
     tokens: int
     since: float
     future: "asyncio.Future[np.ndarray]"
@@ -46,7 +46,7 @@ class TokenBatcher:
 
     def __init__(
         self,
-        encode: Callable[[TokenIds], Awaitable[np.ndarray]],
+        encode: Callable[[TokenLists], Awaitable[np.ndarray]],
         pass_tokens: int,
         concurrency: int,
         on_pass: Callable[[int, list[float]], None],
@@ -56,7 +56,7 @@ class TokenBatcher:
         self.waiting: deque[PendingRequest] = deque()
         self.running: set[asyncio.Task[None]] = set()
 
-    async def __call__(self, token_ids: TokenIds) -> np.ndarray:
+    async def __call__(self, token_ids: TokenLists) -> np.ndarray:
         """[n, d] vectors of one request, or the exception of `encode`.
 
         If the caller is cancelled, a waiting request is dropped; a pass in progress is cancelled once nobody

@@ -18,7 +18,7 @@ from ray.serve.handle import DeploymentHandle
 
 from boom_ray import __version__
 from boom_ray.artifacts.record import fingerprint
-from boom_ray.serve.batcher import TokenBatcher, TokenIds
+from boom_ray.serve.batcher import TokenBatcher, TokenLists
 from boom_ray.serve.limits import Limits
 from boom_ray.serve.listener import Listener
 from boom_ray.serve.metrics import RequestMetrics
@@ -150,7 +150,7 @@ class Ingress:
             raise RequestError(404, message, "model", "model_not_found")
         return self.models[found.name]
 
-    async def embed(self, request: EmbeddingRequest) -> tuple[ActiveModel, list[list[int]], np.ndarray]:
+    async def embed(self, request: EmbeddingRequest) -> tuple[ActiveModel, TokenLists, np.ndarray]:
         """The model that answered, the token ids of every input, and [n, d] pooled vectors.
 
         Raises:
@@ -188,7 +188,7 @@ class Ingress:
         message = f"overloaded: {self.accepted_tokens} tokens are waiting; retry in {seconds} s"
         raise RequestError(429, message, code="overloaded", retry_after=seconds)
 
-    async def _encode(self, model: ActiveModel, token_ids: TokenIds) -> tuple[ActiveModel, np.ndarray]:
+    async def _encode(self, model: ActiveModel, token_ids: TokenLists) -> tuple[ActiveModel, np.ndarray]:
         """Encode on any replica; a request on a replica that fails is retried on another.
 
         Encoding has no side effects, so a repeated call is safe. A retry uses the version that is served by
@@ -207,7 +207,7 @@ class Ingress:
         raise AssertionError
 
 
-async def call(encoder: DeploymentHandle, token_ids: TokenIds) -> np.ndarray:
+async def call(encoder: DeploymentHandle, token_ids: TokenLists) -> np.ndarray:
     """[n, d] pooled vectors from any replica. Cancelling this coroutine cancels the call on the replica."""
     response = encoder.encode.remote(token_ids)
     try:

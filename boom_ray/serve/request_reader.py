@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from boom_ray import storage
 from boom_ray.model import directory, tokenizer
 from boom_ray.model.spec import EncoderSpec
+from boom_ray.model.tokenizer import TokenIds
 from boom_ray.serve.limits import MAX_INPUTS
 from boom_ray.serve.schema import EmbeddingRequest, RequestError
 from boom_ray.serve.tei_schema import DecodeRequest, TokenizeRequest, TokenSpan
@@ -60,7 +61,7 @@ class RequestReader:
             raise RequestError(422, message, "prompt_name", "unknown_prompt")
         return name
 
-    def read(self, request: EmbeddingRequest) -> list[list[int]]:
+    def read(self, request: EmbeddingRequest) -> list[TokenIds]:
         """The token ids of every input of a request.
 
         Raises:
@@ -117,44 +118,46 @@ class RequestReader:
         skip = request.skip_special_tokens
         return self.tokenizer.backend_tokenizer.decode_batch(ids, skip_special_tokens=skip)
 
-    def _cuts_left(self, request: EmbeddingRequest) -> bool:
-        return (request.truncation_direction or self.truncation_side).lower() == "left"
-
     def _prefix(self, prompt: str | None) -> str:
         """The text of a prompt; that of the model's default prompt, which most models lack, for None."""
         return self.spec.default_prompt if prompt is None else self.spec.prompts.get(prompt, "")
 
-    def _tokenize(self, texts: list[str], prefix: str, request: EmbeddingRequest) -> list[list[int]]:
-        options: dict[str, Any] = {"verbose": False}
-        if request.truncate:
-            self.tokenizer.truncation_side = "left" if self._cuts_left(request) else "right"
-            options = {"truncation": True, "max_length": self.spec.max_length}
+    def _tokenize(self, texts: list[str], prefix: str, request: EmbeddingRequest) -> list[TokenIds]:
         prefixed = [prefix + text for text in texts]
-        token_ids = self.tokenizer(prefixed, return_attention_mask=False, **options)["input_ids"]
+        whole = self.tokenizer(prefixed, return_attention_mask=False, verbose=False)["input_ids"]
         skipped = tokenizer.skipped_tokens(self.tokenizer, self.spec, prefix, self.spec.max_length)
-        return [tokenizer.TokenIds.of(ids, skipped) for ids in token_ids]
+        return [self._shorten(TokenIds.of(ids, skipped), request) for ids in whole]
 
-    def _check_tokens(self, token_ids: list[list[int]], request: EmbeddingRequest) -> list[list[int]]:
+    def _check_tokens(self, token_ids: list[list[int]], request: EmbeddingRequest) -> list[TokenIds]:
         for index, ids in enumerate(token_ids):
             self.frame.check(index, ids)
-        if not request.truncate:
-            return token_ids
-        left, limit = self._cuts_left(request), self.spec.max_length
-        return [self.frame.truncate(ids, limit, left) for ids in token_ids]
+        return [self._shorten(TokenIds(ids), request) for ids in token_ids]
 
-    def _check_lengths(self, token_ids: list[list[int]]) -> None:
-        if not all(token_ids):
-            message = (
-                f"input {token_ids.index([])} has no token: the model's tokenizer drops all its characters"
-            )
+    def _shorten(self, ids: TokenIds, request: EmbeddingRequest) -> TokenIds:
+        """Ids within the maximum length, if the request wants it; a cut at the left end takes the prompt."""
+        if not request.truncate:
+            return ids
+        left = (request.truncation_direction or self.truncation_side).lower() == "left"
+        kept, skipped = self.frame.truncate(ids, self.spec.max_length, left), ids.skipped
+        if left and skipped:
+            skipped = max(len(self.frame.before), skipped - (len(ids) - len(kept)))
+        return TokenIds.of(kept, skipped)
+
+    def _check_lengths(self, token_ids: list[TokenIds]) -> None:
+        lengths = [len(ids) for ids in token_ids]
+        if 0 in lengths:
+            message = f"input {lengths.index(0)} has no token: the model's tokenizer drops all its characters"
             raise RequestError(422, message, "input", "empty_input")
-        longest = max(range(len(token_ids)), key=lambda index: len(token_ids[index]))
-        if len(token_ids[longest]) > self.spec.max_length:
+        longest = max(lengths)
+        if longest > self.spec.max_length:
             message = (
-                f"input {longest} has {len(token_ids[longest])} tokens; the model takes "
+                f"input {lengths.index(longest)} has {longest} tokens; the model takes "
                 f'{self.spec.max_length}. Shorten it, or send "truncate": true'
             )
             raise RequestError(422, message, "input", "context_length_exceeded")
+        if any(0 < ids.skipped >= len(ids) for ids in token_ids):
+            message = "the prompt fills the maximum length, and its tokens are not pooled: no token is left"
+            raise RequestError(422, message, "prompt_name", "no_pooled_token")
 
 
 def spans(text: str, encoding: "Encoding") -> list[TokenSpan]:

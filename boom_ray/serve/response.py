@@ -7,6 +7,7 @@ import numpy as np
 import orjson
 from fastapi import Request, Response
 
+from boom_ray.serve.batcher import TokenLists
 from boom_ray.serve.schema import EmbeddingRequest
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def json_response(content: Any) -> Response:
 
 async def embed(
     ingress: "Ingress", body: EmbeddingRequest, request: Request
-) -> "tuple[ActiveModel, list[list[int]], np.ndarray]":
+) -> "tuple[ActiveModel, TokenLists, np.ndarray]":
     """Model, token ids and [n, d] vectors for a request, whose version and tokens the guard then logs."""
     model, token_ids, pooled = await ingress.embed(body)
     request.scope["model_version"] = model.served.version
@@ -37,7 +38,7 @@ def finish(pooled: np.ndarray, request: EmbeddingRequest) -> np.ndarray:
 
 
 def response_body(
-    vectors: np.ndarray, token_ids: list[list[int]], request: EmbeddingRequest, model: str
+    vectors: np.ndarray, token_ids: TokenLists, request: EmbeddingRequest, model: str
 ) -> dict[str, Any]:
     """An `EmbeddingResponse` as a dict, whose arrays the JSON encoder writes.
 

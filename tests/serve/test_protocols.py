@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
@@ -19,6 +20,8 @@ from transformers import PreTrainedTokenizerFast
 
 from boom_ray.serve.schema import RequestError
 from boom_ray.serve.token_frame import TokenFrame
+from tests.families import build
+from tests.model.test_prompts import PROMPTS, prompted
 from tests.serve.local_endpoint import local_endpoint
 
 TEXTS = ["a text", "ünïcödé ✓ 漢字 and much more of it", "how do I sort a list of lists?"]
@@ -137,6 +140,50 @@ def test_by_default_the_end_of_the_models_tokenizer_is_cut(served):
     left = served.vectors(input=LONG, truncate=True, truncation_direction="left")
     assert not close(left, served.expected([LONG]))
     assert close(served.vectors(input=LONG, truncate=True), served.expected([LONG])), "no state is left"
+
+
+@pytest.fixture(scope="module")
+def unpooled_prompt(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A model of 32 tokens whose prompt `document`, of six tokens, is read and not pooled."""
+    path = prompted(minilm, tmp_path_factory.mktemp("unpooled") / "model", include_prompt=False)
+    with local_endpoint(path) as client:
+        yield Served(client, path)
+
+
+@pytest.mark.parametrize("num_words", [5, 26, 28, 60])
+def test_a_cut_at_the_left_takes_the_tokens_of_the_prompt_first(unpooled_prompt, num_words):
+    """With 5 words nothing is cut, with 26 two tokens of the prompt, with 28 four, with 60 all of it."""
+    served, text = unpooled_prompt, "word " * num_words
+    prompt = served.tokenizer.encode(PROMPTS["document"], add_special_tokens=False).ids
+    words = served.tokenizer.encode(text, add_special_tokens=False).ids
+    assert (len(prompt), len(words)) == (6, num_words)
+    surplus = max(0, 2 + len(prompt) + len(words) - 32)
+    cls, end = served.tokenizer.encode("").ids
+    ids = [cls, *[*prompt, *words][surplus:], end]
+    states = served.reference[0].model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+    pooled = states[1 + max(0, len(prompt) - surplus) :].mean(0).detach().numpy()
+    options = {"prompt_name": "document", "truncate": True, "truncation_direction": "left"}
+    vectors = served.vectors(input=text, normalize=False, **options)
+    assert close(vectors, pooled[None])
+
+
+def test_a_prompt_that_is_not_pooled_is_that_of_the_peer(unpooled_prompt):
+    served, texts = unpooled_prompt, [*TEXTS, "word " * 60]
+    expected = served.reference.encode(texts, prompt_name="document", normalize_embeddings=True)
+    vectors = served.vectors(input=texts, prompt_name="document", truncate=True)
+    assert close(vectors, expected)
+    assert not close(vectors, served.vectors(input=[PROMPTS["document"] + it for it in texts], truncate=True))
+
+
+def test_a_prompt_that_leaves_no_token_to_pool_is_refused(tmp_path):
+    """The tokenizer adds no end token, which would be pooled."""
+    base = build("llama", str(tmp_path / "base"))
+    path = prompted(base, tmp_path / "model", include_prompt=False, prompts={"query": "word " * 40})
+    with local_endpoint(path) as client:
+        options = {"input": "a text", "prompt_name": "query", "truncate": True}
+        answer = client.post("/v1/embeddings", json=options)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (422, "no_pooled_token")
+        assert client.post("/embed", json={"inputs": "a text", "truncate": True}).status_code == 200
 
 
 # ── Options ────────────────────────────────────────────────────────────────────────────────────────
