@@ -63,6 +63,7 @@ def merge_into(
         with open(os.path.join(stage.local, INDEX), "w", encoding="utf-8") as file:
             file.write(index_json(merged.shards, merged.sizes))
     directory.copy_all_but_weights(merged.directory, stage.local, settings.dtype)
+    directory.complete(stage.local)
     distances.write_summary(labels, settings.space, merged.grams, stage.local)
     return _summary(settings, merged), merged
 

@@ -4,6 +4,7 @@
 vLLM silently falls back to another pooling.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,10 +24,12 @@ from boom_ray.recipe import BaseModelSource, Data, Pooling, Train
 
 if TYPE_CHECKING:  # merging imports this module, and starts twice as fast without torch and transformers
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
     from boom_ray.model.encoder import Encoder
 
 DECODERS = ("ForCausalLM", "GPT2LMHeadModel")
+logger = logging.getLogger(__name__)
 NOT_COPIED = (CARD, RECORD, DISTANCES)
 COPIED_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
@@ -112,10 +115,23 @@ def save(
     config["architectures"] = files.read_config(base_directory).get("architectures", config["architectures"])
     if matryoshka:
         config["matryoshka_dimensions"] = sorted(matryoshka)  # the key that vLLM reads
-    files.write_json(directory, "config.json", config)
-    tokenizers.save(encoder.tokenizer, directory)
     spec = replace(encoder.spec, max_length=max_length, prompts=prompts, default_prompt_name=None)
-    modules.write(directory, spec, encoder.dimension)
+    _write_settings(directory, config, encoder.tokenizer, spec, encoder.dimension)
+
+
+def _write_settings(
+    directory: str,
+    config: dict[str, Any],
+    tokenizer: "PreTrainedTokenizerBase",
+    spec: EncoderSpec,
+    dimension: int,
+) -> None:
+    """Write configuration, tokenizer and modules; the model gets the padding token of the tokenizer."""
+    tokenizers.save(tokenizer, directory)
+    if config.get("pad_token_id") is None:
+        config["pad_token_id"] = tokenizer.pad_token_id
+    files.write_json(directory, files.CONFIG, config)
+    modules.write(directory, spec, dimension)
 
 
 def copy_all_but_weights(source: str, target: str, dtype: str) -> None:
@@ -140,6 +156,28 @@ def copy_all_but_weights(source: str, target: str, dtype: str) -> None:
     config = files.read_config(target)
     config.pop("torch_dtype", None)
     files.write_json(target, "config.json", {**config, "dtype": dtype})
+
+
+def complete(directory: str) -> None:
+    """Write the files from which sentence-transformers computes what is computed here, if they are missing.
+
+    Without `modules.json` it renders texts with the chat template of a decoder, if there is one, and appends
+    no end token. A directory whose pooling is unknown stays as it is.
+
+    Args:
+        directory: A local model directory, which may lack the weights.
+    """
+    if not os.path.isfile(os.path.join(directory, "tokenizer_config.json")):
+        return
+    if os.path.isfile(os.path.join(directory, "modules.json")):
+        return
+    try:
+        spec = read_spec(directory)
+        tokenizer, dimension = tokenizers.load(directory, spec), dimension_of(directory)
+    except InputError as error:
+        logger.info("published without the files of sentence-transformers: %s", error)
+        return
+    _write_settings(directory, files.read_config(directory), tokenizer, spec, dimension)
 
 
 def _default_pooling(directory: str, config: dict[str, Any]) -> Pooling:

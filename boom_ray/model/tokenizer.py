@@ -101,7 +101,16 @@ def _processors_without_templates(backend: Tokenizer) -> list[Any]:
 
 
 def save(tokenizer: "PreTrainedTokenizerBase", directory: str) -> None:
-    """Write the tokenizer's files, without the truncation and padding settings of its last use."""
+    """Write the tokenizer's files, without the truncation and padding settings of its last use.
+
+    Raises:
+        InputError: if it has no token to pad batches with.
+    """
+    if tokenizer.pad_token is None:
+        raise InputError(
+            f"{tokenizer.name_or_path}: the tokenizer has no padding, end, begin, separator or unknown "
+            "token, without which servers cannot batch texts. Define pad_token in tokenizer_config.json"
+        )
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     expected = json.loads(tokenizer.backend_tokenizer.to_str())
