@@ -11,7 +11,7 @@ import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from boom_ray.errors import BoomError, ClusterError
-from boom_ray.runtime import signals
+from boom_ray.runtime import native_log, signals
 from boom_ray.runtime.ray_private import hide_process_counts, last_address
 
 SECONDS_TO_ANSWER = 10
@@ -48,13 +48,10 @@ def connect(dashboard: bool = True, yielding: bool = True) -> None:
     # On a busy machine a trainer may wait long for its turn; Ray Train's default of 60 s would fail it.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray's native code reports as errors what Ray Data does on purpose (actors that restart from stored
-    # arguments), on the terminal. Set the variable to `info` to debug Ray itself.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     hide_process_counts()
     if not yielding:
         os.environ.setdefault("RAY_worker_niceness", "0")
-    with signals.handlers_kept():
+    with signals.handlers_kept(), native_log.quiet():
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
 
 
