@@ -29,8 +29,12 @@ from boom_ray.embed import text_source
 from boom_ray.embed.embed_options import EmbedOptions
 from boom_ray.evaluation import local_tasks
 from boom_ray.evaluation.beir import read_beir
+from boom_ray.merge import mergekit
+from boom_ray.merge.check_inputs import check_inputs
 from boom_ray.model import directory
 from boom_ray.model.spec import EncoderSpec
+from boom_ray.planner import shape
+from boom_ray.planner.assumptions import Assumptions
 from boom_ray.recipe import Data, Recipe, Task, identity
 from boom_ray.runs import updates
 from boom_ray.runs.identity import claim
@@ -328,13 +332,14 @@ def write_workspace(model: str) -> None:
         yaml.safe_dump({"merge_method": "linear", "models": [{"model": "model"}] * 2, "dtype": "x"}, file)
     texts.write_jsonl("./rows.jsonl", [ROW, ROW | {"query": "other", "id": "8"}])
     texts.write_beir("eval/t", list(texts.functions("email"))[:3])
-    for name, content in {
+    others = {
         "rows.csv": b"id,text\n1,a\n",
         "damaged.parquet": b"PAR1\0PAR1",
         "empty": b"",
-    }.items():
-        with open(name, "wb") as file:
-            file.write(content)
+        "model/README.md": b"---\nlicense: mit\ntags:\n- a\n---\n# A model\n",
+    }
+    for name, content in others.items():
+        write(name, content)
     claim(Recipe.load("recipe.yaml"))
     shutil.copytree(model, "runs/a/models/v0001")
 
@@ -380,3 +385,65 @@ def test_command_lines(command, data, workspace, without_ray):
     assert result.exit_code in (0, 1, 2)
     assert "Traceback" not in result.output
     assert result.exit_code == 0 or "rror: " in result.stderr
+
+
+MERGEKIT = {
+    "merge_method": "ties",
+    "base_model": {"model": "./model"},
+    "models": [
+        {"model": "./model", "parameters": {"weight": 0.5, "density": 0.5}},
+        {"model": {"model": {"path": "./runs/a/models/v0001"}}, "parameters": {"weight": [1, 1]}},
+    ],
+    "slices": None,
+    "parameters": {"normalize": True, "t": [{"filter": "mlp", "value": 0.5}, {"value": 1}], "lambda": 1.0},
+    "tokenizer_source": "base",
+    "dtype": "float32",
+    "out_dtype": "bfloat16",
+}
+
+
+@fuzz(
+    200,
+    fuzzing.damaged(MERGEKIT, fuzzing.values)
+    .map(lambda values: yaml.safe_dump(values).encode("utf-8", "surrogatepass"))
+    .flatmap(lambda content: st.just(content) | fuzzing.damaged_bytes(content)),
+    uses=("workspace",),
+)
+def test_damaged_files_of_mergekit(content, workspace):
+    with pytest.MonkeyPatch.context() as patch:
+        write("merge.yaml", content)
+        path = os.path.abspath("merge.yaml")
+        patch.chdir(workspace)
+        with fuzzing.only_errors_for_users():
+            models, _, _ = mergekit.read(path)
+            assert all(isinstance(uri, str) for uri in models)
+
+
+MODEL_FILES = (
+    *("config.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json", "README.md"),
+    *("config_sentence_transformers.json", "tokenizer_config.json", "artifact.json"),
+)
+
+
+@fuzz(200, st.sampled_from(MODEL_FILES), st.data(), uses=("workspace",))
+def test_damaged_files_of_models(name, data, workspace):
+    """Everything that is read of a model before its weights, and the checks of a merge."""
+    model = os.path.join(workspace, "model")
+    with open(os.path.join(model, name), "rb") as file:
+        content = data.draw(fuzzing.damaged_file(name, file.read()), "content")
+    with tempfile.TemporaryDirectory(dir=".") as copy:
+        copy = os.path.abspath(copy)
+        shutil.copytree(model, copy, copy_function=copy_or_link, dirs_exist_ok=True)
+        write(os.path.join(copy, name), content)
+        for use in (
+            directory.read_spec,
+            directory.identify,
+            directory.dimension_of,
+            directory.license_of,
+            artifacts.verify,
+            lambda uri: check_inputs([model, uri], None),
+            lambda uri: check_inputs([model, model], uri),
+            lambda uri: shape.read(uri, None, None, Assumptions()),
+        ):
+            with fuzzing.only_errors_for_users():
+                use(copy)

@@ -11,6 +11,7 @@ from boom_ray.model import files
 from boom_ray.planner.assumptions import Assumptions
 from boom_ray.recipe import Lora
 
+MAX_LAYERS = 1000  # each one takes time and memory to build, also without weights
 logger = logging.getLogger(__name__)
 
 #: The `config.json` of the base models of our recipes, so that a plan of them needs no access to the hub.
@@ -134,6 +135,8 @@ def of_config(config: dict[str, Any], lora: Lora | None = None) -> ModelShape:
     rest = {key: value for key, value in config.items() if key != "model_type"}
     try:
         parsed = AutoConfig.for_model(config["model_type"], **rest)
+        if parsed.num_hidden_layers > MAX_LAYERS:
+            raise ValueError(f"num_hidden_layers: got {parsed.num_hidden_layers}; allowed: {MAX_LAYERS}")
         with torch.device("meta"):
             model = AutoModel.from_config(parsed)
     except Exception as error:  # whatever a model's code raises for the values of its configuration
