@@ -60,7 +60,7 @@ class TaskIdentity(Content):
         return values
 
 
-class SourceFile(Content):
+class StoredSource(Content):
     """One source file of a task as it was when the corpus was stored; `mtime_ns` is in ns since 1970."""
 
     task: str
@@ -75,7 +75,7 @@ class CorpusConfig(Content):
 
     tasks: dict[str, TaskRows]
     identities: dict[str, TaskIdentity]
-    sources: list[SourceFile]
+    sources: list[StoredSource]
 
 
 class CoreConfig(Content):

@@ -19,7 +19,7 @@ from datasets import Dataset
 
 from boom_ray import artifacts, storage
 from boom_ray.artifacts import CorpusRecord, staging
-from boom_ray.artifacts.contents import CorpusConfig, SourceFile, TaskIdentity, TaskRows
+from boom_ray.artifacts.contents import CorpusConfig, StoredSource, TaskIdentity, TaskRows
 from boom_ray.data import answers, rows, training_row
 from boom_ray.data.answers import Answers, hash_of
 from boom_ray.data.training_row import SCHEMA, BadRow
@@ -133,7 +133,7 @@ def load_answers(corpus: str, task: Task) -> Answers:
     return answers.read(path, task.type)
 
 
-def _sources(task: Task, stored: list[SourceFile]) -> list[SourceFile]:
+def _sources(task: Task, stored: list[StoredSource]) -> list[StoredSource]:
     """The source files of a task; a stored corpus does not need its source files any more.
 
     Args:
@@ -150,17 +150,17 @@ def _sources(task: Task, stored: list[SourceFile]) -> list[SourceFile]:
     return [_source(task.name, uri, before.get(uri)) for uri in uris]
 
 
-def _source(task: str, uri: str, before: SourceFile | None) -> SourceFile:
+def _source(task: str, uri: str, before: StoredSource | None) -> StoredSource:
     """One source file; it is read only if its size or time changed since it was stored."""
     fs, path = storage.filesystem(uri)
     info = fs.get_file_info(path)
     if before and (before.size, before.mtime_ns) == (info.size, info.mtime_ns):
         return before
     content = artifacts.hash_file(uri).xxh3_128
-    return SourceFile(task=task, uri=uri, size=info.size, mtime_ns=info.mtime_ns or 0, xxh3_128=content)
+    return StoredSource(task=task, uri=uri, size=info.size, mtime_ns=info.mtime_ns or 0, xxh3_128=content)
 
 
-def _identity(task: Task, data: Data, sources: list[SourceFile]) -> TaskIdentity:
+def _identity(task: Task, data: Data, sources: list[StoredSource]) -> TaskIdentity:
     content = [source.xxh3_128 for source in sources if source.task == task.name]
     return TaskIdentity(
         type=task.type,

@@ -38,7 +38,7 @@ class Columns:
 
 
 @dataclass
-class Batch:
+class RowBatch:
     """Consecutive rows of a file.
 
     Attributes:

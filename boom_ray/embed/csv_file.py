@@ -12,14 +12,14 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from boom_ray.data.source_files import open_stream
-from boom_ray.embed.batch import Batch, Columns, gathered, is_unicode, refuse_repeated
+from boom_ray.embed.batch import Columns, RowBatch, gathered, is_unicode, refuse_repeated
 from boom_ray.errors import InputError
 
 DELIMITERS = ",;\t|"
 csv.field_size_limit(sys.maxsize)  # a text may be long
 
 
-def csv_batches(uri: str, columns: Columns) -> Iterator[Batch]:
+def csv_batches(uri: str, columns: Columns) -> Iterator[RowBatch]:
     """The rows of a file; an empty id, an id or a text that is not UTF-8 is null."""
     with CsvReader(uri, columns.text) as (names, records):
         refuse_repeated(uri, names, columns)
@@ -42,7 +42,7 @@ def csv_batches(uri: str, columns: Columns) -> Iterator[Batch]:
                 read[name] = pa.array(
                     [cell or None for cell in cells] if name == columns.id else cells, pa.string()
                 )
-            yield Batch(read, list(range(number, number + len(batch))), names)
+            yield RowBatch(read, list(range(number, number + len(batch))), names)
             number += len(batch)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from boom_ray.data.source_files import SourceFile, open_stream, reading
-from boom_ray.embed.batch import Batch, Columns, decoded, gathered
+from boom_ray.embed.batch import Columns, RowBatch, decoded, gathered
 from boom_ray.embed.csv_file import CsvReader, csv_batches
 from boom_ray.embed.json_file import first_row, json_batches
 from boom_ray.embed.parquet_file import open_parquet, parquet_batches
@@ -36,7 +36,7 @@ def header(file: SourceFile, text_column: str) -> dict[str, pa.DataType | None] 
         return first_row(file.uri)
 
 
-def batches(file: SourceFile, row_group: int | None, first: int, columns: Columns) -> Iterator[Batch]:
+def batches(file: SourceFile, row_group: int | None, first: int, columns: Columns) -> Iterator[RowBatch]:
     """The rows of a file.
 
     Args:
@@ -59,7 +59,7 @@ def batches(file: SourceFile, row_group: int | None, first: int, columns: Column
             yield from json_batches(file.uri, columns)
 
 
-def _text_batches(uri: str, columns: Columns) -> Iterator[Batch]:
+def _text_batches(uri: str, columns: Columns) -> Iterator[RowBatch]:
     """Non-empty lines of a text file."""
     with open_stream(uri) as stream:
         lines = ((number, line) for number, line in enumerate(stream, start=1) if line.strip())
@@ -68,4 +68,4 @@ def _text_batches(uri: str, columns: Columns) -> Iterator[Batch]:
                 decoded(line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"")) for number, line in batch
             ]
             values = pa.array([text and text.rstrip("\r\n") for text in texts], pa.string())
-            yield Batch({columns.text: values}, [number for number, _ in batch], [columns.text])
+            yield RowBatch({columns.text: values}, [number for number, _ in batch], [columns.text])

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from boom_ray.data import rows
 from boom_ray.data.training_row import BadRow
-from boom_ray.embed.batch import Batch, Columns, gathered, is_unicode
+from boom_ray.embed.batch import Columns, RowBatch, gathered, is_unicode
 from boom_ray.errors import InputError
 
 
@@ -24,7 +24,7 @@ def _type_of(value: Any) -> pa.DataType | None:
         return None
 
 
-def json_batches(uri: str, columns: Columns) -> Iterator[Batch]:
+def json_batches(uri: str, columns: Columns) -> Iterator[RowBatch]:
     """The rows of a file; an id or a text of another type, or that parquet cannot store, is null."""
     raw = ((location, _usable(location, row)) for location, row in rows.read_raw(uri))
     for batch in gathered(raw, lambda pair: len(str(pair[1].get(columns.text))), columns.batch_rows):
@@ -40,7 +40,7 @@ def json_batches(uri: str, columns: Columns) -> Iterator[Batch]:
             elif name in names:
                 read[name] = _inferred(name, values, [location for location, _ in batch])
         numbers = [int(location.rpartition(":")[2]) for location, _ in batch]
-        yield Batch({name: read[name] for name in read if name in names}, numbers, names)
+        yield RowBatch({name: read[name] for name in read if name in names}, numbers, names)
 
 
 def _usable(location: str, row: dict[str, Any] | BadRow) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from boom_ray import storage
 from boom_ray.data.source_files import reading
 from boom_ray.embed import value_types
-from boom_ray.embed.batch import BATCH_BYTES, FEW_ROWS, Batch, Columns, decoded, refuse_repeated
+from boom_ray.embed.batch import BATCH_BYTES, FEW_ROWS, Columns, RowBatch, decoded, refuse_repeated
 from boom_ray.errors import InputError
 
 
@@ -23,7 +23,7 @@ def open_parquet(uri: str) -> pq.ParquetFile:
     return pq.ParquetFile(storage.open_input(uri), pre_buffer=True)
 
 
-def parquet_batches(uri: str, row_group: int | None, first: int, columns: Columns) -> Iterator[Batch]:
+def parquet_batches(uri: str, row_group: int | None, first: int, columns: Columns) -> Iterator[RowBatch]:
     """The rows of a row group, the first of which has the number `first` in the file."""
     with open_parquet(uri) as file:
         names = file.schema_arrow.names
@@ -35,7 +35,7 @@ def parquet_batches(uri: str, row_group: int | None, first: int, columns: Column
         )
         for batch in found:
             read = {name: _plain(uri, name, batch, columns) for name in wanted}
-            yield Batch(read, list(range(first, first + len(batch))), names)
+            yield RowBatch(read, list(range(first, first + len(batch))), names)
             first += len(batch)
 
 

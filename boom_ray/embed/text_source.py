@@ -17,7 +17,7 @@ from boom_ray import storage
 from boom_ray.data import source_files
 from boom_ray.data.source_files import SourceFile
 from boom_ray.embed import condition, formats, parquet_file, value_types
-from boom_ray.embed.batch import BATCH_ROWS, FEW_ROWS, Batch, Columns
+from boom_ray.embed.batch import BATCH_ROWS, FEW_ROWS, Columns, RowBatch
 from boom_ray.embed.embed_options import EmbedOptions
 from boom_ray.errors import InputError, NotFoundError
 
@@ -139,7 +139,7 @@ class TextSource:
             yield from (table.slice(start, TABLE_ROWS) for start in range(0, max(1, len(table)), TABLE_ROWS))
 
     def _table(
-        self, unit: SourceUnit, batch: Batch, columns: dict[str, pa.Array], from_text: frozenset[str]
+        self, unit: SourceUnit, batch: RowBatch, columns: dict[str, pa.Array], from_text: frozenset[str]
     ) -> pa.Table:
         numbers: pa.Array = pa.array(batch.numbers, pa.int64())
         if self._condition:

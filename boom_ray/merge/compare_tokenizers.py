@@ -224,7 +224,7 @@ def _load(uri: str) -> Any:
                 with open(os.path.join(local, name), "wb") as file:
                     file.write(storage.read_bytes(storage.join(uri, name)))
         try:
-            return AutoTokenizer.from_pretrained(local, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(local)
         except Exception:  # whatever it is, the files can still be compared
             return None
 

@@ -3,10 +3,9 @@
 import os
 from typing import Annotated, Any, Generic, TypeVar, cast
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
-from boom_ray import storage
+from boom_ray import recipe_file, storage
 from boom_ray.artifacts.tensors import NAMES, read_places
 from boom_ray.errors import InputError, NotFoundError
 from boom_ray.merge.compare_tokenizers import tokenizer_differences
@@ -129,15 +128,12 @@ def _parsed(path: str) -> MergekitFile[Any]:
 
 def _content(path: str) -> Any:
     try:
-        with open(path, encoding="utf-8") as file:
-            return yaml.safe_load(file)
+        with open(path, "rb") as file:
+            return recipe_file.parse(file.read(), path)
     except FileNotFoundError:
         raise NotFoundError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    # PyYAML raises ValueError for dates and numbers that do not exist, and recurses into nested lists.
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not YAML: {error}") from error
 
 
 def _problem(entry: Any, method: str) -> str:

@@ -9,10 +9,9 @@ import os
 import re
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from boom_ray import storage
+from boom_ray import recipe_file, storage
 from boom_ray.artifacts.record import CARD
 from boom_ray.errors import InputError
 
@@ -125,8 +124,8 @@ def read_front_matter(directory: str) -> dict[str, Any]:
     text = storage.read_bytes(card).decode(errors="replace").replace("\r\n", "\n")
     found = FRONT_MATTER.match(text)
     try:
-        content = yaml.safe_load(found[1]) if found else None
-    except (yaml.YAMLError, ValueError):  # ValueError: a date such as 2024-13-45
+        content = recipe_file.parse(found[1].encode(), card) if found else None
+    except InputError:
         return {}
     return content if isinstance(content, dict) else {}
 

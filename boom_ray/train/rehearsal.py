@@ -180,7 +180,9 @@ def _check_published(
         )
     device = str(encoder.device)
     encoder.to("cpu")  # frees the accelerator's memory for the second model
-    reference = SentenceTransformer(published, device=device).encode(texts, convert_to_numpy=True)
+    reference = SentenceTransformer(published, device=device, model_kwargs={"use_safetensors": True}).encode(
+        texts, convert_to_numpy=True
+    )
     cosine = float((vectors * reference).sum(1).min()) if reference.shape == vectors.shape else 0.0
     if not cosine >= min_cosine:
         raise InputError(

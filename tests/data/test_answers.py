@@ -171,6 +171,7 @@ def test_labels_that_contradict_each_other_are_reported_and_teach_nothing(tmp_pa
     rows = [{"query": "great", "pos": ["good"], "neg": ["bad"]},
             {"query": "great", "pos": ["bad"], "neg": ["good"]},
             {"query": "poor", "pos": ["bad"], "neg": ["good"]}]  # fmt: skip
+    caplog.set_level("WARNING", logger="boom_ray")
     collator, counts = stored(tmp_path, rows, "classification")
     assert counts.dropped_negatives == 2 and "2 rows teach nothing" in caplog.text
     batch = collator(np.arange(3), 0, 0)

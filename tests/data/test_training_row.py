@@ -101,7 +101,7 @@ def test_equal_texts_with_another_prompt_are_different_rows(tmp_path):
 def test_columns_that_training_does_not_use_are_named(tmp_path, caplog):
     path = tmp_path / "t.jsonl"
     path.write_text(json.dumps(PAIR | {"document_rank": 3, "negative_12": "c"}) + "\n")
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="boom_ray"):
         prepare(tmp_path, path)
     assert "document_rank" in caplog.text and "negative_12" not in caplog.text
     assert understood("negative_12") and not understood("negatives_1")

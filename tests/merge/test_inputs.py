@@ -240,7 +240,6 @@ def test_one_of_two_merges_to_the_same_output_succeeds(models, tmp_path):
         ({"method": "slerp"}, "slerp merges 2 models; got 3"),
         ({"method": "ties"}, "Give base_model"),
         ({"density": [0.1, 0.2]}, "got 2 densities for 3 models"),
-        ({"weights": [float("nan"), 1, 1]}, "sum to nan"),
     ],
 )
 def test_settings_that_do_not_fit_the_models_are_refused(values, part, models, published_qwen3, tmp_path):

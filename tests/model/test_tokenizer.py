@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from boom_ray.errors import InputError
 from boom_ray.model import tokenizer as tokenizers
+from boom_ray.model.spec import EncoderSpec
 
 LLAMA = ("<s>", "</s>", "<unk>", "<pad>")
 GEMMA = (*LLAMA, "<bos>", "<eos>")
@@ -93,7 +94,7 @@ def test_a_text_ends_in_one_end_token_and_keeps_what_stands_before_it(name, tmp_
     before = [] if first is None else [tokenizer.convert_tokens_to_ids(first)]
     expected = [*before, *plain, tokenizer.convert_tokens_to_ids(last)]
     for _ in range(2):  # a second call changes nothing
-        tokenizers.end_with_eos(tokenizer)
+        tokenizers.prepare(tokenizer, EncoderSpec("lasttoken", 512))
         assert tokenizer("sort a list")["input_ids"] == expected
     long = tokenizer("list " * 50, truncation=True, max_length=8)["input_ids"]
     assert (long[: len(before)], long[-1], len(long)) == (before, expected[-1], 8)
