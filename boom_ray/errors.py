@@ -45,3 +45,8 @@ class StorageError(BoomError):
 
 class ClusterError(BoomError):
     """Ray cannot be reached, has too little capacity for what was requested, or lost a process."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its class if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -5,24 +5,22 @@ in the `execution` sections, in `storage` and in paths, and never enter a finger
 """
 
 import os
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
-    ValidationInfo,
     model_serializer,
     model_validator,
 )
 
 from boom_ray import recipe_file, storage
 from boom_ray.errors import InputError
+from boom_ray.recipe_fields import Density, DocumentTemplate, Name, QueryTemplate, Text, Uri
 from boom_ray.storage import absolute
 
 TaskType = Literal["retrieval", "sts", "classification", "clustering"]
@@ -57,63 +55,6 @@ PRESETS: dict[str, tuple[list[float], bool]] = {
 
 #: A published model has a prompt for each task, and these.
 RESERVED_PROMPTS = {"query", "document", "passage", "corpus"}
-
-
-def _identifier(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise ValueError(
-            f"got {name!r}; allowed: letters, digits, '.', '_' and '-', starting with a letter or digit"
-        )
-    return name
-
-
-def _unicode(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            "half of a surrogate pair, which is not valid Unicode. Write the character"
-        ) from error
-    return text
-
-
-def _query_template(template: str) -> str:
-    prefix = template.removesuffix("{query}")
-    if prefix == template or re.search("[{}]", prefix.replace("{instruction}", "")):
-        raise ValueError(
-            f"got {template!r}; it must end in {{query}}, as a prompt is a prefix; allowed before it: "
-            "{instruction}, and no other braces"
-        )
-    return template
-
-
-def _document_template(template: str) -> str:
-    if not template.endswith("{document}") or re.search("[{}]", template.removesuffix("{document}")):
-        raise ValueError(
-            f"got {template!r}; it must end in {{document}}, as a prompt is a prefix, and have no other brace"
-        )
-    return template
-
-
-def _density(value: float | list[float]) -> float | list[float]:
-    if not all(0 < density <= 1 for density in (value if isinstance(value, list) else [value])):
-        raise ValueError(f"got {value}; allowed: above 0, at most 1")
-    return value
-
-
-Density = Annotated[float | list[float], AfterValidator(_density)]
-
-
-def _absolute(uri: str, info: ValidationInfo) -> str:
-    """Resolve a URI against `directory` of the validation context, by default the working directory."""
-    return absolute(uri, (info.context or {}).get("directory"))
-
-
-Name = Annotated[str, AfterValidator(_identifier)]
-Uri = Annotated[str, AfterValidator(_absolute)]
-Text = Annotated[str, AfterValidator(_unicode)]
-QueryTemplate = Annotated[Text, AfterValidator(_query_template)]
-DocumentTemplate = Annotated[Text, AfterValidator(_document_template)]
 
 
 class Section(BaseModel):

@@ -47,7 +47,7 @@ FLOORS = [
     ["data", "model"],
     ["artifacts"],
     ["recipe"],
-    ["recipe_file"],
+    ["recipe_file", "recipe_fields"],
     ["storage"],
     ["runtime"],
     ["errors"],

@@ -1,12 +1,12 @@
-"""The right answers of every query over its whole task, so that none of them is ever used as a negative.
+"""The answers of every query: its positives over the whole task, none of which is ever used as a negative.
 
-The same query can occur in several rows, each with one of its positives: a positive of one row is then a
-right answer of the others too. A sidecar file of each task, `TASK.answers`, lists the answers of the
-queries for which one of their rows does not. It holds 64-bit hashes of texts and is mapped into memory, so
+The same query can occur in several rows, each with one of its positives: a positive of one row is then an
+answer of the others too. A sidecar file of each task, `TASK.answers`, lists the answers of the queries for
+which one of their rows does not. It holds 64-bit hashes of texts and is mapped into memory, so
 that its size does not depend on the length of texts, and the ranks of a node share it.
 
-Two rows ask the same query if their texts and their own prompts are equal: instructions can change what is
-right. In `sts` tasks, both texts of a pair are right answers of each other, and every text is one of itself.
+Two rows have the same query if its text and their own prompts are equal: another instruction can have other
+positives. In `sts` tasks, both texts of a pair are positives of each other, and every text is one of itself.
 """
 
 from array import array
@@ -43,13 +43,13 @@ def key_of(prompt: str | None, query: str) -> int:
 
 
 def stated(row: dict[str, Any], type: TaskType) -> list[str]:
-    """The distinct right answers of a row's query that the row itself states."""
+    """The distinct answers of a row's query that the row itself states."""
     own = [row["query"]] if type == "sts" else []
     return list(dict.fromkeys([*row["pos"], *(row["answers"] or ()), *own]))
 
 
 def pairs(row: dict[str, Any], type: TaskType) -> Iterator[tuple[int, str]]:
-    """Key of a query and a right answer of it, for all that a row states."""
+    """Key of a query and an answer of it, for all that a row states."""
     prompt, query = row["prompt"], row["query"]
     key = key_of(prompt, query)
     for text in stated(row, type):
@@ -60,7 +60,7 @@ def pairs(row: dict[str, Any], type: TaskType) -> Iterator[tuple[int, str]]:
 
 @dataclass(frozen=True)
 class Answers:
-    """Right answers of the queries of one task.
+    """The answers of the queries of one task.
 
     Attributes:
         type: Type of the task.
@@ -75,7 +75,7 @@ class Answers:
     texts: np.ndarray
 
     def of(self, row: dict[str, Any]) -> np.ndarray:
-        """Sorted hashes (uint64, at least one) of the right answers of a row's query in all rows."""
+        """Sorted hashes (uint64, at least one) of the answers of a row's query in all rows."""
         key = np.uint64(key_of(row["prompt"], row["query"]))
         index = np.searchsorted(self.keys, key)
         if index < len(self.keys) and self.keys[index] == key:
@@ -84,7 +84,7 @@ class Answers:
 
 
 def contains(right: np.ndarray, hashes: np.ndarray) -> np.ndarray:
-    """Which of the hashes (any shape) are among sorted hashes, of which there is at least one: a mask."""
+    """A mask of the hashes (any shape) that are among sorted hashes, of which there is at least one."""
     return right[np.searchsorted(right, hashes).clip(max=len(right) - 1)] == hashes
 
 
@@ -143,7 +143,7 @@ def read(path: str, type: TaskType) -> Answers:
 
 
 def dropped(dataset: "Dataset", answers: Answers, queries: Sequence[int]) -> tuple[int, int]:
-    """Negatives of a task that are never used, since they are right answers according to other rows.
+    """Negatives of a task that are never used, since they are positives of the query in other rows.
 
     Args:
         queries: Key of each row of the task.
@@ -161,7 +161,7 @@ def dropped(dataset: "Dataset", answers: Answers, queries: Sequence[int]) -> tup
 
 
 def further(dataset: "Dataset", answers: Answers, sample: np.ndarray) -> list[list[str]]:
-    """The right answers that other rows state for the queries of sampled rows.
+    """The answers that other rows state for the queries of sampled rows.
 
     Reads the whole task, and holds in memory only the answers of queries that several rows share.
 

@@ -35,7 +35,7 @@ class Batch:
         is_query: [n] bool, texts that are cut at the query's maximum length.
         queries: [B] int64, indices into `texts`.
         candidates: [B, G] int64, indices into `texts`; `NO_TEXT` where a row has no further negative.
-        positives: Per row, the indices of all passages that are right answers of its query in any row of the
+        positives: Per row, the indices of all passages that are positives of its query in any row of the
             task; they are never negatives of it.
         scores: [B, G] float32, the teacher's score of each candidate; NaN where there is none.
     """
@@ -79,7 +79,7 @@ class Collator:
         task: Name of the task.
         type: Its type: `sts` is symmetric, so its passages get the prompt and the length of queries.
         dataset: All rows of the task.
-        answers: The right answers of its queries in all rows.
+        answers: The positives of its queries in all rows.
         rows: The rows of the bag, int64; negatives that fill a group are drawn from them.
         prompt: Text before every query whose row has no instruction of its own.
         template: Builds that text from a row's own instruction (`{instruction}`, with an empty `{query}`).
@@ -132,7 +132,7 @@ class Collator:
         """The row's own negatives, and if they are too few, positives of other rows where the type allows it.
 
         Args:
-            right: Sorted hashes of the right answers of the row's query, none of which is a negative.
+            right: Sorted hashes of the answers of the row's query, none of which is a negative.
         """
         wanted, own = self.group_size - 1, row["neg"] or []
         usable = np.flatnonzero(~contains(right, hashes_of(own)))
@@ -146,7 +146,7 @@ class Collator:
         return group
 
     def _others(self, wanted: int, own: set[str], right: np.ndarray, draw: np.random.Generator) -> list[str]:
-        """Up to `wanted` positives of rows of the bag that are neither right answers nor among `own`."""
+        """Up to `wanted` positives of rows of the bag that are neither answers nor among `own`."""
         taken, texts = {*own}, list[str]()
         for _ in range(ATTEMPTS_PER_FILL * wanted):
             if len(texts) == wanted:

@@ -1,7 +1,7 @@
 """The corpus: the rows of every task, checked once and stored as Arrow files that workers map into memory.
 
-Bad rows go to `quarantine.jsonl` with their location and the reason. A sidecar of each task lists the right
-answers of queries that occur in several rows (`answers.py`). The fingerprint covers the content of
+Bad rows go to `quarantine.jsonl` with their location and the reason. A sidecar of each task lists the
+positives of queries that occur in several rows (`answers.py`). The fingerprint covers the content of
 the source files and the settings of every task, so that a corpus that changed under a name is noticed.
 """
 
@@ -124,7 +124,7 @@ def load_task(corpus: str, task: str) -> Dataset:
 
 
 def load_answers(corpus: str, task: Task) -> Answers:
-    """The right answers of the queries of one task, mapped into memory.
+    """The answers of the queries of one task, mapped into memory.
 
     Args:
         corpus: URI of the corpus artifact; a remote one is copied to this machine once.

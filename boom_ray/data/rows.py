@@ -36,7 +36,7 @@ def count_rows(uri: str) -> int:
         InputError: if it is damaged.
     """
     if format_of(storage.name_of(uri)) == "parquet":
-        with storage.open_input(uri) as file:
+        with reading(uri), storage.open_input(uri) as file:
             return _parquet(uri, file).metadata.num_rows
     with reading(uri), open_stream(uri) as lines:
         if not _begins_array(lines):
@@ -53,7 +53,7 @@ def read_raw(uri: str) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
         InputError: if a parquet file or a compressed file is damaged.
     """
     if format_of(storage.name_of(uri)) == "parquet":
-        with storage.open_input(uri) as file:
+        with reading(uri), storage.open_input(uri) as file:
             yield from _read_parquet(uri, file)
     else:
         with reading(uri), open_stream(uri) as lines:
@@ -61,11 +61,8 @@ def read_raw(uri: str) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
 
 
 def _parquet(uri: str, file: pa.NativeFile) -> pq.ParquetFile:
-    try:
-        opened = pq.ParquetFile(file)
-        names = opened.schema_arrow.names
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise _unreadable(uri, error) from error
+    opened = pq.ParquetFile(file)
+    names = opened.schema_arrow.names
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise InputError(f"{uri}: several columns have the name {', '.join(repeated)}. Rename them")
@@ -73,14 +70,8 @@ def _parquet(uri: str, file: pa.NativeFile) -> pq.ParquetFile:
 
 
 def _read_parquet(uri: str, file: pa.NativeFile) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
-    batches, number = _parquet(uri, file).iter_batches(1024), 0
-    while True:
-        try:
-            batch = next(batches, None)
-        except (pa.ArrowException, OSError) as error:  # arrow raises OSError for damaged pages
-            raise _unreadable(uri, error) from error
-        if batch is None:
-            return
+    number = 0
+    for batch in _parquet(uri, file).iter_batches(1024):
         for row in _rows_of(batch):
             number += 1
             yield f"{uri}:{number}", row
@@ -104,11 +95,6 @@ def _row_of(batch: pa.RecordBatch, index: int) -> dict[str, Any] | BadRow:
         except (ValueError, pa.ArrowException) as error:
             return BadRow(f"{name}: {error}")
     return row
-
-
-def _unreadable(uri: str, error: Exception) -> InputError:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return InputError(f"{uri}: not a readable parquet file: {reason}. Write or copy it again")
 
 
 def _read_json(uri: str, lines: io.BufferedReader) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:

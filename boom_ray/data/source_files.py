@@ -20,7 +20,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from boom_ray import artifacts, storage
-from boom_ray.errors import InputError, NotFoundError
+from boom_ray.errors import InputError, NotFoundError, first_line
 
 Format = Literal["parquet", "jsonl", "csv", "text"]
 SUFFIXES: dict[str, Format] = {
@@ -136,8 +136,7 @@ def reading(uri: str) -> Iterator[None]:
 
 def _damaged(uri: str, error: Exception) -> InputError:
     form = format_of(storage.name_of(uri)) or "data"
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return InputError(f"{uri}: not a readable {form} file: {reason}. Write or copy it again")
+    return InputError(f"{uri}: not a readable {form} file: {first_line(error)}. Write or copy it again")
 
 
 def _without_compression(name: str) -> tuple[str, str | None]:

@@ -1,4 +1,4 @@
-"""What readers of files take and yield: the columns to read, and batches of rows."""
+"""The columns that readers of files read, and the batches of rows that they yield."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from boom_ray.errors import InputError
 
-BATCH_ROWS, BATCH_BYTES = 1024, 4 << 20  # of texts: the work per batch is small beside that per row
+BATCH_ROWS, BATCH_BYTES = 1024, 4 << 20  # of texts: the work per batch is small compared with that per row
 FEW_ROWS = 64  # of a batch of a run with a limit, which need not read far behind it
 T = TypeVar("T")
 

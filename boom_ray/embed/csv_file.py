@@ -38,7 +38,7 @@ def csv_batches(uri: str, columns: Columns) -> Iterator[RowBatch]:
                 if name in columns.others and None in cells:
                     raise InputError(f"{uri}: column {name!r} holds invalid UTF-8 in row "
                                      f"{number + cells.index(None)}. Write it as UTF-8")  # fmt: skip
-                # An empty id is no id.
+                # An empty id counts as missing.
                 read[name] = pa.array(
                     [cell or None for cell in cells] if name == columns.id else cells, pa.string()
                 )

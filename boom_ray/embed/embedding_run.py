@@ -35,7 +35,7 @@ from boom_ray.embed.survey import Survey, survey
 from boom_ray.embed.text_source import open_source
 from boom_ray.embed.tokens import TokenCheck
 from boom_ray.embed.vectors import Reduction, Scales
-from boom_ray.errors import BoomError, ClusterError, ConflictError, NotFoundError, StorageError
+from boom_ray.errors import BoomError, ClusterError, ConflictError, NotFoundError, StorageError, first_line
 from boom_ray.model import directory
 from boom_ray.model.spec import EncoderSpec
 from boom_ray.runtime.cluster import result_of
@@ -281,16 +281,11 @@ def _explained(doing: str) -> Iterator[None]:
         yield
     except RayTaskError as error:
         if isinstance(error.cause, BoomError):
-            raise type(error.cause)(_first_line(error.cause)) from error
+            raise type(error.cause)(first_line(error.cause)) from error
         if isinstance(error.cause, OSError | pa.ArrowException):
-            raise StorageError(f"{doing}: {_first_line(error.cause)}") from error
+            raise StorageError(f"{doing}: {first_line(error.cause)}") from error
         raise
     except (OSError, pa.ArrowException) as error:
-        raise StorageError(f"{doing}: {_first_line(error)}") from error
+        raise StorageError(f"{doing}: {first_line(error)}") from error
     except RayError as error:
-        raise ClusterError(f"{doing}: a worker was lost: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    """The message of an exception, without the advice on retries that Ray Data appends."""
-    return str(error).splitlines()[0]
+        raise ClusterError(f"{doing}: a worker was lost: {first_line(error)}") from error

@@ -29,7 +29,7 @@ def parquet_batches(uri: str, row_group: int | None, first: int, columns: Column
         names = file.schema_arrow.names
         refuse_repeated(uri, names, columns)
         wanted = [name for name in columns.names if name in names]
-        # A name with a dot also selects columns inside others: what was not asked for is left out below.
+        # A name with a dot also selects columns inside others: what was not requested is left out below.
         found = file.iter_batches(
             _batch_rows(file, row_group, columns), row_groups=[row_group], columns=wanted
         )

@@ -21,7 +21,7 @@ ARROW_TYPES: Mapping[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), flo
 
 @dataclass(frozen=True)
 class PartitionMetadata:
-    """What the metadata of a partition's parquet file states about its vectors.
+    """The metadata of a partition's parquet file about its vectors.
 
     A run that resumes reads the counts instead of the rows, and computes the other partitions alike.
 

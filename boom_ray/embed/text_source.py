@@ -19,7 +19,7 @@ from boom_ray.data.source_files import SourceFile
 from boom_ray.embed import condition, formats, parquet_file, value_types
 from boom_ray.embed.batch import BATCH_ROWS, FEW_ROWS, Columns, RowBatch
 from boom_ray.embed.embed_options import EmbedOptions
-from boom_ray.errors import InputError, NotFoundError
+from boom_ray.errors import InputError, NotFoundError, first_line
 
 FORMATS: tuple[source_files.Format, ...] = ("parquet", "jsonl", "csv", "text")
 PARTITION_BYTES = 1 << 20  # of texts: a few huge rows make a partition of their own
@@ -199,7 +199,7 @@ def _cast(unit: SourceUnit, name: str, values: pa.Array, wanted: pa.DataType) ->
     except pa.ArrowException as error:
         raise InputError(
             f"{unit.file.uri}: column {name!r} holds values that are not {wanted}, the type of the others: "
-            f"{str(error).splitlines()[0]}. Write the column as text"
+            f"{first_line(error)}. Write the column as text"
         ) from error
 
 

@@ -102,7 +102,9 @@ def _updates(
     pairs = {name.removesuffix(".lora_A.weight") for name in found if name.endswith(".lora_A.weight")}
     expected = {f"{pair}.lora_{side}.weight" for pair in pairs for side in "AB"}
     if unpaired := sorted(found.keys() ^ expected):
-        raise InputError(f"{model}: tensors that are no pair of lora_A and lora_B: {', '.join(unpaired[:5])}")
+        raise InputError(
+            f"{model}: tensors that are not pairs of lora_A and lora_B: {', '.join(unpaired[:5])}"
+        )
     plain = dict(zip(plain_names(places), places, strict=True))
     has_conv1d = files.read_object(base, "config.json").get("model_type") in CONV1D_MODELS
     updates = {}
@@ -117,7 +119,9 @@ def _updates(
         if config.fan_in_fan_out and not transposed:
             raise InputError(f"{model}: {pair}: fan_in_fan_out is for Conv1D layers of GPT-2 only")
         if not (len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1] > 0):
-            raise InputError(f"{model}: {pair}: {list(b.shape)} times {list(a.shape)} is no matrix product")
+            raise InputError(
+                f"{model}: {pair}: {list(b.shape)} times {list(a.shape)} is not a matrix product"
+            )
         low = LowRank(a, b, config.scale(layer, a.shape[0]), transposed)
         if places[name].shape != low.shape:
             raise InputError(

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from boom_ray.errors import InputError
+from boom_ray.errors import InputError, first_line
 from boom_ray.model import files, modules
 
 SHAPE_KEYS = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
@@ -67,9 +67,8 @@ def _resolved(model: str, config: dict[str, Any]) -> Any:
     try:
         loaded = CONFIG_MAPPING[kind].from_dict(dict(config)).to_dict()
     except Exception as error:  # a class checks its settings with errors of its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"{model}: config.json cannot be read: {reason}. Fetch or publish the model again"
+            f"{model}: config.json cannot be read: {first_line(error)}. Fetch or publish the model again"
         ) from error
     declared = CONFIG_MAPPING[kind]().to_dict().keys() - PreTrainedConfig().to_dict().keys()
     return _effective({key: value for key, value in loaded.items() if key in declared})
@@ -102,9 +101,7 @@ def _pooling(model: str) -> str:
     config = files.read_object(model, f"{path}/config.json")
     if not config:
         return ""
-    flags = [mode for mode, flag in modules.POOLING_FLAGS.items() if config.get(flag)]
-    modes = config.get("pooling_mode") or flags
-    names = "+".join(map(str, modes if isinstance(modes, list) else [modes])) or "mean"
+    names = "+".join(map(str, modules.pooling_modes(config)))
     return names if config.get("include_prompt", True) else f"{names} without the prompt"
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from boom_ray import storage
-from boom_ray.errors import InputError
+from boom_ray.errors import InputError, first_line
 
 SUFFIXES = (".json", ".txt", ".model", ".codes", ".vocab", ".tiktoken")
 VOCABULARIES = (
@@ -42,7 +42,7 @@ class Meaning:
 
 
 def tokenizer_differences(model: str, first: str) -> list[str]:
-    """What makes two tokenizers give other ids.
+    """Differences between two tokenizers that give a text other ids.
 
     Files with equal bytes are equal. Else `tokenizer.json` is compared by meaning, because some servers read
     no other file. What other files can add, tokens and the template, is compared as transformers loads it.
@@ -115,7 +115,7 @@ def _of_tokenizer_json(content: bytes, uri: str) -> Meaning:
     try:
         return _meaning(Tokenizer.from_str(content.decode()))
     except Exception as error:  # the library has no class of its own for a file it cannot read
-        raise InputError(f"{uri}: tokenizer.json cannot be read: {_first_line(error)}") from error
+        raise InputError(f"{uri}: tokenizer.json cannot be read: {first_line(error)}") from error
 
 
 def _meaning(backend: Any) -> Meaning:
@@ -234,7 +234,3 @@ def _vocabulary(uri: str, files: dict[str, bytes]) -> dict[str, int] | None:
         return _of_tokenizer_json(files["tokenizer.json"], uri).vocabulary
     loaded = _load(uri)
     return None if loaded is None else dict(loaded.get_vocab())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -5,9 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 _FLAG = TypeAdapter(bool)
-TOLERANCE = (
-    1e-5  # default `tol` of mergekit's `karcher`: up to it, stopping early changes no digit that is kept
-)
+# The default `tol` of mergekit's `karcher`: up to it, stopping early changes no digit that is kept.
+TOLERANCE = 1e-5
 
 
 def _scalar(value: Any) -> Any:
@@ -101,23 +100,25 @@ class TaskArithmeticParameters(Parameters):
     rescale: Flag = False
 
 
-class DareParameters(Parameters):
-    """Parameters of `dare_linear`."""
+class SparseParameters(Parameters):
+    """Parameters of methods that keep a part of each task vector."""
 
     weight: Number | None = None
-    normalize: Flag = False
     scale: Number = Field(1.0, alias="lambda")
     density: Annotated[Number, Field(gt=0, le=1)] = 1.0
+
+
+class DareParameters(SparseParameters):
+    """Parameters of `dare_linear`."""
+
+    normalize: Flag = False
     rescale: Yes = True
 
 
-class TiesParameters(Parameters):
+class TiesParameters(SparseParameters):
     """Parameters of `ties`."""
 
-    weight: Number | None = None
     normalize: Flag = True
-    scale: Number = Field(1.0, alias="lambda")
-    density: Annotated[Number, Field(gt=0, le=1)] = 1.0
     rescale: No = False
 
 

@@ -187,7 +187,12 @@ class TensorMerger:
         return self._are_equal(pieces) and self._comes_back(pieces)
 
     def _comes_back(self, pieces: Pieces) -> bool:
-        """Whether equal models are their own merge; always if they equal the base: task vectors are zero."""
+        """Whether equal models are their own merge; always if they equal the base: task vectors are zero.
+
+        Never if they have NaN or Inf, which their Gram matrix shows: it is refused like that of one model.
+        """
+        if not pieces[0].isfinite().all():
+            return False
         if self.keeps_equal or not pieces[0].is_floating_point():
             return True
         return self.job.base is not None and _same_tensor(pieces[0], pieces[-1])

@@ -1,6 +1,6 @@
 """Names of tensors that mean the same: prefixes, and what takes no part in an embedding.
 
-The same encoder is saved as `embeddings.…` by `BertModel`, as `bert.embeddings.…` with heads beside it by
+The same encoder is saved as `embeddings.…` by `BertModel`, as `bert.embeddings.…` together with heads by
 `BertForMaskedLM`, and with or without its pooler and its buffers, depending on class and age of the library.
 """
 
@@ -11,7 +11,7 @@ from boom_ray.artifacts.tensors import TensorPlace
 
 Places = Mapping[str, TensorPlace]
 CAUSAL_HEAD = "lm_head.weight"
-#: Heads, which stand beside the encoder and keep their names.
+#: Heads, which are not part of the encoder and keep their names.
 HEAD = re.compile(
     r"(cls|lm_head|classifier|pre_classifier|score|qa_outputs|vocab_(transform|layer_norm|projector)|"
     r"(mask|lm|generator|discriminator)_predictions|generator_lm_head)\."

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from boom_ray import artifacts, storage
 from boom_ray.artifacts.record import CARD, DISTANCES, Parent
 from boom_ray.artifacts.record_file import RECORD
-from boom_ray.errors import BoomError, InputError
+from boom_ray.errors import BoomError, InputError, first_line
 from boom_ray.model import files, modules
 from boom_ray.model import tokenizer as tokenizers
 from boom_ray.model.limits import DIMENSION_KEYS, limits_of
@@ -88,7 +88,7 @@ def load_encoder(directory: str, source: BaseModelSource | None = None, **option
     except BoomError:
         raise
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise InputError(f"{directory}: cannot be loaded as a model: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{directory}: cannot be loaded as a model: {first_line(error)}") from error
 
 
 def save(

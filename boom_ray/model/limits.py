@@ -70,7 +70,7 @@ def limits_of(config: dict[str, Any]) -> ModelLimits:
 def _first(config: dict[str, Any], keys: Sequence[str]) -> int | None:
     """The value of the first key that a configuration has; a value below 1 stands for no limit, as in XLNet.
 
-    A model type with other keys is asked for its names of the first one.
+    A model type with other keys has its own names of the first one.
     """
     known = [key for key in keys if config.get(key) is not None] or _own_names(config, keys[0])
     values = [_number(config, key, 0) for key in known if config.get(key) is not None]

@@ -141,10 +141,7 @@ def read_pooling(directory: str, modules: list[Module]) -> PoolingSettings:
     content = files.read_object(directory, name)
     if not content:
         return PoolingSettings()
-    stated: Any = content.get("pooling_mode")
-    if stated is None:
-        stated = [mode for mode, flag in POOLING_FLAGS.items() if content.get(flag)] or ["mean"]
-    modes = stated if isinstance(stated, list) else [stated]
+    modes = pooling_modes(content)
     if len(modes) != 1 or not isinstance(modes[0], str) or modes[0] not in POOLINGS:
         raise InputError(
             f"{storage.join(directory, name)}: pooling {', '.join(map(str, modes))}; "
@@ -154,6 +151,14 @@ def read_pooling(directory: str, modules: list[Module]) -> PoolingSettings:
     return files.check(
         given | {"pooling": POOLINGS[modes[0]]}, storage.join(directory, name), PoolingSettings
     )
+
+
+def pooling_modes(content: dict[str, Any]) -> list[Any]:
+    """The modes in the configuration of a pooling, which states them by name or, if older, by booleans."""
+    stated = content.get("pooling_mode")
+    if stated is None:
+        return [mode for mode, flag in POOLING_FLAGS.items() if content.get(flag)] or ["mean"]
+    return stated if isinstance(stated, list) else [stated]
 
 
 def read_prompts(directory: str) -> PromptSettings:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Tokenizer, models, normalizers, processors
 
-from boom_ray.errors import InputError
+from boom_ray.errors import InputError, first_line
 from boom_ray.model.spec import EncoderSpec
 
 if TYPE_CHECKING:
@@ -196,9 +196,8 @@ def load(directory: str, spec: EncoderSpec) -> "PreTrainedTokenizerBase":
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
     except Exception as error:  # tokenizers raises nothing more precise for a damaged tokenizer.json
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"{directory}: its tokenizer cannot be loaded: {reason}. Check tokenizer.json and "
+            f"{directory}: its tokenizer cannot be loaded: {first_line(error)}. Check tokenizer.json and "
             "tokenizer_config.json, or download the model again"
         ) from error
     if not tokenizer.is_fast:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-from boom_ray.errors import InputError
+from boom_ray.errors import InputError, first_line
 from boom_ray.recipe import Attention
 
 # As sentence-transformers loads them (its Transformer module); `AutoModel` would load the decoder as well.
@@ -51,12 +51,12 @@ def load_transformer(directory: str, dtype: torch.dtype, attention: Attention) -
         )
     except ImportError as error:
         raise InputError(
-            f"train.execution.attention: got {attention}: {str(error).splitlines()[0]} Set it to auto"
+            f"train.execution.attention: got {attention}: {first_line(error)} Set it to auto"
         ) from error
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # shapes other than the configuration states
-        raise InputError(f"{directory}: cannot be loaded as a model: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{directory}: cannot be loaded as a model: {first_line(error)}") from error
     _leave_out_pooler(transformer, report["missing_keys"], directory)
     return transformer
 

@@ -1,4 +1,4 @@
-"""What stores raise, explained: exceptions of `pyarrow`, the hub and the system become sentences that name
+"""Failures of stores: exceptions of `pyarrow`, the hub and the system become sentences that name
 the URI, the cause and the remedy; nothing else in the package does this.
 
 Stores differ in their words, and `pyarrow` has no error codes: causes are found by the text of the exception.
@@ -16,7 +16,7 @@ import pyarrow
 
 from boom_ray.errors import BoomError, InputError, NotFoundError, StorageError
 from boom_ray.storage import uri as uris
-from boom_ray.storage.hub_failures import first_line, hub_failure
+from boom_ray.storage.hub_failures import clause, hub_failure
 
 AGAIN = "Run the command again"
 CREDENTIALS = {
@@ -97,18 +97,17 @@ UNREACHABLE = Cause(
     "the store cannot be reached",
     "Check the network, a proxy (HTTPS_PROXY), {endpoint}",
 )
-REFUSED = (
-    Cause(  # without credentials, with an expired token or those of another region, and without a reason
-        r"HTTP status 4(?:00|12)",
-        "the store refuses the request",
-        "Check {endpoint}. {credentials}",
-    )
+# Without a reason: no credentials, an expired token, or those of another region.
+REFUSED = Cause(
+    r"HTTP status 4(?:00|12)",
+    "the store refuses the request",
+    "Check {endpoint}. {credentials}",
 )
 NO_URI = Cause(
     r"Unexpected query parameter in |Cannot parse URI|Invalid S3 connection scheme"
     r"|Unexpected credential_kind|must(?: not)? be specified|must be a positive"
     r"|valid account name",
-    "it is no URI of this store",
+    "it is not a URI of this store",
     "Write {form}, with the key as the store has it; after `?` only {options}",
     InputError,
 )
@@ -118,7 +117,7 @@ EMPTY_NAME = Cause(
     "Check the key, or copy the object to another",
     InputError,
 )
-NO_FILE = Cause(r"Not a regular file", "it is no file", "Name a file, not a directory", NotFoundError)
+NO_FILE = Cause(r"Not a regular file", "it is not a file", "Name a file, not a directory", NotFoundError)
 #: The first that matches counts: Google's missing credentials are UNAVAILABLE too.
 CAUSES = (
     *(ANOTHER_REGION, NO_BUCKET, NO_CREDENTIALS, FORBIDDEN, OVERLOADED, UNREACHABLE),
@@ -177,7 +176,7 @@ def _local_failure(uri: str, error: Exception) -> BoomError:
     number = getattr(error, "errno", None)
     if number == errno.ENOENT:
         return NotFoundError(f"{uri}: not found. Check the path; a hub model is written {uris.HUB}owner/name")
-    reason = os.strerror(number) if number else first_line(error)
+    reason = os.strerror(number) if number else clause(error)
     return StorageError(f"{uri}: storage failed: {reason}. {LOCAL_REMEDIES.get(number or 0, AGAIN)}")
 
 
@@ -189,7 +188,7 @@ def _store_failure(uri: str, error: Exception) -> BoomError:
     if isinstance(error, FileNotFoundError):
         encoded = "; keys are written as the store has them, not %-encoded" * ("%" in uri)
         return NotFoundError(f"{shown}: not found. Check bucket and key{encoded}")
-    return StorageError(f"{shown}: storage failed: {first_line(error)}. {AGAIN}")
+    return StorageError(f"{shown}: storage failed: {clause(error)}. {AGAIN}")
 
 
 def _cause(uri: str, error: Exception) -> Cause | None:
@@ -216,6 +215,6 @@ def _sentence(uri: str, cause: Cause, detail: str = "") -> BoomError:
 
 def _detail(error: Exception) -> str:
     """The clause of a store's message that says the most; Google's are wrapped in their retries."""
-    text = first_line(error).split(" error_info=")[0].split("with a last message of ")[-1]
+    text = clause(error).split(" error_info=")[0].split("with a last message of ")[-1]
     text = text.split("; Details: ")[-1].split(" operation: ")[-1].split(" (Request ID")[0].rstrip(".")
     return text.replace("No response body", "")

@@ -68,7 +68,7 @@ def open_output(uri: str) -> pyarrow.NativeFile:
         raise StorageError(f"{uri}: the hub is only read from here. Write to a directory or a store")
     fs, path = filesystem(uri)
     with explained(uri):
-        if is_local(uri):  # a store has no directories: its client would write markers and ask for the bucket
+        if is_local(uri):  # a store has no directories: its client would write markers and request the bucket
             fs.create_dir(os.path.dirname(path), recursive=True)
         return fs.open_output_stream(path)
 

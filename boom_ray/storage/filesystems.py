@@ -54,7 +54,7 @@ def _hub_filesystem(uri: str) -> tuple[FileSystem, str]:
         try:
             hub.resolve_path(path)  # without it, an unknown repository is listed as an empty one
         except ValueError as error:
-            raise NotFoundError(f"{uri}: it is no name of a repository. {HUB_FORMS}") from error
+            raise NotFoundError(f"{uri}: it is not the name of a repository. {HUB_FORMS}") from error
     return PyFileSystem(FSSpecHandler(hub)), path
 
 
@@ -65,17 +65,17 @@ def _check_answers(uri: str, fs: FileSystem, bucket: str) -> None:
     may be forbidden to see a bucket, but permitted to read objects in it.
     """
     parts = uris.parse(uri)
-    # Without credentials, Azure's client ends the process if it is asked for a container.
+    # Without credentials, Azure's client ends the process at a request for a container.
     path = f"{bucket}/{parts.key or 'any'}" if parts.store == "abfss" else bucket
     answers: queue.Queue[FileType | Exception] = queue.Queue()
 
-    def ask() -> None:
+    def request() -> None:
         try:
             answers.put(fs.get_file_info(path).type)
         except Exception as error:
             answers.put(error)
 
-    threading.Thread(target=ask, daemon=True).start()
+    threading.Thread(target=request, daemon=True).start()
     try:
         answer = answers.get(timeout=SECONDS_TO_ANSWER)
     except queue.Empty:

@@ -1,6 +1,6 @@
-"""What the client of the Hugging Face hub raises, explained."""
+"""Failures of the client of the Hugging Face hub."""
 
-from boom_ray.errors import BoomError, NotFoundError, StorageError
+from boom_ray.errors import BoomError, NotFoundError, StorageError, first_line
 
 HUB_FORMS = "Write hf://owner/name, hf://owner/name@revision, or hf://datasets/owner/name"
 OFFLINE = "Unset HF_HUB_OFFLINE, download it first, or name a local directory"
@@ -23,8 +23,8 @@ CAUSES = {
         f"{OFFLINE}. {HUB_FORMS}",
     ),
     "EntryNotFoundError": ("the repository has no such file", "Check the path"),
-    "HFValidationError": ("it is no name of a repository", HUB_FORMS),
-    "HfUriError": ("it is no name of a repository", HUB_FORMS),
+    "HFValidationError": ("it is not the name of a repository", HUB_FORMS),
+    "HfUriError": ("it is not the name of a repository", HUB_FORMS),
     "HfHubHTTPError": ("the hub refuses the request", "Check HF_TOKEN and HF_ENDPOINT"),
     "HTTPError": ("the hub cannot be reached", NETWORK),
     "ConnectionError": ("the hub cannot be reached", NETWORK),
@@ -46,13 +46,13 @@ def hub_failure(uri: str, error: Exception) -> BoomError | None:
     if known is None:
         if not isinstance(error, OSError):
             return None
-        return StorageError(f"{uri}: {first_line(error)}. Run the command again")
+        return StorageError(f"{uri}: {clause(error)}. Run the command again")
     reason, remedy = CAUSES[known]
     if known in UNREACHABLE:
-        return StorageError(f"{uri}: {reason}: {first_line(error)}. {remedy}")
+        return StorageError(f"{uri}: {reason}: {clause(error)}. {remedy}")
     return NotFoundError(f"{uri}: {reason}. {remedy}")
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an exception's text, without a full stop; its class if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". Detail:")[0].rstrip(".")
+def clause(error: Exception) -> str:
+    """The first line of an exception's text, without a full stop."""
+    return first_line(error).split(". Detail:")[0].rstrip(".")

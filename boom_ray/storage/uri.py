@@ -7,7 +7,7 @@ never a `Path`, which merges the two slashes of a scheme into one.
 A key stands in a URI as the store has it: nothing is percent-decoded or encoded, and `#`, `?`, `%` and spaces
 are characters like others. Options of a store (`?region=…&endpoint_override=…`) are at the end of a URI and
 belong to the store, not to the key: `join`, `name_of` and `parent_of` keep them there. A key that itself
-looks as if it ended with options is followed by one more `?`, which is no part of it.
+looks as if it ended with options is followed by one more `?`, which is not a part of it.
 """
 
 import os
@@ -91,7 +91,7 @@ class RemoteUri(NamedTuple):
 
 
 def parse(uri: str) -> RemoteUri:
-    """The parts of a URI that is no local path."""
+    """The parts of a URI that is not a local path."""
     match = _REMOTE.fullmatch(uri)
     if match is None:
         raise ValueError(f"{uri!r} is a local path")
@@ -164,7 +164,7 @@ def absolute(uri: str, base: str | None = None) -> str:
     Workers run in other working directories, so callers make every URI absolute where it enters the program.
 
     Raises:
-        InputError: if the URI contains a secret or characters that no name has, or is no path and no URI.
+        InputError: if the URI contains a secret or characters that no name has, or is neither path nor URI.
     """
     _refuse_characters(uri)
     if uri.startswith("file://"):

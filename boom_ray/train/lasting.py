@@ -4,7 +4,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 
-from boom_ray.errors import BoomError, InputError
+from boom_ray.errors import BoomError, InputError, first_line
 
 LASTING = (ArithmeticError, AttributeError, ImportError, LookupError, NameError, TypeError, ValueError)
 # torch raises RuntimeError for shapes and dtypes, and also for lost peers and devices, which are retried.
@@ -31,8 +31,9 @@ def without_retry(base: str) -> Iterator[None]:
         remedy = _remedy(error)
         if remedy is None:
             raise
-        reason = next(iter(str(error).splitlines()), "")
-        raise InputError(f"{base}: training failed: {type(error).__name__}: {reason}. {remedy}") from error
+        raise InputError(
+            f"{base}: training failed: {type(error).__name__}: {first_line(error)}. {remedy}"
+        ) from error
 
 
 def _remedy(error: Exception) -> str | None:

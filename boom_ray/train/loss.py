@@ -46,7 +46,7 @@ def contrastive_loss(
     - `sts`: symmetric: as for retrieval, averaged with the loss from positives to queries;
     - `classification`, `clustering`: only the row's own negatives, because other rows share its label.
 
-    A right answer of a query, in whichever row of the task, is never a negative of it.
+    A positive of a query, in whichever row of the task, is never a negative of it.
 
     Distillation uses the soft labels t of `soft_labels`. A row whose positive has no score learns by InfoNCE
     alone.

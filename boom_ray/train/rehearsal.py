@@ -18,7 +18,7 @@ import torch
 
 from boom_ray import storage
 from boom_ray.artifacts.tensors import TensorPlace, read_places
-from boom_ray.errors import BoomError, InputError
+from boom_ray.errors import BoomError, InputError, first_line
 from boom_ray.model.encoder import Encoder
 from boom_ray.model.tokenizer import TokenIds
 from boom_ray.runtime import scratch
@@ -75,9 +75,8 @@ def _attempt(base: str, action: str, keys: str) -> Iterator[None]:
     except (BoomError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), "")
         raise InputError(
-            f"{base}: {action} failed: {type(error).__name__}: {reason}. Change {keys}"
+            f"{base}: {action} failed: {type(error).__name__}: {first_line(error)}. Change {keys}"
         ) from error
 
 

@@ -53,9 +53,10 @@ def _rehearse(job: BagJob) -> float | str:
     """The seconds that the rehearsal took, or the reason why this worker has too little memory for it."""
     import torch
 
+    from boom_ray.errors import first_line
     from boom_ray.train.rehearsal import rehearse
 
     try:
         return rehearse(job, "cuda" if job.recipe.train.execution.use_gpu else "cpu")
     except (torch.OutOfMemoryError, MemoryError) as error:
-        return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        return f"{type(error).__name__}: {first_line(error)}"

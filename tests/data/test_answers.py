@@ -1,4 +1,4 @@
-"""A right answer is never a negative: over all rows of a task, in batches, in groups, and in core samples."""
+"""A positive is never a negative: over all rows of a task, in batches, in groups, and in core samples."""
 
 import json
 import random
@@ -66,7 +66,7 @@ def test_no_right_answer_of_a_repeated_query_is_a_negative(tmp_path):
 
 
 def by_definition(rows, type):
-    """Right answers of every query, in dictionaries of texts."""
+    """The answers of every query, in dictionaries of texts."""
     right = defaultdict(set)
     for row in rows:
         key = row.get("prompt"), row["query"]

@@ -103,7 +103,7 @@ def test_layers_that_store_in_out_get_the_transposed_update(stated, gpt2, tmp_pa
         ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication: "),
         ({"lora_bias": True}, "lora_bias: True"),
         ({"trainable_token_indices": [1, 2]}, "trainable_token_indices: "),
-        ({"target_modules": ["embed_tokens"]}, "no pair of lora_A and lora_B"),
+        ({"target_modules": ["embed_tokens"]}, "not pairs of lora_A and lora_B"),
     ],
 )
 def test_adapters_that_are_more_than_a_product_are_refused(settings, part, published_qwen3, tmp_path):
@@ -163,15 +163,15 @@ def test_broken_weights_of_an_adapter_are_refused(published_qwen3, tmp_path):
     tensors = load_file(weights)
     first = next(name for name in tensors if "lora_B" in name)
     for change, part in (
-        ({first: tensors[first][:, :2].contiguous()}, "is no matrix product"),
+        ({first: tensors[first][:, :2].contiguous()}, "is not a matrix product"),
         ({first: tensors[first][:3].contiguous()}, "does not fit"),
-        ({first: tensors[first].flatten()}, "is no matrix product"),
+        ({first: tensors[first].flatten()}, "is not a matrix product"),
     ):
         save_file(tensors | change, weights)
         with pytest.raises(InputError, match=part):
             read_adapter(path, published_qwen3)
     save_file({name: tensor for name, tensor in tensors.items() if name != first}, weights)
-    with pytest.raises(InputError, match="no pair of lora_A and lora_B"):
+    with pytest.raises(InputError, match="not pairs of lora_A and lora_B"):
         read_adapter(path, published_qwen3)
     with open(os.path.join(path, "adapter_config.json"), "wb") as file:
         file.write(json.dumps({"peft_type": "LORA"}).encode() + b"\xff")

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from boom_ray.artifacts.tensors import read_places
+from boom_ray.errors import InputError
 from boom_ray.merge.inputs import MergeInput
 from boom_ray.merge.merge_job import MergeJob
 from boom_ray.merge.read_ahead import Piece, RingBuffer, read_ahead
@@ -59,6 +60,20 @@ def test_chunks_of_a_tensor_that_does_not_fit_are_small(inputs):
         assert merger.chunk > STREAMED_ELEMENTS
         assert merger._chunk_of(merger.chunk) == merger.chunk
         assert merger._chunk_of(merger.chunk + 1) == STREAMED_ELEMENTS
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("memory_bytes", [1 << 30, SMALL], ids=["whole", "chunks"])
+def test_a_tensor_that_is_equal_in_all_models_and_not_finite_is_refused(bad, memory_bytes, tmp_path):
+    uris = [os.path.join(tmp_path, f"{number}.safetensors") for number in range(2)]
+    tensor = torch.randn(SIZE)
+    tensor[SIZE - 1] = bad
+    for uri in uris:
+        save_file({"a": tensor}, uri)
+    equal = [MergeInput(uri, read_places(uri), str(tmp_path)) for uri in uris]
+    message = f"{uris[0]}, {uris[1]}: tensor a has NaN or Inf"
+    with merger_of(equal, memory_bytes) as merger, pytest.raises(InputError, match=message):
+        list(merger.merged("a", merger.pieces(["a"])))
 
 
 @pytest.mark.parametrize("num_pieces", [1, 2, 3])

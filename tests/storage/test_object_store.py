@@ -121,7 +121,7 @@ def test_a_missing_key_says_how_keys_are_written(client):
         storage.read_bytes("s3://keys/in%20%2520%23/a-b.txt")
     with pytest.raises(InputError, match="two slashes"):
         storage.read_bytes("s3://keys/in//a")
-    with pytest.raises(NotFoundError, match="no file"):
+    with pytest.raises(NotFoundError, match="not a file"):
         storage.read_bytes("s3://keys")
 
 

@@ -57,7 +57,7 @@ def core_sample(recipe: Recipe, version: str, percent: float) -> list[Task]:
 
 
 def _with_answers(rows: Dataset, answers: Answers, sample: np.ndarray) -> pa.Table:
-    """The sampled rows, with the right answers of their queries in rows that are not sampled."""
+    """The sampled rows, with the positives of their queries in rows that are not sampled."""
     table = rows.data.table.take(sample)
     field = SCHEMA.field("answers")
     column = pa.array([texts or None for texts in further(rows, answers, sample)], field.type)
