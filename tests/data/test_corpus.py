@@ -94,7 +94,7 @@ def test_a_stored_corpus_does_not_need_its_source_files(tmp_path, caplog):
     path.write_text(json.dumps(GOOD) + "\n")
     first = prepare(tmp_path, path)
     path.unlink()
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="boom_ray"):
         assert prepare(tmp_path, path) == first
     assert str(path) in caplog.text
 

@@ -131,6 +131,7 @@ def test_a_cell_may_be_larger_than_a_mebibyte(files):
 
 
 def test_all_files_of_a_directory_are_read_or_named(files, caplog):
+    caplog.set_level("WARNING", logger="boom_ray")  # libraries change the level of the root logger
     line = {name: jsonl({"id": name, "text": name}) for name in "abcdef"}
     uri = files(
         {
