@@ -28,7 +28,7 @@ TaskType = Literal["retrieval", "sts", "classification", "clustering"]
 OWN_NEGATIVES: frozenset[TaskType] = frozenset({"classification", "clustering"})
 Pooling = Literal["mean", "cls", "lasttoken"]
 Precision = Literal["fp32", "bf16", "fp16"]
-Attention = Literal["auto", "sdpa", "flash_attention_2", "eager"]
+Attention = Literal["auto", "varlen", "flash_attention_2", "sdpa", "eager"]
 Distillation = Literal["kl_div", "m3_kd"]
 SaveDtype = Literal["float32", "bfloat16", "float16"]
 #: The names of all merge methods; `boom_ray.merge` registers one implementation for each.
@@ -177,9 +177,9 @@ class TrainExecution(Section):
         resources_per_worker: Ray resources of one rank, e.g. `{CPU: 4, GPU: 1}`.
         zero_stage: DeepSpeed ZeRO stage.
         offload: What DeepSpeed keeps in host memory.
-        attention: Implementation of attention; `auto` is sdpa if the model supports it, else eager; with
-            `flash_attention_2`, decoders run without padding.
-        chunk_tokens: Padded tokens in one forward pass.
+        attention: Implementation of attention; `varlen` and `flash_attention_2` pack texts instead of padding
+            them. `auto` is varlen on GPUs in half precision if the model allows it, else sdpa, else eager.
+        chunk_tokens: Tokens in one forward pass, padding included.
         grad_cache: Re-run chunks for the backward pass instead of keeping their activations.
         save_every_steps: Steps between checkpoints.
         max_failures: Times a bag is restarted from its last checkpoint.

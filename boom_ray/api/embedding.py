@@ -71,7 +71,7 @@ def embed(
         since: Earlier outputs of the same model; rows that are in one of them are left out.
         precision: Of the computation; by default bfloat16 on GPUs, and on CPUs the faster of those that give
             the same vectors.
-        chunk_tokens: Padded tokens in one forward pass.
+        chunk_tokens: Tokens in one forward pass, padding included.
         num_workers: Maximum number of encoders; by default one per GPU, or as measured on CPUs.
         progress: Receives every `ProgressEvent`; by default progress is printed.
 

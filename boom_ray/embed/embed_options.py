@@ -35,7 +35,7 @@ class EmbedOptions:
             measurement of the CPUs finds fastest.
         precision: Precision of weights and activations; by default bfloat16 on GPUs, and on CPUs bfloat16
             only if it is faster and the vectors agree with float32.
-        chunk_tokens: Padded tokens in one forward pass.
+        chunk_tokens: Tokens in one forward pass, padding included.
 
     Raises:
         InputError: if options contradict each other.

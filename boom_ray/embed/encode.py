@@ -74,12 +74,11 @@ def _tokenize(batch: pa.Table, plan: EmbedPlan) -> pa.Table:
     tokenizer = tokenizer_of(storage.local_directory(plan.model))
     started = time.perf_counter()
     pieces = cut(tokenizer, texts, plan.prompt, plan.spec.max_length, options.chunk, options.overlap)
-    tokens, seconds = sum(map(len, pieces.token_ids)), time.perf_counter() - started
-    row = replace(partition, tokens=tokens, tokenize=seconds).to_arrow(rows.drop_columns(["text"]))
-    token_ids = pa.array([pieces.token_ids], pa.list_(pa.list_(pa.int32())))
-    return row.append_column("token_ids", token_ids).append_column(
-        "piece_of", pa.array([pieces.text.tolist()])
-    )
+    seconds, tokens = time.perf_counter() - started, pieces.tokens
+    row = replace(partition, tokens=len(tokens.ids), tokenize=seconds).to_arrow(rows.drop_columns(["text"]))
+    for name, values in (("ids", tokens.ids), ("lengths", tokens.lengths), ("piece_of", pieces.text)):
+        row = row.append_column(name, pa.array([values]))
+    return row
 
 
 class PartitionEncoder:
@@ -105,21 +104,16 @@ class PartitionEncoder:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         from boom_ray.embed.pieces import Pieces
-        from boom_ray.model.encoder import chunk_by_tokens
-        from boom_ray.model.tokenizer import TokenIds
+        from boom_ray.model.tokens import Tokens
 
         partition, rows = Partition.from_arrow(batch)
-        text = np.array(batch["piece_of"][0].as_py(), dtype=np.int64)
-        pieces = Pieces(batch["token_ids"][0].as_py(), text)
+        ids, lengths, text = (_numpy(batch[name]) for name in ("ids", "lengths", "piece_of"))
         encoder, began, started = self.encoder, time.time(), time.perf_counter()
         budget = self.plan.source.options.chunk_tokens
-        skipped = encoder.skipped_tokens(self.plan.prompt)
-        vectors = encoder.encode_tokens([TokenIds.of(ids, skipped) for ids in pieces.token_ids], budget)
-        seconds = time.perf_counter() - started
-        lengths = np.array([len(ids) for ids in pieces.token_ids])
-        padded = sum(
-            len(chunk) * max(1, int(lengths[chunk].max())) for chunk in chunk_by_tokens(lengths, budget)
-        )
+        skipped = np.full_like(lengths, encoder.skipped_tokens(self.plan.prompt))
+        pieces = Pieces(Tokens(ids, lengths, skipped), text)
+        vectors = encoder.encode_tokens(pieces.tokens, budget)
+        seconds, padded = time.perf_counter() - started, encoder.layout.computed_tokens(lengths, budget)
         return replace(partition, encode=seconds, padded=padded, began=began).to_arrow(
             self._with_vectors(rows, vectors, pieces)
         )
@@ -137,6 +131,11 @@ class PartitionEncoder:
             number = pa.array(np.arange(len(pieces.text)) - first, pa.int32())
             rows = rows.add_column(1, "chunk", number)
         return rows.append_column("embedding", self.plan.reduction(vectors))
+
+
+def _numpy(column: pa.ChunkedArray) -> np.ndarray:
+    """The values of a list column of one row."""
+    return column[0].values.to_numpy()
 
 
 def _write(batch: pa.Table, plan: EmbedPlan) -> pa.Table:

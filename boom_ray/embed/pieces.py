@@ -6,17 +6,19 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from boom_ray.model.tokens import Tokens
+
 
 @dataclass(frozen=True)
 class Pieces:
     """Token ids of the chunks of n texts.
 
     Attributes:
-        token_ids: Token ids of each chunk.
+        tokens: Token ids of each chunk.
         text: [chunks] int64, index of each chunk's text, ascending.
     """
 
-    token_ids: list[list[int]]
+    tokens: Tokens
     text: np.ndarray
 
 
@@ -37,7 +39,8 @@ def cut(
     """
     if not chunk:
         return Pieces(
-            _tokenize(tokenizer, [prompt + text for text in texts], max_length), np.arange(len(texts))
+            Tokens.of(_tokenize(tokenizer, [prompt + text for text in texts], max_length)),
+            np.arange(len(texts)),
         )
     size = min(chunk, max_length)
     empty, with_prompt = _tokenize(tokenizer, ["", prompt], size)
@@ -58,7 +61,7 @@ def cut(
     for number, offsets in zip(text, encoded["offset_mapping"], strict=True):
         covered = [end for pair in offsets for end in pair if pair[0] != pair[1]]
         pieces.append(prompt + (texts[number][min(covered) : max(covered)] if covered else ""))
-    return Pieces(_tokenize(tokenizer, pieces, size), text)
+    return Pieces(Tokens.of(_tokenize(tokenizer, pieces, size)), text)
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], limit: int) -> list[list[int]]:
@@ -68,7 +71,7 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], limit: int) 
 
 def mean_of_pieces(vectors: np.ndarray, pieces: Pieces, num_texts: int) -> np.ndarray:
     """[num_texts, d] float32 of norm 1: the mean of each text's chunks, weighted by their tokens."""
-    weights = np.array([len(ids) for ids in pieces.token_ids], dtype=np.float32)
+    weights = pieces.tokens.lengths.astype(np.float32)
     total = np.zeros((num_texts, vectors.shape[1]), dtype=np.float32)
     np.add.at(total, pieces.text, vectors * weights[:, None])
     return total / np.linalg.norm(total, axis=1, keepdims=True).clip(min=1e-12)

@@ -5,7 +5,6 @@ result, so that all vectors of an output are computed alike.
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from boom_ray.embed.embed_options import Precision
 
 if TYPE_CHECKING:
     from boom_ray.model.encoder import Encoder
+    from boom_ray.model.tokens import Tokens
 
 NUM_TEXTS, MAX_TOKENS = 32, 128
 MIN_COSINE = 0.99995  # on the sample, so that a whole corpus stays above 0.9999
@@ -50,30 +50,30 @@ def measure(model: str, texts: list[str], num_cpus: int) -> ComputeSettings:
 
     local = storage.local_directory(model)
     encoder = directory.load_encoder(local).for_inference()
-    token_ids = encoder.tokenize(texts[:NUM_TEXTS], MAX_TOKENS)
+    tokens = encoder.tokenize(texts[:NUM_TEXTS], MAX_TOKENS)
     powers = [1 << exponent for exponent in range(num_cpus.bit_length()) if 1 << exponent <= num_cpus]
     best_threads, best_rate = num_cpus, 0.0
     for threads in sorted({*powers, num_cpus}, reverse=True):
         torch.set_num_threads(threads)
         # Several encoders of few threads are assumed to scale: a probe of them would cost a load for each.
-        rate = num_cpus // threads / _seconds(encoder, token_ids)
+        rate = num_cpus // threads / _seconds(encoder, tokens)
         if rate > best_rate * MIN_SPEEDUP:
             best_threads, best_rate = threads, rate
     if not cpu_multiplies_bfloat16():
         return ComputeSettings("float32", best_threads)
     torch.set_num_threads(best_threads)
-    expected, seconds = encoder.encode_tokens(token_ids), _seconds(encoder, token_ids)
+    expected, seconds = encoder.encode_tokens(tokens), _seconds(encoder, tokens)
     rounded = directory.load_encoder(local, dtype=torch.bfloat16).for_inference()
-    cosine = float(np.min((expected * rounded.encode_tokens(token_ids)).sum(1)))
-    is_faster = seconds > _seconds(rounded, token_ids) * MIN_SPEEDUP
+    cosine = float(np.min((expected * rounded.encode_tokens(tokens)).sum(1)))
+    is_faster = seconds > _seconds(rounded, tokens) * MIN_SPEEDUP
     return ComputeSettings("bfloat16" if is_faster and cosine >= MIN_COSINE else "float32", best_threads)
 
 
-def _seconds(encoder: "Encoder", token_ids: Sequence[Sequence[int]]) -> float:
+def _seconds(encoder: "Encoder", tokens: "Tokens") -> float:
     """The shorter of two times, after a warm-up."""
     times = []
     for _ in range(3):
         started = time.perf_counter()
-        encoder.encode_tokens(token_ids)
+        encoder.encode_tokens(tokens)
         times.append(time.perf_counter() - started)
     return min(times[1:])

@@ -33,8 +33,8 @@ class _MtebEncoder(AbsEncoder):
         """[n, d] float32 embeddings; see the base class."""
         prompt = self.prompts[prompt_type] if prompt_type else self.encoder.spec.default_prompt
         texts = [text for batch in inputs for text in batch["text"]]
-        token_ids = self.encoder.tokenize(texts, self.protocol.max_length, prompt)
-        return self.encoder.encode_tokens(token_ids, self.protocol.chunk_tokens)
+        tokens = self.encoder.tokenize(texts, self.protocol.max_length, prompt)
+        return self.encoder.encode_tokens(tokens, self.protocol.chunk_tokens)
 
 
 def score(task: LocalTask, encoder: Encoder, protocol: EvaluationProtocol) -> tuple[float, dict[str, int]]:

@@ -39,7 +39,7 @@ class EvaluationProtocol:
         query_template: mteb tasks: query text from `{instruction}`, the task's own, and `{query}`; None for
             the prompts of each model's directory, as mteb selects them.
         max_length: Tokens after which texts are truncated; None for each model's own limit.
-        chunk_tokens: Local tasks: padded tokens in one forward pass.
+        chunk_tokens: Local tasks: tokens in one forward pass, padding included.
         batch_size: mteb tasks: texts in one forward pass.
         num_cpus: CPUs of one Ray task.
         num_gpus: GPUs of one Ray task; with 0, models run on the CPU.

@@ -23,7 +23,7 @@ class RetrievalEvaluator(InformationRetrievalEvaluator):
     Args:
         task: URI of the BEIR directory.
         max_length: Tokens after which texts are truncated; None for the model's own limit.
-        chunk_tokens: Padded tokens in one forward pass.
+        chunk_tokens: Tokens in one forward pass, padding included.
         options: Of the base class.
 
     Attributes:
@@ -65,8 +65,8 @@ class RetrievalEvaluator(InformationRetrievalEvaluator):
         Raises:
             InputError: if an embedding is not finite; its text would rank first for every query.
         """
-        token_ids = model.tokenize(sentences, self.max_length, prompt or "")
-        vectors = model.encode_tokens(token_ids, self.chunk_tokens)
+        tokens = model.tokenize(sentences, self.max_length, prompt or "")
+        vectors = model.encode_tokens(tokens, self.chunk_tokens)
         (bad,) = np.nonzero(~np.isfinite(vectors).all(axis=1))
         if len(bad):
             example = sentences[bad[0]][:80]

@@ -1,11 +1,11 @@
 """The encoder: from texts to unit vectors.
 
 A transformer without a head, pooling, and L2 normalization, for training, evaluation, embedding and serving.
-Batches are padded on the right. With causal attention no token attends to the padding after it, so that such
-a batch needs no attention mask, and the fast attention kernels apply.
+A batch is padded, or packed into one sequence (`padded_layout`, `packed_layout`).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +14,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from boom_ray.errors import InputError
 from boom_ray.model import tokenizer as tokenizers
+from boom_ray.model.packed_layout import PackedLayout
 from boom_ray.model.packed_weights import pack_linear_layers
+from boom_ray.model.packing import pack
+from boom_ray.model.padded_layout import PaddedLayout
 from boom_ray.model.spec import EncoderSpec
-from boom_ray.model.tokenizer import TokenIds
+from boom_ray.model.tokens import Tokens
 from boom_ray.model.transformer import load_transformer
-from boom_ray.recipe import Attention, Pooling
+from boom_ray.recipe import Attention
 
 DTYPES = {
     "float32": torch.float32,
@@ -28,30 +31,6 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-MIN_CHUNK_TOKENS = 512  # smaller forward passes do not use the processor fully
-
-
-def pool(states: Tensor, lengths: Tensor, skipped: Tensor, pooling: Pooling) -> Tensor:
-    """Reduce token states to one vector per text, by length and not by token id: Qwen's pad is its EOS.
-
-    Args:
-        states: [n, length, d], padded on the right.
-        lengths: [n] int64, number of tokens of each text.
-        skipped: [n] int64, number of first tokens that are not pooled, less than `lengths`.
-
-    Returns:
-        [n, d], in the dtype of `states` (`mean` sums in float32).
-    """
-    rows = torch.arange(len(states), device=states.device)
-    if pooling == "cls":
-        return states[rows, skipped]
-    if pooling == "lasttoken":
-        return states[rows, lengths - 1]
-    positions = torch.arange(states.shape[1], device=states.device)
-    mask = (positions >= skipped[:, None]) & (positions < lengths[:, None])
-    # As in sentence-transformers, the mean of no tokens is zero.
-    counts = (lengths - skipped).clamp(min=1)[:, None]
-    return (states * mask[..., None]).sum(1, dtype=torch.float32) / counts
 
 
 class Encoder(nn.Module):
@@ -61,9 +40,10 @@ class Encoder(nn.Module):
         transformer: The `transformers` model, without a language modelling head.
         tokenizer: Appends the end token if the pooling needs it.
         spec: Pooling, maximum length and prompts.
-        causal: Whether tokens attend only to earlier ones, so that padding on the right needs no mask.
-        packed: Whether all texts of a batch run as one sequence without padding (causal models only).
+        layout: How the texts of a batch are arranged; padded unless `packing` has packed it.
     """
+
+    layout: PaddedLayout | PackedLayout
 
     def __init__(
         self, transformer: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: EncoderSpec
@@ -71,8 +51,8 @@ class Encoder(nn.Module):
         super().__init__()
         tokenizers.prepare(tokenizer, spec)
         self.transformer, self.tokenizer, self.spec = transformer, tokenizer, spec
-        self.causal = any(getattr(module, "is_causal", False) for module in transformer.modules())
-        self.packed = False
+        causal = any(getattr(module, "is_causal", False) for module in transformer.modules())
+        self.layout = PaddedLayout(spec.pooling, tokenizer.pad_token_id or 0, causal)
 
     @classmethod
     def load(
@@ -86,7 +66,7 @@ class Encoder(nn.Module):
         """Load from a local directory: safetensors only, and no code from the directory.
 
         Args:
-            attention: Implementation of attention; with `flash_attention_2`, causal models run packed.
+            attention: Implementation of attention; see `boom_ray.model.packing`.
 
         Raises:
             InputError: if transformer or tokenizer are of a kind that cannot be used.
@@ -94,7 +74,7 @@ class Encoder(nn.Module):
         """
         transformer = load_transformer(directory, dtype, attention)
         encoder = cls(transformer, tokenizers.load(directory, spec), spec).to(device).eval()
-        encoder.packed = encoder.causal and attention == "flash_attention_2"
+        pack(encoder, attention)
         return encoder
 
     def for_inference(self) -> "Encoder":
@@ -113,9 +93,7 @@ class Encoder(nn.Module):
         """Length of the embeddings; configurations name it differently, and transformers maps the names."""
         return int(self.transformer.config.hidden_size)
 
-    def tokenize(
-        self, texts: Sequence[str], max_length: int | None = None, prompt: str = ""
-    ) -> list[TokenIds]:
+    def tokenize(self, texts: Sequence[str], max_length: int | None = None, prompt: str = "") -> Tokens:
         """Token ids of each text behind the prompt; see `boom_ray.model.tokenizer.tokenize`."""
         return tokenizers.tokenize(self.tokenizer, self.spec, texts, prompt, max_length)
 
@@ -124,86 +102,61 @@ class Encoder(nn.Module):
         limit = min(max_length or self.spec.max_length, self.spec.max_length)
         return tokenizers.skipped_tokens(self.tokenizer, self.spec, prompt, limit)
 
-    def pad(self, token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Stack texts into one batch, padded on the right.
-
-        Args:
-            token_ids: Of each text; tokens that `TokenIds` skip are not pooled.
-
-        Returns:
-            Token ids [n, longest], lengths [n] and numbers of skipped tokens [n], int64, on the device of the
-            model.
+    def collate(self, tokens: Tokens) -> tuple[Tensor | int, ...]:
+        """One batch of texts, on the device of the model: the arguments of `forward`.
 
         Raises:
             InputError: if all tokens of a text are skipped.
         """
-        lengths = torch.tensor([len(ids) for ids in token_ids])
-        skipped = torch.tensor([ids.skipped if isinstance(ids, TokenIds) else 0 for ids in token_ids])
-        if bool(((skipped > 0) & (skipped >= lengths)).any()):
+        if np.any((tokens.skipped > 0) & (tokens.skipped >= tokens.lengths)):
             raise InputError(
-                f"a prompt has {int(skipped.max())} tokens, which leaves none of its text to be pooled "
+                f"a prompt has {tokens.skipped.max()} tokens, which leaves none of its text to be pooled "
                 "(include_prompt is false). Shorten the prompt, or raise the maximum length"
             )
-        batch = torch.full((len(token_ids), int(lengths.max())), self.tokenizer.pad_token_id or 0)
-        for row, ids in zip(batch, token_ids, strict=True):
-            row[: len(ids)] = torch.tensor(ids)
-        return batch.to(self.device), lengths.to(self.device), skipped.to(self.device)
+        device = self.device
+        parts = self.layout.collate(tokens)
+        if device.type != "cuda":
+            return parts
+        # From pinned memory, copies do not wait for the passes that are already queued.
+        return tuple(
+            part.pin_memory().to(device, non_blocking=True) if isinstance(part, Tensor) else part
+            for part in parts
+        )
 
-    def forward(self, input_ids: Tensor, lengths: Tensor, skipped: Tensor) -> Tensor:
-        """Embed a batch that is padded on the right; see `pad`.
-
-        Args:
-            input_ids: [n, length] int64.
-            lengths: [n] int64.
-            skipped: [n] int64.
+    def forward(self, *batch: Any) -> Tensor:
+        """Embed a batch; see `collate`.
 
         Returns:
             [n, d] float32, each row of norm 1.
         """
-        return nn.functional.normalize(self.pooled(input_ids, lengths, skipped), dim=-1)
+        return nn.functional.normalize(self.pooled(*batch), dim=-1)
 
-    def pooled(self, input_ids: Tensor, lengths: Tensor, skipped: Tensor) -> Tensor:
+    def pooled(self, *batch: Any) -> Tensor:
         """The same before normalization: [n, d] float32."""
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        real = positions < lengths[:, None]
-        if self.packed:
-            states = self._packed_states(input_ids, real)
-        elif self.causal:
-            states = self.transformer(input_ids=input_ids, use_cache=False).last_hidden_state
-        else:
-            mask = real.long()
-            states = self.transformer(input_ids=input_ids, attention_mask=mask).last_hidden_state
-        return pool(states, lengths, skipped, self.spec.pooling).float()
-
-    def _packed_states(self, input_ids: Tensor, real: Tensor) -> Tensor:
-        """Token states, padded, from one sequence of all texts.
-
-        transformers separates the texts of a packed sequence where its position ids restart at 0.
-        """
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-        output = self.transformer(
-            input_ids=input_ids[real][None], position_ids=positions[real][None], use_cache=False
-        )
-        states = output.last_hidden_state[0]
-        return states.new_zeros(*input_ids.shape, states.shape[1]).index_put((real,), states)
+        return self.layout.pooled(self.transformer, *batch).float()
 
     @torch.inference_mode()
-    def encode_tokens(
-        self, token_ids: Sequence[Sequence[int]], chunk_tokens: int = 8192, normalize: bool = True
-    ) -> np.ndarray:
-        """Embed tokenized texts, longest first, at most `chunk_tokens` padded tokens per forward pass.
+    def encode_tokens(self, tokens: Tokens, chunk_tokens: int = 8192, normalize: bool = True) -> np.ndarray:
+        """Embed tokenized texts, at most `chunk_tokens` tokens per forward pass, padding included.
+
+        A GPU computes a chunk while the next one is collated; vectors are fetched one chunk behind.
 
         Returns:
-            [n, d] float32 in the order of `token_ids`, each row of norm 1 unless `normalize` is off; a text
+            [n, d] float32 in the order of `tokens`, each row of norm 1 unless `normalize` is off; a text
             without tokens is zeros.
         """
         embed = self if normalize else self.pooled
-        vectors = np.zeros((len(token_ids), self.dimension), dtype=np.float32)
-        filled = np.array([index for index, ids in enumerate(token_ids) if len(ids)], dtype=np.int64)
-        lengths = np.array([len(token_ids[index]) for index in filled], dtype=np.int64)
-        for chunk in chunk_by_tokens(lengths, chunk_tokens):
+        vectors = np.zeros((len(tokens), self.dimension), dtype=np.float32)
+        (filled,) = np.nonzero(tokens.lengths)
+        computing: tuple[np.ndarray, PendingCopy] | None = None
+        for chunk in self.layout.chunks(tokens.lengths[filled], chunk_tokens):
             texts = filled[chunk]
-            vectors[texts] = embed(*self.pad([token_ids[index] for index in texts])).cpu().numpy()
+            started = texts, PendingCopy(embed(*self.collate(tokens[texts])))
+            if computing:
+                vectors[computing[0]] = computing[1].result()
+            computing = started
+        if computing:
+            vectors[computing[0]] = computing[1].result()
         return vectors
 
     def encode(self, texts: Sequence[str], prompt: str = "", chunk_tokens: int = 8192) -> np.ndarray:
@@ -212,7 +165,7 @@ class Encoder(nn.Module):
         Args:
             texts: n texts, truncated at the maximum length of the model.
             prompt: Prefix of every text.
-            chunk_tokens: Maximum of padded tokens in one forward pass.
+            chunk_tokens: Maximum of tokens in one forward pass, padding included.
 
         Returns:
             [n, d] float32, each row of norm 1.
@@ -220,25 +173,15 @@ class Encoder(nn.Module):
         return self.encode_tokens(self.tokenize(texts, prompt=prompt), chunk_tokens)
 
 
-def chunk_by_tokens(lengths: np.ndarray, chunk_tokens: int) -> list[np.ndarray]:
-    """Cut texts, longest first, into chunks of at most `chunk_tokens` padded tokens (at least one text each).
+class PendingCopy:
+    """Values on their way from a device to the CPU, which the caller does not wait for yet."""
 
-    A chunk ends early if it has `MIN_CHUNK_TOKENS` and padding would exceed an eighth of the next text.
+    def __init__(self, values: Tensor) -> None:
+        self.values = values.to("cpu", non_blocking=True)  # into pinned memory
+        self.event = torch.cuda.current_stream(values.device).record_event() if values.is_cuda else None
 
-    Args:
-        lengths: [n] tokens of each text.
-
-    Returns:
-        Index arrays that together contain each of 0..n-1 once.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    ordered = np.maximum(lengths[order], 1)
-    chunks, start = [], 0
-    while start < len(order):
-        longest = int(ordered[start])
-        fitting = max(1, chunk_tokens // longest)
-        similar = int(np.count_nonzero(ordered[start : start + fitting] * 8 >= longest * 7))
-        rows = min(fitting, max(similar, -(-MIN_CHUNK_TOKENS // longest)))
-        chunks.append(order[start : start + rows])
-        start += rows
-    return chunks
+    def result(self) -> np.ndarray:
+        """The values, once they are complete."""
+        if self.event:
+            self.event.synchronize()
+        return self.values.numpy()

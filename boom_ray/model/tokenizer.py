@@ -12,28 +12,12 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, processors
 
 from boom_ray.errors import InputError, first_line
 from boom_ray.model.spec import EncoderSpec
+from boom_ray.model.tokens import Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PREFERRED_EOS = "<|endoftext|>"
-
-
-class TokenIds(list[int]):
-    """The token ids of one text.
-
-    Attributes:
-        skipped: Number of the first ids, those of the prompt, whose states are not pooled.
-    """
-
-    skipped: int = 0
-
-    @classmethod
-    def of(cls, ids: Sequence[int], skipped: int) -> "TokenIds":
-        """Ids of which the first `skipped` are not pooled."""
-        made = cls(ids)
-        made.skipped = skipped
-        return made
 
 
 def end_with_eos(tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -153,7 +137,7 @@ def tokenize(
     texts: Sequence[str],
     prompt: str = "",
     max_length: int | None = None,
-) -> list[TokenIds]:
+) -> Tokens:
     """Token ids of each text behind the prompt, special tokens included.
 
     Args:
@@ -168,7 +152,7 @@ def tokenize(
         return_attention_mask=False,
     )
     skipped = skipped_tokens(tokenizer, spec, prompt, limit)
-    return [TokenIds.of(ids, skipped) for ids in encoded["input_ids"]]
+    return Tokens.of(encoded["input_ids"], skipped)
 
 
 def skipped_tokens(

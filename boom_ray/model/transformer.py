@@ -17,6 +17,7 @@ from boom_ray.recipe import Attention
 ENCODERS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 ENCODERS |= {"longt5": "LongT5EncoderModel"}
 POOLER = "pooler"
+LIBRARY_CHOICE = ("auto", "varlen")
 LISTED = 3  # missing weights that an error names
 
 
@@ -26,7 +27,8 @@ def load_transformer(directory: str, dtype: torch.dtype, attention: Attention) -
     A pooler that the files lack is left out; no pooling uses it.
 
     Args:
-        attention: Implementation of attention; `auto` is sdpa if the class supports it, else eager.
+        attention: Implementation of attention; for `auto` and `varlen`, which is set later, sdpa if the class
+            supports it, else eager.
 
     Raises:
         InputError: if the class does not support the attention, or is an encoder-decoder other than T5; if
@@ -46,7 +48,7 @@ def load_transformer(directory: str, dtype: torch.dtype, attention: Attention) -
             directory,
             dtype=dtype,
             use_safetensors=True,
-            attn_implementation=None if attention == "auto" else attention,
+            attn_implementation=None if attention in LIBRARY_CHOICE else attention,
             output_loading_info=True,
         )
     except ImportError as error:
@@ -69,11 +71,11 @@ def _class_of(config: transformers.PretrainedConfig) -> type[PreTrainedModel] | 
 
 def _check_attention(loader: type[PreTrainedModel] | None, attention: Attention) -> None:
     """Refuse an attention that the class lacks; its attributes say which it has."""
-    if loader is None or attention in ("auto", "eager"):
+    if loader is None or attention in (*LIBRARY_CHOICE, "eager"):
         return
     optional = {"sdpa": loader._supports_sdpa, "flash_attention_2": loader._supports_flash_attn}
     if not optional[attention]:
-        allowed = ["auto", "eager", *(name for name, supported in optional.items() if supported)]
+        allowed = ["auto", "varlen", "eager", *(name for name, supported in optional.items() if supported)]
         raise InputError(
             f"train.execution.attention: got {attention}, which {loader.__name__} does not support; "
             f"allowed: {', '.join(allowed)}"

@@ -27,6 +27,7 @@ from boom_ray.data.batches import num_batches, num_steps
 from boom_ray.evaluation import local_tasks
 from boom_ray.merge.driver import merge_into
 from boom_ray.model import directory
+from boom_ray.model.tokens import Tokens
 from boom_ray.planner import cost, hardware, stages
 from boom_ray.planner.assumptions import Assumptions
 from boom_ray.planner.calibration import Calibration, store
@@ -196,7 +197,7 @@ def _measure(model: str, task: str | None, max_length: int | None) -> tuple[floa
         evaluator = RetrievalEvaluator(task, max_length, 4096)
         evaluator.compute_all_metrics(encoder)
     else:
-        encoder.encode_tokens([[FIRST_WORD] * LENGTH] * NUM_TEXTS)
+        encoder.encode_tokens(Tokens.of([[FIRST_WORD] * LENGTH] * NUM_TEXTS))
     return ready, loaded - ready, time.time() - loaded
 
 
@@ -236,7 +237,7 @@ def _embed(model: str) -> float:
     import torch
 
     encoder = directory.load_encoder(storage.local_directory(model), device="cuda", dtype=torch.bfloat16)
-    texts = [[FIRST_WORD] * LENGTH] * NUM_TEXTS
+    texts = Tokens.of([[FIRST_WORD] * LENGTH] * NUM_TEXTS)
     encoder.encode_tokens(texts)
     since = time.perf_counter()
     encoder.encode_tokens(texts)

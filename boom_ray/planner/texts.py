@@ -143,7 +143,10 @@ class BatchLoads:
 
     @property
     def _packed(self) -> bool:
-        return self.train.execution.attention == "flash_attention_2"
+        """Whether batches are expected to run packed; see `boom_ray.model.packing`."""
+        attention = self.train.execution.attention
+        on_gpu = self.train.execution.use_gpu and self.train.precision != "fp32"
+        return attention in ("varlen", "flash_attention_2") or (attention == "auto" and on_gpu)
 
     def _lengths(self, texts: list[str]) -> np.ndarray:
         assert self.tokenizer is not None
@@ -180,11 +183,11 @@ class BatchLoads:
 
 def _load(lengths: np.ndarray, chunk_tokens: int, packed: bool, row_bytes: float) -> BatchLoad:
     """The load of texts with these lengths, in the chunks that training would make of them."""
-    from boom_ray.model.encoder import chunk_by_tokens
+    from boom_ray.model.padded_layout import chunk_by_padded_tokens
 
     padded = np.array(lengths, dtype=float)
     if not packed:
-        for chunk in chunk_by_tokens(lengths, chunk_tokens):
+        for chunk in chunk_by_padded_tokens(lengths, chunk_tokens):
             padded[chunk] = lengths[chunk].max()
     computed = float(padded.sum())
     length = float((padded**2).sum() / computed)

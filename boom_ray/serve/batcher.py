@@ -8,13 +8,13 @@ of a replica that several requests share.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-TokenLists = Sequence[Sequence[int]]  # of several texts
+from boom_ray.model.tokens import Tokens
 
 
 @dataclass(eq=False)
@@ -22,14 +22,12 @@ class PendingRequest:
     """A request in the queue or in a pass.
 
     Attributes:
-        token_ids: Token ids of its inputs.
-        tokens: Their number.
+        tokens: Token ids of its inputs.
         since: Time of arrival, on the clock of the event loop.
         future: [n, d] vectors; cancelled if the caller no longer waits.
     """
 
-    token_ids: TokenLists
-    tokens: int
+    tokens: Tokens
     since: float
     future: "asyncio.Future[np.ndarray]"
 
@@ -38,7 +36,7 @@ class TokenBatcher:
     """A queue in front of a model. All methods run on one event loop, so that no locks are needed.
 
     Args:
-        encode: From n lists of token ids to [n, d] vectors.
+        encode: From the token ids of n texts to [n, d] vectors.
         pass_tokens: Maximum tokens in one pass; a larger request is a pass of its own.
         concurrency: Maximum passes at the same time.
         on_pass: Called at the start of each pass with its tokens and the seconds each request waited.
@@ -46,7 +44,7 @@ class TokenBatcher:
 
     def __init__(
         self,
-        encode: Callable[[TokenLists], Awaitable[np.ndarray]],
+        encode: Callable[[Tokens], Awaitable[np.ndarray]],
         pass_tokens: int,
         concurrency: int,
         on_pass: Callable[[int, list[float]], None],
@@ -56,14 +54,14 @@ class TokenBatcher:
         self.waiting: deque[PendingRequest] = deque()
         self.running: set[asyncio.Task[None]] = set()
 
-    async def __call__(self, token_ids: TokenLists) -> np.ndarray:
+    async def __call__(self, tokens: Tokens) -> np.ndarray:
         """[n, d] vectors of one request, or the exception of `encode`.
 
         If the caller is cancelled, a waiting request is dropped; a pass in progress is cancelled once nobody
         waits for any request in it.
         """
         loop = asyncio.get_running_loop()
-        request = PendingRequest(token_ids, sum(map(len, token_ids)), loop.time(), loop.create_future())
+        request = PendingRequest(tokens, loop.time(), loop.create_future())
         self.waiting.append(request)
         self._start_passes()
         return await request.future
@@ -88,9 +86,10 @@ class TokenBatcher:
 
     async def _pass(self, batch: list[PendingRequest]) -> None:
         now = asyncio.get_running_loop().time()
-        self.on_pass(sum(request.tokens for request in batch), [now - request.since for request in batch])
+        tokens = Tokens.concatenate([request.tokens for request in batch])
+        self.on_pass(len(tokens.ids), [now - request.since for request in batch])
         try:
-            vectors = await self.encode([ids for request in batch for ids in request.token_ids])
+            vectors = await self.encode(tokens)
         except Exception as error:  # not CancelledError: then no caller is left
             for request in batch:
                 if not request.future.done():
@@ -98,7 +97,7 @@ class TokenBatcher:
             return
         start = 0
         for request in batch:
-            end = start + len(request.token_ids)
+            end = start + len(request.tokens)
             if not request.future.done():
                 request.future.set_result(vectors[start:end])
             start = end
@@ -112,7 +111,7 @@ class TokenBatcher:
         while self.waiting:
             request = self.waiting[0]
             if not request.future.done():
-                total += request.tokens
+                total += len(request.tokens.ids)
                 if batch and total > self.pass_tokens:
                     break
                 batch.append(request)

@@ -18,7 +18,8 @@ from ray.serve.handle import DeploymentHandle
 
 from boom_ray import __version__
 from boom_ray.artifacts.record import fingerprint
-from boom_ray.serve.batcher import TokenBatcher, TokenLists
+from boom_ray.model.tokens import Tokens
+from boom_ray.serve.batcher import TokenBatcher
 from boom_ray.serve.limits import Limits
 from boom_ray.serve.listener import Listener
 from boom_ray.serve.metrics import RequestMetrics
@@ -150,8 +151,8 @@ class Ingress:
             raise RequestError(404, message, "model", "model_not_found")
         return self.models[found.name]
 
-    async def embed(self, request: EmbeddingRequest) -> tuple[ActiveModel, TokenLists, np.ndarray]:
-        """The model that answered, the token ids of every input, and [n, d] pooled vectors.
+    async def embed(self, request: EmbeddingRequest) -> tuple[ActiveModel, Tokens, np.ndarray]:
+        """The model that answered, the tokens of every input, and [n, d] pooled vectors.
 
         Raises:
             RequestError: if the request does not fit the model, or the endpoint is overloaded.
@@ -159,22 +160,22 @@ class Ingress:
         model = self.model(request.model)
         self._admit(1)  # before tokenizing, which costs time even for a request that is then refused
         loop = asyncio.get_running_loop()
-        token_ids = await loop.run_in_executor(self.tokenizing, model.reader.read, request)
-        tokens = sum(map(len, token_ids))
-        self._admit(tokens)
-        self.accepted_tokens += tokens
+        tokens = await loop.run_in_executor(self.tokenizing, model.reader.read, request)
+        count = len(tokens.ids)
+        self._admit(count)
+        self.accepted_tokens += count
         self.metrics.load.set(self.accepted_tokens)
         since = loop.time()
         try:
-            model, vectors = await self._encode(model, token_ids)
+            model, vectors = await self._encode(model, tokens)
         finally:
-            self.accepted_tokens -= tokens
+            self.accepted_tokens -= count
             self.metrics.load.set(self.accepted_tokens)
         # The pace is what `Retry-After` is estimated from: a moving average over the last ten or so requests.
-        pace = (tokens + self.accepted_tokens) / (loop.time() - since)
+        pace = (count + self.accepted_tokens) / (loop.time() - since)
         self.tokens_per_second += 0.1 * (pace - self.tokens_per_second)
-        self.metrics.tokens.inc(tokens, {"version": model.served.version})
-        return model, token_ids, vectors
+        self.metrics.tokens.inc(count, {"version": model.served.version})
+        return model, tokens, vectors
 
     def _admit(self, tokens: int) -> None:
         """Refuse a request that would wait too long; an idle endpoint accepts any size.
@@ -188,7 +189,7 @@ class Ingress:
         message = f"overloaded: {self.accepted_tokens} tokens are waiting; retry in {seconds} s"
         raise RequestError(429, message, code="overloaded", retry_after=seconds)
 
-    async def _encode(self, model: ActiveModel, token_ids: TokenLists) -> tuple[ActiveModel, np.ndarray]:
+    async def _encode(self, model: ActiveModel, tokens: Tokens) -> tuple[ActiveModel, np.ndarray]:
         """Encode on any replica; a request on a replica that fails is retried on another.
 
         Encoding has no side effects, so a repeated call is safe. A retry uses the version that is served by
@@ -196,7 +197,7 @@ class Ingress:
         """
         for attempt in itertools.count(1):
             try:
-                return model, await model.encoder(token_ids)
+                return model, await model.encoder(tokens)
             except (RayActorError, RayServeException) as error:
                 if attempt == ATTEMPTS:
                     message = "no encoder of this model answers; see the logs of Ray Serve"
@@ -207,9 +208,9 @@ class Ingress:
         raise AssertionError
 
 
-async def call(encoder: DeploymentHandle, token_ids: TokenLists) -> np.ndarray:
+async def call(encoder: DeploymentHandle, tokens: Tokens) -> np.ndarray:
     """[n, d] pooled vectors from any replica. Cancelling this coroutine cancels the call on the replica."""
-    response = encoder.encode.remote(token_ids)
+    response = encoder.encode.remote(tokens)
     try:
         vectors: np.ndarray = await response
     except asyncio.CancelledError:

@@ -9,7 +9,8 @@ import numpy as np
 from ray import serve
 
 from boom_ray import artifacts, storage
-from boom_ray.serve.batcher import TokenBatcher, TokenLists
+from boom_ray.model.tokens import Tokens
+from boom_ray.serve.batcher import TokenBatcher
 from boom_ray.serve.limits import Limits
 from boom_ray.serve.served_model import ServedModel
 
@@ -40,17 +41,17 @@ class EncoderReplica:
         # One thread: passes run one after another, and the event loop stays free for health checks.
         thread = ThreadPoolExecutor(1)
 
-        async def compute(token_ids: TokenLists) -> np.ndarray:
+        async def compute(tokens: Tokens) -> np.ndarray:
             # Without normalization, which some requests refuse: requests with both settings share a pass.
-            encode = partial(encoder.encode_tokens, token_ids, limits.pass_tokens, normalize=False)
+            encode = partial(encoder.encode_tokens, tokens, limits.pass_tokens, normalize=False)
             return await asyncio.get_running_loop().run_in_executor(thread, encode)
 
         metrics = EncoderMetrics(served.version, limits.pass_tokens)
         self.batcher = TokenBatcher(compute, limits.pass_tokens, 1, metrics.passed)
 
-    async def encode(self, token_ids: TokenLists) -> np.ndarray:
+    async def encode(self, tokens: Tokens) -> np.ndarray:
         """[n, d] float32 pooled vectors of one call, computed in one pass with other waiting calls."""
-        return await self.batcher(token_ids)
+        return await self.batcher(tokens)
 
 
 def encoder_application(

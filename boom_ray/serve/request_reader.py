@@ -1,12 +1,14 @@
 """From the inputs of a request to token ids, checked."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from boom_ray import storage
 from boom_ray.model import directory, tokenizer
 from boom_ray.model.spec import EncoderSpec
-from boom_ray.model.tokenizer import TokenIds
+from boom_ray.model.tokens import Tokens
 from boom_ray.serve.limits import MAX_INPUTS
 from boom_ray.serve.schema import EmbeddingRequest, RequestError
 from boom_ray.serve.tei_schema import DecodeRequest, TokenizeRequest, TokenSpan
@@ -61,7 +63,7 @@ class RequestReader:
             raise RequestError(422, message, "prompt_name", "unknown_prompt")
         return name
 
-    def read(self, request: EmbeddingRequest) -> list[TokenIds]:
+    def read(self, request: EmbeddingRequest) -> Tokens:
         """The token ids of every input of a request.
 
         Raises:
@@ -80,13 +82,13 @@ class RequestReader:
         check_number(inputs, "input")
         if isinstance(inputs[0], str):
             check_unicode(inputs)
-            token_ids = self._tokenize(inputs, self._prefix(prompt), request)
+            tokens = self._tokenize(inputs, self._prefix(prompt), request)
         elif prompt is not None:
             raise RequestError(422, "a prompt is prepended to texts, not to token ids", "prompt_name")
         else:
-            token_ids = self._check_tokens(inputs, request)
-        self._check_lengths(token_ids)
-        return token_ids
+            tokens = self._check_tokens(inputs, request)
+        self._check_lengths(tokens)
+        return tokens
 
     def tokens(self, request: TokenizeRequest) -> list[list[TokenSpan]]:
         """The tokens of each text with their positions, the response of `/tokenize`."""
@@ -122,29 +124,30 @@ class RequestReader:
         """The text of a prompt; that of the model's default prompt, which most models lack, for None."""
         return self.spec.default_prompt if prompt is None else self.spec.prompts.get(prompt, "")
 
-    def _tokenize(self, texts: list[str], prefix: str, request: EmbeddingRequest) -> list[TokenIds]:
+    def _tokenize(self, texts: list[str], prefix: str, request: EmbeddingRequest) -> Tokens:
         prefixed = [prefix + text for text in texts]
         whole = self.tokenizer(prefixed, return_attention_mask=False, verbose=False)["input_ids"]
         skipped = tokenizer.skipped_tokens(self.tokenizer, self.spec, prefix, self.spec.max_length)
-        return [self._shorten(TokenIds.of(ids, skipped), request) for ids in whole]
+        return self._shorten(whole, skipped, request)
 
-    def _check_tokens(self, token_ids: list[list[int]], request: EmbeddingRequest) -> list[TokenIds]:
+    def _check_tokens(self, token_ids: list[list[int]], request: EmbeddingRequest) -> Tokens:
         for index, ids in enumerate(token_ids):
             self.frame.check(index, ids)
-        return [self._shorten(TokenIds(ids), request) for ids in token_ids]
+        return self._shorten(token_ids, 0, request)
 
-    def _shorten(self, ids: TokenIds, request: EmbeddingRequest) -> TokenIds:
+    def _shorten(self, token_ids: list[list[int]], skipped: int, request: EmbeddingRequest) -> Tokens:
         """Ids within the maximum length, if the request wants it; a cut at the left end takes the prompt."""
         if not request.truncate:
-            return ids
+            return Tokens.of(token_ids, skipped)
         left = (request.truncation_direction or self.truncation_side).lower() == "left"
-        kept, skipped = self.frame.truncate(ids, self.spec.max_length, left), ids.skipped
+        kept = Tokens.of([self.frame.truncate(ids, self.spec.max_length, left) for ids in token_ids], skipped)
         if left and skipped:
-            skipped = max(len(self.frame.before), skipped - (len(ids) - len(kept)))
-        return TokenIds.of(kept, skipped)
+            surplus = np.fromiter(map(len, token_ids), np.int64, len(token_ids)) - kept.lengths
+            kept = replace(kept, skipped=np.maximum(len(self.frame.before), skipped - surplus))
+        return kept
 
-    def _check_lengths(self, token_ids: list[TokenIds]) -> None:
-        lengths = [len(ids) for ids in token_ids]
+    def _check_lengths(self, tokens: Tokens) -> None:
+        lengths = tokens.lengths.tolist()
         if 0 in lengths:
             message = f"input {lengths.index(0)} has no token: the model's tokenizer drops all its characters"
             raise RequestError(422, message, "input", "empty_input")
@@ -155,7 +158,7 @@ class RequestReader:
                 f'{self.spec.max_length}. Shorten it, or send "truncate": true'
             )
             raise RequestError(422, message, "input", "context_length_exceeded")
-        if any(0 < ids.skipped >= len(ids) for ids in token_ids):
+        if np.any((tokens.skipped > 0) & (tokens.skipped >= tokens.lengths)):
             message = "the prompt fills the maximum length, and its tokens are not pooled: no token is left"
             raise RequestError(422, message, "prompt_name", "no_pooled_token")
 

@@ -7,7 +7,7 @@ import numpy as np
 import orjson
 from fastapi import Request, Response
 
-from boom_ray.serve.batcher import TokenLists
+from boom_ray.model.tokens import Tokens
 from boom_ray.serve.schema import EmbeddingRequest
 
 if TYPE_CHECKING:
@@ -21,12 +21,12 @@ def json_response(content: Any) -> Response:
 
 async def embed(
     ingress: "Ingress", body: EmbeddingRequest, request: Request
-) -> "tuple[ActiveModel, TokenLists, np.ndarray]":
-    """Model, token ids and [n, d] vectors for a request, whose version and tokens the guard then logs."""
-    model, token_ids, pooled = await ingress.embed(body)
+) -> "tuple[ActiveModel, Tokens, np.ndarray]":
+    """Model, tokens and [n, d] vectors for a request, whose version and tokens the guard then logs."""
+    model, tokens, pooled = await ingress.embed(body)
     request.scope["model_version"] = model.served.version
-    request.scope["num_tokens"] = sum(map(len, token_ids))
-    return model, token_ids, finish(pooled, body)
+    request.scope["num_tokens"] = len(tokens.ids)
+    return model, tokens, finish(pooled, body)
 
 
 def finish(pooled: np.ndarray, request: EmbeddingRequest) -> np.ndarray:
@@ -38,7 +38,7 @@ def finish(pooled: np.ndarray, request: EmbeddingRequest) -> np.ndarray:
 
 
 def response_body(
-    vectors: np.ndarray, token_ids: TokenLists, request: EmbeddingRequest, model: str
+    vectors: np.ndarray, num_tokens: int, request: EmbeddingRequest, model: str
 ) -> dict[str, Any]:
     """An `EmbeddingResponse` as a dict, whose arrays the JSON encoder writes.
 
@@ -47,7 +47,6 @@ def response_body(
     encoded: list[Any] = list(vectors)
     if request.encoding_format == "base64":
         encoded = [base64.b64encode(vector.astype("<f4").tobytes()).decode() for vector in vectors]
-    tokens = sum(map(len, token_ids))
     body = {
         "object": "list",
         "data": [
@@ -55,7 +54,7 @@ def response_body(
             for index, vector in enumerate(encoded)
         ],
         "model": model,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
     }
     prompt = request.prompt_name or request.input_type
     return body | ({"prompt_name": prompt} if prompt else {})

@@ -62,8 +62,8 @@ def _add_openai(app: FastAPI, ingress: "Ingress", prefix: str) -> None:
         response_class=Response,
     )
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
-        model, token_ids, vectors = await embed(ingress, body, request)
-        return json_response(response_body(vectors, token_ids, body, model.served.name))
+        model, tokens, vectors = await embed(ingress, body, request)
+        return json_response(response_body(vectors, len(tokens.ids), body, model.served.name))
 
     @app.get(f"{prefix}/models", responses=ERRORS)
     async def models() -> ModelList:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from boom_ray.data.collate import Batch, Collator
 from boom_ray.errors import InputError
 from boom_ray.model import directory
 from boom_ray.model.encoder import Encoder
-from boom_ray.model.tokenizer import TokenIds
+from boom_ray.model.tokens import Tokens
 from boom_ray.train.bag_job import BagJob
 
 
@@ -23,14 +23,12 @@ class TokenizedBatch:
     Attributes:
         batch: The batch, with n distinct texts.
         rows: [batch_size] int64, indices of its rows within the task.
-        token_ids: Token ids of the n texts.
-        lengths: [n] int64, number of tokens of each text.
+        tokens: Token ids of the n texts.
     """
 
     batch: Batch
     rows: np.ndarray
-    token_ids: list[TokenIds]
-    lengths: np.ndarray
+    tokens: Tokens
 
 
 class BatchLoader:
@@ -91,17 +89,17 @@ class BatchLoader:
 
     def tokenize(self, batch: Batch, rows: np.ndarray) -> TokenizedBatch:
         """Tokenize the texts of a batch, each truncated at the limit of its side."""
-        token_ids = [TokenIds() for _ in batch.texts]
         limits = self.limits(batch)
-        for limit in np.unique(limits).tolist():
-            indices = np.flatnonzero(limits == limit)
-            encoded = self.encoder.tokenize([batch.texts[index] for index in indices], limit)
-            for index, ids in zip(indices, encoded, strict=True):
-                token_ids[index] = ids
+        of_limit = {limit: np.flatnonzero(limits == limit) for limit in np.unique(limits).tolist()}
+        parts = [
+            self.encoder.tokenize([batch.texts[index] for index in indices], limit)
+            for limit, indices in of_limit.items()
+        ]
+        tokens = Tokens.concatenate(parts)[np.argsort(np.concatenate(list(of_limit.values())))]
         if not self.encoder.spec.include_prompt:
-            skipped = map(self.encoder.skipped_tokens, batch.prompts, limits.tolist())
-            token_ids = [TokenIds.of(ids, count) for ids, count in zip(token_ids, skipped, strict=True)]
-        return TokenizedBatch(batch, rows, token_ids, np.array([len(ids) for ids in token_ids]))
+            counts = [*map(self.encoder.skipped_tokens, batch.prompts, limits.tolist())]
+            tokens = replace(tokens, skipped=np.array(counts))
+        return TokenizedBatch(batch, rows, tokens)
 
     def limits(self, batch: Batch) -> np.ndarray:
         """[n] int64, number of tokens at which each text of a batch is truncated."""

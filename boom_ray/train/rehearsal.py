@@ -20,7 +20,7 @@ from boom_ray import storage
 from boom_ray.artifacts.tensors import TensorPlace, read_places
 from boom_ray.errors import BoomError, InputError, first_line
 from boom_ray.model.encoder import Encoder
-from boom_ray.model.tokenizer import TokenIds
+from boom_ray.model.tokens import Tokens
 from boom_ray.runtime import scratch
 from boom_ray.train import lora
 from boom_ray.train.bag_job import BagJob
@@ -29,7 +29,7 @@ from boom_ray.train.engine import create_optimizer
 from boom_ray.train.export import published_length, save_model
 from boom_ray.train.loss import batch_loss
 from boom_ray.train.preparation import prepare
-from boom_ray.train.step import TrainingStep, embedder, share_chunks
+from boom_ray.train.step import TrainingStep, embedder
 
 MIN_COSINE = {"fp32": 0.999, "bf16": 0.99, "fp16": 0.99}
 LEARNING_RATE = 1e-5  # small enough that the step itself never diverges
@@ -101,15 +101,15 @@ def _check_embeddings(
             depends on the padding next to it; if the tokenizer knows nothing of the texts.
     """
     special = set(encoder.tokenizer.all_special_ids)
-    if all(special.issuperset(ids) for ids in batch.token_ids):
+    if special.issuperset(batch.tokens.ids.tolist()):
         raise InputError(
             f"{base}: its tokenizer knows no token of the rows of task {batch.batch.task}. Check "
             "tokenizer.json, or choose another base_model.path"
         )
-    shortest, longest = encoder.tokenize(["a", " ".join(["a", *batch.batch.texts])], length)
-    longest = TokenIds((longest * length)[: length - 1] + longest[-1:])
-    together = encoder.encode_tokens([shortest, longest], chunk_tokens=2 * length)
-    alone = np.concatenate([encoder.encode_tokens([ids]) for ids in (shortest, longest)])
+    shortest, longest = encoder.tokenize(["a", " ".join(["a", *batch.batch.texts])], length).lists()
+    tokens = Tokens.of([shortest, (longest * length)[: length - 1] + longest[-1:]])
+    together = encoder.encode_tokens(tokens, chunk_tokens=2 * length)
+    alone = np.concatenate([encoder.encode_tokens(tokens[:1]), encoder.encode_tokens(tokens[1:])])
     if not np.allclose(np.linalg.norm(together, axis=1), 1, atol=0.01):
         raise InputError(f"{base}: its embeddings are not finite. Change train.precision or base_model.path")
     cosine = float((together * alone).sum(1).min())
@@ -136,9 +136,9 @@ def _step(job: BagJob, encoder: Encoder, batch: TokenizedBatch) -> None:
         grad_cache=train.execution.grad_cache,
     )
     loss, _ = step(
-        embed=embedder(encoder, encoder.pad, batch.token_ids),
-        chunks=share_chunks(batch.lengths, 1, train.execution.chunk_tokens)[0],
-        num_texts=len(batch.token_ids),
+        embed=embedder(encoder, encoder.collate, batch.tokens),
+        chunks=encoder.layout.chunks(batch.tokens.lengths, train.execution.chunk_tokens),
+        num_texts=len(batch.tokens),
         loss=lambda embeddings: batch_loss(
             embeddings, batch.batch, train.temperature, train.distillation, train.matryoshka
         ),

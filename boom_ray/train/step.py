@@ -18,20 +18,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from boom_ray.model.encoder import chunk_by_tokens
+from boom_ray.model.tokens import Tokens
 
 Chunk = np.ndarray
 Embed = Callable[[Chunk], Tensor]
 
 
-def share_chunks(lengths: np.ndarray, num_ranks: int, chunk_tokens: int) -> list[list[Chunk]]:
+def share_chunks(
+    lengths: np.ndarray, num_ranks: int, cut: Callable[[np.ndarray], list[Chunk]]
+) -> list[list[Chunk]]:
     """Distribute texts over ranks, longest first, and cut the part of every rank into equally many chunks.
 
     ZeRO-3 gathers parameters in every forward pass, and a rank with fewer passes would block the others.
 
     Args:
         lengths: [n] tokens of each text.
-        chunk_tokens: Padded tokens in one chunk.
+        cut: Cuts texts of given lengths into chunks, such as the `chunks` of a layout.
 
     Returns:
         Index arrays of each rank, which together contain each of 0..n-1 once. A rank with too few texts has
@@ -39,7 +41,7 @@ def share_chunks(lengths: np.ndarray, num_ranks: int, chunk_tokens: int) -> list
     """
     order = np.argsort(-lengths, kind="stable")
     parts = [order[rank::num_ranks] for rank in range(num_ranks)]
-    chunks = [[part[chunk] for chunk in chunk_by_tokens(lengths[part], chunk_tokens)] for part in parts]
+    chunks = [[part[chunk] for chunk in cut(lengths[part])] for part in parts]
     num_chunks = max(map(len, chunks))
     for rank_chunks in chunks:
         while len(rank_chunks) < num_chunks:
@@ -120,21 +122,21 @@ class TrainingStep:
 
 def embedder(
     forward: Callable[..., Tensor],
-    pad: Callable[[Sequence[Sequence[int]]], tuple[Tensor, ...]],
-    token_ids: Sequence[Sequence[int]],
+    collate: Callable[[Tokens], tuple[Tensor | int, ...]],
+    tokens: Tokens,
 ) -> Embed:
     """`Embed` for tokenized texts.
 
     An empty chunk runs one text and discards it: with ZeRO-3 all ranks must run the same forward passes.
 
     Args:
-        forward: From what `pad` returns to embeddings.
-        pad: From token ids to one batch, see `Encoder.pad`.
-        token_ids: Token ids of all texts of the batch.
+        forward: From what `collate` returns to embeddings.
+        collate: From token ids to one batch, see `Encoder.collate`.
+        tokens: Token ids of all texts of the batch.
     """
 
     def embed(chunk: Chunk) -> Tensor:
-        texts = [token_ids[index] for index in chunk] or token_ids[:1]
-        return forward(*pad(texts))[: len(chunk)]
+        texts = tokens[chunk] if len(chunk) else tokens[:1]
+        return forward(*collate(texts))[: len(chunk)]
 
     return embed

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from boom_ray.data.collate import Batch
 from boom_ray.errors import InputError
-from boom_ray.model.encoder import DTYPES, Encoder, chunk_by_tokens
+from boom_ray.model.encoder import DTYPES, Encoder
 from boom_ray.train import engine as deepspeed_engine
 from boom_ray.train.bag_job import BagJob
 from boom_ray.train.batch_loader import BatchLoader, TokenizedBatch
 from boom_ray.train.loss import batch_loss
 from boom_ray.train.metrics_log import StepMetrics
 from boom_ray.train.step import Chunk, TrainingStep, embedder, share_chunks
-from boom_ray.train.step_statistics import flops_per_token, mean_similarity, measure_flops, padding_fraction
+from boom_ray.train.step_statistics import flops_per_token, mean_similarity, measure_flops
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -81,9 +81,9 @@ class StepRunner:
         """
         train = self.train
         loss, embeddings = self.step(
-            embed=embedder(self.engine, self.encoder.pad, batch.token_ids),
+            embed=embedder(self.engine, self.encoder.collate, batch.tokens),
             chunks=self._chunks(batch),
-            num_texts=len(batch.token_ids),
+            num_texts=len(batch.tokens),
             loss=lambda embeddings: batch_loss(
                 embeddings, batch.batch, train.temperature, train.distillation, train.matryoshka
             ),
@@ -94,13 +94,16 @@ class StepRunner:
     def embed(self, batch: Batch) -> Tensor:
         """[n, d] embeddings of the texts of a small batch; every rank embeds all of them."""
         tokenized = self.loader.tokenize(batch, rows=np.empty(0))
-        embed = embedder(self.engine, self.encoder.pad, tokenized.token_ids)
-        chunks = chunk_by_tokens(tokenized.lengths, self.train.execution.chunk_tokens)
+        embed = embedder(self.engine, self.encoder.collate, tokenized.tokens)
+        chunks = self._cut(tokenized.tokens.lengths)
         vectors = torch.cat([embed(chunk) for chunk in chunks])
         return vectors[torch.from_numpy(np.argsort(np.concatenate(chunks)))]
 
     def _chunks(self, batch: TokenizedBatch) -> list[Chunk]:
-        return share_chunks(batch.lengths, self.num_ranks, self.train.execution.chunk_tokens)[self.rank]
+        return share_chunks(batch.tokens.lengths, self.num_ranks, self._cut)[self.rank]
+
+    def _cut(self, lengths: np.ndarray) -> list[Chunk]:
+        return self.encoder.layout.chunks(lengths, self.train.execution.chunk_tokens)
 
     def _metrics(
         self,
@@ -112,10 +115,11 @@ class StepRunner:
         grad_norm: float,
         seconds: float,
     ) -> StepMetrics:
-        tokens = int(batch.lengths.sum())
+        lengths = batch.tokens.lengths
+        tokens = int(lengths.sum())
         rate = tokens / seconds
         num_texts = batch.batch.candidates.size + len(batch.batch.queries)  # with repetitions
-        padding = 0.0 if self.encoder.packed else padding_fraction(batch.lengths, self._chunks(batch))
+        computed = self.encoder.layout.computed_tokens(lengths, self.train.execution.chunk_tokens)
         return StepMetrics(
             step=step + 1,
             time=time.time(),
@@ -125,9 +129,9 @@ class StepRunner:
             grad_norm=grad_norm,
             learning_rate=learning_rate,
             tokens_per_second=rate,
-            padding_fraction=padding,
-            truncated_fraction=float(np.mean(batch.lengths >= self.loader.limits(batch.batch))),
-            distinct_fraction=len(batch.token_ids) / num_texts,
+            padding_fraction=1 - tokens / computed,
+            truncated_fraction=float(np.mean(lengths >= self.loader.limits(batch.batch))),
+            distinct_fraction=len(batch.tokens) / num_texts,
             similarity=mean_similarity(embeddings),
             mfu=self.device_flops and rate * self.flops_per_token / (self.num_ranks * self.device_flops),
         )

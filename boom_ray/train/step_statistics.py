@@ -2,7 +2,6 @@
 
 import time
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,18 +14,6 @@ def mean_similarity(embeddings: Tensor) -> float:
     count = len(embeddings)
     total = embeddings.double().sum(0).square().sum().item()
     return (total - count) / max(1, count * (count - 1))
-
-
-def padding_fraction(lengths: np.ndarray, chunks: list[np.ndarray]) -> float:
-    """Fraction of padding among all tokens of padded chunks.
-
-    Args:
-        lengths: [n] tokens of each text.
-        chunks: Indices of the texts of each chunk.
-    """
-    computed = sum(len(chunk) * int(lengths[chunk].max()) for chunk in chunks if len(chunk))
-    real = sum(int(lengths[chunk].sum()) for chunk in chunks)
-    return 1 - real / computed if computed else 0.0
 
 
 def flops_per_token(model: nn.Module) -> int:

@@ -377,8 +377,8 @@ def test_chunks_begin_with_the_prompt_and_end_with_the_text(published_qwen3, pro
     words = " ".join(f"number {i}" for i in range(120))
     tokenizer = directory.load_encoder(published_qwen3).tokenizer
     pieces = cut(tokenizer, [words], prompt, 128, 40, 8)
-    decoded = [tokenizer.decode(ids, skip_special_tokens=True) for ids in pieces.token_ids]
-    assert all(len(ids) <= 40 for ids in pieces.token_ids)
+    decoded = [tokenizer.decode(ids, skip_special_tokens=True) for ids in pieces.tokens.lists()]
+    assert all(pieces.tokens.lengths <= 40)
     assert all(text.startswith(prompt) for text in decoded)
     assert decoded[0].removeprefix(prompt).startswith("number 0") and decoded[-1].endswith("number 119")
 
@@ -396,7 +396,7 @@ def test_long_texts_in_chunks(published_qwen3, tmp_path):
     assert cosines(vectors(each)[-1:], encoder.encode([prompt + "short"])).min() >= 0.99999
     assert cosines(vectors(mean)[1:], vectors(each)[-1:]).min() >= 0.99999
     pieces = cut(encoder.tokenizer, [words], prompt, 128, 40, 8)
-    weights = np.array([len(ids) for ids in pieces.token_ids])
+    weights = pieces.tokens.lengths
     expected = (vectors(each)[:count] * weights[:, None]).sum(0, keepdims=True)
     assert cosines(vectors(mean)[:1], expected).min() >= 0.99999
 

@@ -217,7 +217,7 @@ def test_texts_may_be_stored_in_any_way(type_of_text, files):
 
 def test_columns_of_any_name_are_carried_along(files):
     row = {"id": 1, "text": "a", "tokens": 5, "file": "f", "texts": [1], "a.b": 3, "a": {"b": 4},
-           "unit": None, "token_ids": "t", "piece_of": 7, "chunk": 8, "\0row": 9}  # fmt: skip
+           "unit": None, "ids": "t", "piece_of": 7, "chunk": 8, "\0row": 9}  # fmt: skip
     names = tuple(name for name in row if name != "id")
     as_json = values(files({"a.jsonl": jsonl(row)}), columns=names, filter="tokens == 5")
     assert as_json == {name: [value] for name, value in row.items()}

@@ -7,7 +7,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 from boom_ray.model import directory
-from boom_ray.model.encoder import chunk_by_tokens, pool
+from boom_ray.model.padded_layout import chunk_by_padded_tokens, pool
 from tests import texts
 
 FAMILIES = ["published_minilm", "published_qwen3"]
@@ -68,7 +68,7 @@ def test_vectors_are_independent_of_padding_and_batch(published_qwen3, mixed):
 
 def test_padding_exceeds_an_eighth_only_in_small_chunks():
     lengths = np.random.default_rng(0).integers(1, 512, 1000)
-    chunks = chunk_by_tokens(lengths, 10**6)
+    chunks = chunk_by_padded_tokens(lengths, 10**6)
     for chunk in chunks:
         longest, shortest = lengths[chunk].max(), lengths[chunk].min()
         assert shortest * 8 >= longest * 7 or (len(chunk) - 1) * longest < 512
@@ -78,14 +78,6 @@ def test_padding_exceeds_an_eighth_only_in_small_chunks():
 @pytest.mark.parametrize("budget", [1, 64, 10**6])
 def test_chunks_contain_every_text_once_within_the_budget(budget):
     lengths = np.random.default_rng(0).integers(1, 60, 100)
-    chunks = chunk_by_tokens(lengths, budget)
+    chunks = chunk_by_padded_tokens(lengths, budget)
     assert sorted(np.concatenate(chunks).tolist()) == list(range(100))
     assert all(len(chunk) == 1 or len(chunk) * lengths[chunk].max() <= budget for chunk in chunks)
-
-
-def test_vectors_of_a_packed_batch_match_a_padded_one(published_qwen3, mixed):
-    encoder = directory.load_encoder(published_qwen3)
-    padded = encoder.encode(mixed, chunk_tokens=400)
-    encoder.packed = True
-    assert np.abs(encoder.encode(mixed, chunk_tokens=400) - padded).max() < 1e-5
-    assert np.abs(encoder.encode(mixed[:1]) - padded[:1]).max() < 1e-5

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from boom_ray.evaluation.local_run import _with_prompts_of
 from boom_ray.evaluation.protocol import EvaluationProtocol
 from boom_ray.model import directory, files
 from boom_ray.model.encoder import Encoder
+from boom_ray.model.tokens import Tokens
 from boom_ray.recipe import Data
 from boom_ray.serve.request_reader import RequestReader
 from boom_ray.serve.schema import EmbeddingRequest
@@ -83,9 +85,8 @@ def test_prompts_are_chosen_and_pooled_as_by_the_peer(cased, tmp_path, pooling, 
     assert cosine(ours.encode(TEXTS, prompt=spec.query_prompt), theirs.encode_query(TEXTS)) >= 0.9999
     assert cosine(ours.encode(TEXTS, prompt=spec.document_prompt), theirs.encode_document(TEXTS)) >= 0.9999
     if pooling != "lasttoken":
-        whole = ours.encoder.encode_tokens(
-            [list(ids) for ids in ours.encoder.tokenize(TEXTS, prompt="Search for: ")]
-        )
+        tokens = ours.encoder.tokenize(TEXTS, prompt="Search for: ")
+        whole = ours.encoder.encode_tokens(Tokens.of(tokens.lists()))
         assert (cosine(whole, theirs.encode_query(TEXTS)) >= 0.9999) == include_prompt
 
 
@@ -138,9 +139,9 @@ def test_training_embeds_its_texts_as_sentence_transformers_does(trainable, tmp_
     batch = loader.batch(0)
     sides = {"Find: ", PROMPTS["document"] if template is None else "passage: "}
     assert set(batch.batch.prompts) == sides
-    embed = embedder(encoder, encoder.pad, batch.token_ids)
+    embed = embedder(encoder, encoder.collate, batch.tokens)
     with torch.no_grad():
-        vectors = embed(np.arange(len(batch.token_ids))).numpy()
+        vectors = embed(np.arange(len(batch.tokens))).numpy()
     for prompt in sides:
         chosen = [index for index, own in enumerate(batch.batch.prompts) if own == prompt]
         texts = [batch.batch.texts[index].removeprefix(prompt) for index in chosen]
@@ -154,8 +155,8 @@ def test_a_trained_model_keeps_its_prompts_and_how_they_are_pooled(trainable, tm
     before = encoder.encode(TEXTS)
     for number in range(2):
         batch = loader.batch(number)
-        embed = embedder(encoder.train(), encoder.pad, batch.token_ids)
-        size = len(batch.token_ids)
+        embed = embedder(encoder.train(), encoder.collate, batch.tokens)
+        size = len(batch.tokens)
         step(embed, [np.arange(size)], size, lambda vectors: (vectors[0] * vectors[1]).sum())
         optimizer.step()
     encoder.eval()
@@ -191,10 +192,9 @@ def test_a_prompt_that_leaves_no_token_of_a_text_is_refused(trainable, side, nam
 def test_a_prompt_that_leaves_nothing_to_pool_is_refused(cased, tmp_path):
     path = prompted(cased, tmp_path / "model", include_prompt=False)
     encoder = directory.load_encoder(path)
-    ids = encoder.tokenize(["text"], prompt="word ")[0]
-    ids.skipped = len(ids)
+    tokens = encoder.tokenize(["text"], prompt="word ")
     with pytest.raises(InputError, match="include_prompt"):
-        encoder.encode_tokens([ids])
+        encoder.encode_tokens(replace(tokens, skipped=tokens.lengths))
 
 
 @pytest.mark.parametrize(
@@ -236,8 +236,8 @@ def test_requests_get_the_prompts_that_sentence_transformers_chooses(cased, tmp_
         ({"input_type": "document"}, theirs.encode_document(TEXTS)),
         ({"prompt_name": "passage"}, theirs.encode(TEXTS, prompt_name="passage")),
     ):
-        token_ids = reader.read(EmbeddingRequest(input=TEXTS, truncate=True, **fields))
-        assert cosine(encoder.encode_tokens(token_ids), expected) >= 0.9999
+        tokens = reader.read(EmbeddingRequest(input=TEXTS, truncate=True, **fields))
+        assert cosine(encoder.encode_tokens(tokens), expected) >= 0.9999
 
 
 @pytest.mark.parametrize(

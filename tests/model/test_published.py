@@ -18,7 +18,7 @@ from boom_ray.model import directory, files
 from boom_ray.model.encoder import Encoder
 from boom_ray.recipe import BaseModelSource
 from boom_ray.train.loss import batch_loss
-from boom_ray.train.step import TrainingStep, embedder, share_chunks
+from boom_ray.train.step import TrainingStep, embedder
 from tests import texts
 from tests.data.test_collate import collator
 from tests.model.test_tokenizer import FAMILIES as DECODERS
@@ -124,12 +124,12 @@ def train(encoder: Encoder) -> None:
     step = TrainingStep(lambda tensor: None, lambda value, is_last: value.backward())
     for number in range(2):
         batch = collate(np.arange(len(rows)), 1, number)
-        token_ids = encoder.tokenize(batch.texts)
-        (chunks,) = share_chunks(np.array([len(ids) for ids in token_ids]), 1, 64)
+        tokens = encoder.tokenize(batch.texts)
+        chunks = encoder.layout.chunks(tokens.lengths, 64)
         step(
-            embedder(encoder, encoder.pad, token_ids),
+            embedder(encoder, encoder.collate, tokens),
             chunks,
-            len(token_ids),
+            len(tokens),
             lambda vectors, batch=batch: batch_loss(vectors, batch, 0.05),
         )
         optimizer.step()

@@ -10,8 +10,6 @@ from boom_ray.planner.assumptions import Assumptions, duration, quantity
 from boom_ray.planner.texts import BatchLoads
 from boom_ray.train.bagging import make_job
 from boom_ray.train.batch_loader import BatchLoader
-from boom_ray.train.step import share_chunks
-from boom_ray.train.step_statistics import padding_fraction
 
 
 @pytest.mark.parametrize("name", ["minilm", "qwen3"])
@@ -26,11 +24,11 @@ def test_a_measured_load_is_that_of_training(name, make_recipe, request):
     for task in recipe.data.tasks:
         load, own = loads.of(task), [one for one in batches if one.batch.task == task.name]
         assert load.measured
-        assert load.texts == pytest.approx(np.mean([len(one.token_ids) for one in own]), rel=0.1)
-        assert load.tokens == pytest.approx(np.mean([one.lengths.sum() for one in own]), rel=0.1)
+        assert load.texts == pytest.approx(np.mean([len(one.tokens) for one in own]), rel=0.1)
+        assert load.tokens == pytest.approx(np.mean([len(one.tokens.ids) for one in own]), rel=0.1)
         chunk_tokens = recipe.train.execution.chunk_tokens
-        padding = [padding_fraction(f.lengths, share_chunks(f.lengths, 1, chunk_tokens)[0]) for f in own]
-        assert 1 - load.tokens / load.computed == pytest.approx(np.mean(padding), abs=0.03)
+        computed = [encoder.layout.computed_tokens(one.tokens.lengths, chunk_tokens) for one in own]
+        assert load.computed == pytest.approx(np.mean(computed), rel=0.1)
 
 
 def test_the_evaluation_is_counted_text_by_text(make_recipe, minilm, beir):

@@ -10,8 +10,9 @@ import numpy as np
 from starlette.testclient import TestClient
 
 from boom_ray.model import directory
+from boom_ray.model.tokens import Tokens
 from boom_ray.serve import build
-from boom_ray.serve.batcher import TokenBatcher, TokenLists
+from boom_ray.serve.batcher import TokenBatcher
 from boom_ray.serve.ingress import ActiveModel, Endpoint, Ingress
 from boom_ray.serve.limits import Limits
 from boom_ray.serve.request_reader import RequestReader
@@ -26,8 +27,8 @@ def active(served: ServedModel) -> ActiveModel:
     """A model whose passes run in a thread."""
     encoder, thread = directory.load_encoder(served.uri), ThreadPoolExecutor(1)
 
-    async def compute(token_ids: TokenLists) -> np.ndarray:
-        encode = partial(encoder.encode_tokens, token_ids, PASS_TOKENS, normalize=False)
+    async def compute(tokens: Tokens) -> np.ndarray:
+        encode = partial(encoder.encode_tokens, tokens, PASS_TOKENS, normalize=False)
         return await asyncio.get_running_loop().run_in_executor(thread, encode)
 
     batcher = TokenBatcher(compute, PASS_TOKENS, 1, lambda tokens, waited: None)

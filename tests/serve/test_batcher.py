@@ -5,6 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
+from boom_ray.model.tokens import Tokens
 from boom_ray.serve.batcher import TokenBatcher
 
 
@@ -21,7 +22,8 @@ class Passes:
             lambda tokens, waited: self.passed.append((tokens, len(waited))),
         )
 
-    async def encode(self, token_ids: list[list[int]]) -> np.ndarray:
+    async def encode(self, tokens: Tokens) -> np.ndarray:
+        token_ids = tokens.lists()
         self.seen.append(token_ids)
         await self.go.acquire()
         if [0] in token_ids:
@@ -29,7 +31,7 @@ class Passes:
         return np.array([[sum(ids)] for ids in token_ids])
 
     def request(self, *token_ids: list[int]) -> "asyncio.Task[np.ndarray]":
-        return asyncio.create_task(self.batcher(list(token_ids)))
+        return asyncio.create_task(self.batcher(Tokens.of(token_ids)))
 
     async def finish(self, passes: int) -> None:
         for _ in range(passes):

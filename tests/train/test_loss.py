@@ -9,6 +9,8 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from torch.nn.functional import normalize
 
 from boom_ray.data.collate import NO_TEXT, Batch
+from boom_ray.model.packed_layout import chunk_by_tokens
+from boom_ray.model.padded_layout import chunk_by_padded_tokens
 from boom_ray.train.loss import batch_loss, contrastive_loss
 from boom_ray.train.step import TrainingStep, share_chunks
 
@@ -129,7 +131,7 @@ def test_the_gradient_of_a_step_is_that_of_the_full_batch_for_any_chunks(grad_ca
 
     expected = contrastive_loss(embed(reference_model, np.arange(len(inputs))), batch, 0.05)
     expected.backward()
-    chunks = share_chunks(np.full(len(inputs), 8), 1, chunk_tokens)[0]
+    chunks = chunk_by_padded_tokens(np.full(len(inputs), 8), chunk_tokens)
     step = TrainingStep(lambda tensor: tensor, lambda scalar, last: scalar.backward(), grad_cache)
     loss, _ = step(
         lambda chunk: embed(model, chunk), chunks, len(inputs), lambda e: contrastive_loss(e, batch, 0.05)
@@ -138,9 +140,10 @@ def test_the_gradient_of_a_step_is_that_of_the_full_batch_for_any_chunks(grad_ca
     assert torch.allclose(model.weight.grad, reference_model.weight.grad, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("cut", [chunk_by_padded_tokens, chunk_by_tokens])
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 300))
-def test_every_text_has_one_chunk_and_all_ranks_have_equally_many(lengths, num_ranks, chunk_tokens):
-    parts = share_chunks(np.array(lengths), num_ranks, chunk_tokens)
+def test_every_text_has_one_chunk_and_all_ranks_have_equally_many(cut, lengths, num_ranks, chunk_tokens):
+    parts = share_chunks(np.array(lengths), num_ranks, lambda part: cut(part, chunk_tokens))
     assert len(parts) == num_ranks and len({len(chunks) for chunks in parts}) == 1
     indices = [index for chunks in parts for chunk in chunks for index in chunk.tolist()]
     assert sorted(indices) == list(range(len(lengths)))

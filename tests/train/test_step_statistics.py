@@ -2,11 +2,10 @@
 
 import itertools
 
-import numpy as np
 import pytest
 import torch
 
-from boom_ray.train.step_statistics import flops_per_token, mean_similarity, measure_flops, padding_fraction
+from boom_ray.train.step_statistics import flops_per_token, mean_similarity, measure_flops
 
 
 def test_mean_similarity_equals_the_mean_over_all_pairs():
@@ -14,12 +13,6 @@ def test_mean_similarity_equals_the_mean_over_all_pairs():
     pairs = [vectors[i] @ vectors[j] for i in range(7) for j in range(7) if i != j]
     assert mean_similarity(vectors) == pytest.approx(torch.stack(pairs).mean().item(), rel=1e-5, abs=1e-7)
     assert mean_similarity(vectors[:1]) == pytest.approx(0, abs=1e-6)
-
-
-def test_padding_fraction_counts_the_tokens_of_padded_chunks():
-    chunks = [np.array([0, 1]), np.array([2]), np.array([], dtype=int)]
-    assert padding_fraction(np.array([4, 2, 3]), chunks) == pytest.approx(2 / 11)
-    assert padding_fraction(np.array([], dtype=int), [np.array([], dtype=int)]) == 0
 
 
 def test_flops_per_token_counts_the_weights_of_matrix_products():
