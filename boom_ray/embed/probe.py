@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from boom_ray import storage
-from boom_ray.embed.cpu_bfloat16 import cpu_multiplies_bfloat16
 from boom_ray.embed.embed_options import Precision
 
 if TYPE_CHECKING:
@@ -47,6 +46,7 @@ def measure(model: str, texts: list[str], num_cpus: int) -> ComputeSettings:
     import torch
 
     from boom_ray.model import directory
+    from boom_ray.model.packed_weights import cpu_multiplies
 
     local = storage.local_directory(model)
     encoder = directory.load_encoder(local).for_inference()
@@ -59,7 +59,7 @@ def measure(model: str, texts: list[str], num_cpus: int) -> ComputeSettings:
         rate = num_cpus // threads / _seconds(encoder, tokens)
         if rate > best_rate * MIN_SPEEDUP:
             best_threads, best_rate = threads, rate
-    if not cpu_multiplies_bfloat16():
+    if not cpu_multiplies(torch.bfloat16):
         return ComputeSettings("float32", best_threads)
     torch.set_num_threads(best_threads)
     expected, seconds = encoder.encode_tokens(tokens), _seconds(encoder, tokens)

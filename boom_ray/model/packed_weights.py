@@ -14,6 +14,18 @@ ops = torch.ops.mkldnn
 NUM_CACHED_SHAPES = 32  # a forward pass has a few: one for each kind of linear layer
 
 
+def cpu_multiplies(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has kernels of a precision for this CPU; elsewhere it is emulated and slower.
+
+    torch has no public query for it: `torch.cpu.get_capabilities` lists instructions, from which oneDNN
+    chooses by rules of its own.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    supported = {torch.bfloat16: ops._is_mkldnn_bf16_supported, torch.float16: ops._is_mkldnn_fp16_supported}
+    return bool(supported[dtype]()) if dtype in supported else dtype == torch.float32
+
+
 class PackedLinear(nn.Module):
     """An `nn.Linear` with packed weights, which can be neither trained nor saved.
 
@@ -39,13 +51,11 @@ def pack_linear_layers(module: nn.Module) -> None:
     but the next pass rarely has the same one: with the default of about a thousand entries the caches grow by
     hundreds of MiB.
     """
-    if not (
-        torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
-    ):
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         return
     for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(variable, str(NUM_CACHED_SHAPES))  # read at the first product
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
+            if type(child) is nn.Linear and cpu_multiplies(child.weight.dtype):
                 setattr(parent, name, PackedLinear(child))

@@ -71,11 +71,15 @@ def _class_of(config: transformers.PretrainedConfig) -> type[PreTrainedModel] | 
 
 def _check_attention(loader: type[PreTrainedModel] | None, attention: Attention) -> None:
     """Refuse an attention that the class lacks; its attributes say which it has."""
-    if loader is None or attention in (*LIBRARY_CHOICE, "eager"):
+    if loader is None or attention in ("auto", "eager"):
         return
-    optional = {"sdpa": loader._supports_sdpa, "flash_attention_2": loader._supports_flash_attn}
+    optional = {
+        "sdpa": loader._supports_sdpa,
+        "flash_attention_2": loader._supports_flash_attn,
+        "varlen": loader._supports_attention_backend,
+    }
     if not optional[attention]:
-        allowed = ["auto", "varlen", "eager", *(name for name, supported in optional.items() if supported)]
+        allowed = ["auto", "eager", *(name for name, supported in optional.items() if supported)]
         raise InputError(
             f"train.execution.attention: got {attention}, which {loader.__name__} does not support; "
             f"allowed: {', '.join(allowed)}"

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from boom_ray import artifacts, storage
 from boom_ray.errors import BoomError
 
-KEPT = ("run.json", "recipe.json", "evaluation.json", "update.json")  # files outside of artifacts
+# Files outside of artifacts.
+KEPT = ("run.json", "recipe.json", "evaluation.json", "update.json", "/rehearsal")
 MAX_DIFFERENCE = 1e-6  # of embedding values: the order of sums depends on an encoder's threads
 KEPT_BELOW = re.compile(r"/(evaluation|drivers)/")
 

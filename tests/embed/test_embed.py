@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 
 from boom_ray import artifacts
 from boom_ray.embed import probe
-from boom_ray.embed.cpu_bfloat16 import cpu_multiplies_bfloat16
 from boom_ray.embed.drift import drift
 from boom_ray.embed.embed_options import EmbedOptions
 from boom_ray.embed.embedding_run import embed
@@ -29,6 +29,7 @@ from boom_ray.embed.probe import ComputeSettings
 from boom_ray.embed.vectors import restore
 from boom_ray.errors import BoomError, ConflictError, InputError, NotFoundError
 from boom_ray.model import directory
+from boom_ray.model.packed_weights import cpu_multiplies
 from tests import texts
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -515,7 +516,7 @@ def test_a_resumed_run_computes_as_the_stored_measurement_says(many, probed, pub
 def test_the_probe_uses_bfloat16_only_if_it_is_faster_and_agrees(many, published_minilm, monkeypatch):
     monkeypatch.setattr(probe, "MIN_SPEEDUP", 0)
     monkeypatch.setattr(probe, "MIN_COSINE", 0)
-    fastest = "bfloat16" if cpu_multiplies_bfloat16() else "float32"
+    fastest = "bfloat16" if cpu_multiplies(torch.bfloat16) else "float32"
     assert probe.measure(published_minilm, many[1], 2) == ComputeSettings(fastest, 1)
     monkeypatch.setattr(probe, "MIN_COSINE", 1.1)
     assert probe.measure(published_minilm, many[1], 2) == ComputeSettings("float32", 1)

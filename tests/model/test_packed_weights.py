@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import linear
 
 from boom_ray.model import directory
-from boom_ray.model.packed_weights import PackedLinear
+from boom_ray.model.packed_weights import PackedLinear, cpu_multiplies
 from tests import texts
 
 HAS_AVX = torch.backends.cpu.get_cpu_capability().startswith("AVX")
@@ -39,7 +39,7 @@ MANY_SHAPES = """
 import ctypes
 import psutil
 import torch
-from boom_ray.model.packed_weights import pack_linear_layers
+from boom_ray.model.packed_weights import PackedLinear, cpu_multiplies, pack_linear_layers
 layers = torch.nn.Sequential(torch.nn.Linear(384, 1536), torch.nn.Linear(1536, 384))
 pack_linear_layers(layers)
 with torch.inference_mode():
@@ -55,3 +55,19 @@ def test_memory_does_not_grow_with_the_number_of_input_shapes():
     process = subprocess.run([sys.executable, "-c", MANY_SHAPES], capture_output=True, text=True, check=True)
     before, after = map(int, process.stdout.split())
     assert after - before < 30  # MiB; about 100 with the default caches
+
+
+def test_torch_still_reports_for_which_precisions_onednn_has_kernels():
+    answer = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert type(answer) is bool and cpu_multiplies(torch.bfloat16) is answer
+    assert cpu_multiplies(torch.float32) and not cpu_multiplies(torch.float64)
+    if torch.cpu.get_capabilities().get("avx512_bf16"):
+        assert answer
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_layers_of_a_precision_without_kernels_stay_as_they_are(dtype, published_minilm):
+    encoder = directory.load_encoder(published_minilm, dtype=dtype).for_inference()
+    packed = [module for module in encoder.modules() if isinstance(module, PackedLinear)]
+    assert bool(packed) is (cpu_multiplies(dtype) and HAS_AVX)
+    assert encoder.encode(["a text"]).shape == (1, 384)

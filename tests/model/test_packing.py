@@ -106,7 +106,7 @@ def test_token_types_are_those_of_padded_batches(bert):
 @pytest.mark.parametrize("family", PADDED)
 def test_models_that_cannot_run_packed_stay_padded(family, tmp_path, monkeypatch, caplog):
     path = families.build(family, str(tmp_path / "model"))
-    with pytest.raises(InputError, match=r"train\.execution\.attention: got varlen.*Set it to auto"):
+    with pytest.raises(InputError, match=r"train\.execution\.attention: got varlen"):
         load(path, "varlen")
     monkeypatch.setattr(packing, "_has_kernel", lambda encoder: True)  # as on a GPU
     with caplog.at_level(logging.INFO, logger="boom_ray"):
