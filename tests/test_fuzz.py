@@ -39,7 +39,7 @@ from boom_ray.recipe import Data, Recipe, Task, identity
 from boom_ray.runs import updates
 from boom_ray.runs.identity import claim
 from tests import fuzzing, texts
-from tests.conftest import publish
+from tests.base_models import publish
 
 SLOWER = 20
 

@@ -44,7 +44,7 @@ def blocks(pieces: Pieces, dtype: torch.dtype, centred: bool) -> Iterator[tuple[
         The first element of a block, and [P, at most BLOCK] of `dtype`, valid until the next block.
     """
     count = len(pieces[0])
-    memory = torch.empty(len(pieces), min(BLOCK, count), dtype=dtype)
+    memory = torch.empty(len(pieces), min(BLOCK, count), dtype=dtype, device=pieces[0].device)
     for start in range(0, count, BLOCK):
         block = memory[:, : min(BLOCK, count - start)]
         if isinstance(pieces, Tensor):
@@ -65,11 +65,11 @@ def accumulate(products: Tensor, pieces: Pieces, dtype: torch.dtype) -> None:
     between two fine-tuned models.
 
     Args:
-        products: [M, M] float64.
+        products: [M, M] float64, on the device of the pieces.
         pieces: M models, or M models and a base that is subtracted from them.
     """
     num_models = len(products)
-    of_block = torch.empty(num_models, num_models, dtype=dtype)
+    of_block = torch.empty(num_models, num_models, dtype=dtype, device=products.device)
     for _, block in blocks(pieces, dtype, centred=len(pieces) > num_models):
         models = block[:num_models]
         torch.mm(models, models.T, out=of_block)
@@ -92,7 +92,7 @@ def combine(pieces: Pieces, coefficients: Tensor, work: torch.dtype, output: tor
     if len(pieces) > len(coefficients):
         coefficients = torch.cat([coefficients, 1 - coefficients.sum(0, keepdim=True)])
     factors = coefficients.to(work)
-    result = torch.empty(len(pieces[0]), dtype=output)
+    result = torch.empty(len(pieces[0]), dtype=output, device=pieces[0].device)
     for start, block in blocks(pieces, work, centred=False):
         result[start : start + BLOCK] = torch.mv(block.T, factors)
     return result

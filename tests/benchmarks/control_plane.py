@@ -68,7 +68,8 @@ def prepare(directory: str, num_bags: int) -> Any:
     """A recipe with `num_bags` bags of a tiny corpus."""
     from boom_ray.recipe import Recipe
     from tests import texts
-    from tests.conftest import build_qwen3, recipe_values
+    from tests.base_models import build_qwen3
+    from tests.conftest import recipe_values
 
     files = texts.write_corpus(f"{directory}/corpus")
     values = recipe_values(build_qwen3(f"{directory}/qwen3"), files, "", f"{directory}/runs")

@@ -176,7 +176,7 @@ def agreement(one: str, other: str) -> float:
 def main(rows: int, repeats: int, memory: bool) -> None:
     """Alternate the two, and print one JSON line."""
     from boom_ray import storage
-    from tests.conftest import publish
+    from tests.base_models import publish
     from tests.object_store import s3_server
 
     with (

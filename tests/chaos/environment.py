@@ -105,7 +105,7 @@ def everything() -> Iterator[tuple[Head, FaultyProxy]]:
 
 def prepare_input() -> None:
     """Upload base model, corpus, new data, evaluation tasks and texts to the store."""
-    from tests.conftest import build_qwen3
+    from tests.base_models import build_qwen3
 
     with tempfile.TemporaryDirectory() as local:
         build_qwen3(f"{local}/qwen3")

@@ -22,7 +22,7 @@ from boom_ray.model import directory
 from boom_ray.runs import versions
 from boom_ray.serve.app import serve_models
 from boom_ray.serve.serve_settings import ServeSettings
-from tests.conftest import publish
+from tests.base_models import publish
 from tests.serve.clients import processes
 from tests.serve.test_serve import call, cosines, free_port
 

@@ -33,7 +33,7 @@ from boom_ray.serve import build
 from boom_ray.serve.app import serve_models
 from boom_ray.serve.limits import Limits
 from boom_ray.serve.serve_settings import ServeSettings
-from tests.conftest import publish
+from tests.base_models import publish
 from tests.serve.test_serve import call, cosines, free_port
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

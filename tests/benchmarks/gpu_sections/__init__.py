@@ -1,0 +1,1 @@
+"""The sections of `tests/benchmarks/gpu.py`: a module each, with a function `run(bench)`."""
