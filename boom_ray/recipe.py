@@ -309,6 +309,19 @@ class Merge(Section):
         return list(self.density) if isinstance(self.density, list) else [self.density] * num_models
 
 
+class EvaluateExecution(Section):
+    """How models are measured; none of it changes the scores beyond rounding.
+
+    Attributes:
+        use_gpu: Measure in bfloat16 on GPUs, instead of float32 on CPUs.
+        resources_per_model: Ray resources of a model while it is measured, e.g. `{CPU: 4, GPU: 1}`; `CPU` is
+            also its number of threads, by default those of the cluster divided by the models.
+    """
+
+    use_gpu: bool = False
+    resources_per_model: dict[Text, float] = {}
+
+
 class Evaluate(Section):
     """The tasks that models are measured on.
 
@@ -319,6 +332,7 @@ class Evaluate(Section):
 
     data: Uri | None = None
     max_length: int | None = Field(None, ge=8)
+    execution: EvaluateExecution = EvaluateExecution()
 
 
 class Recipe(Section):

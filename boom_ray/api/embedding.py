@@ -41,7 +41,7 @@ def embed(
     chunk_output: Literal["mean", "each"] = "mean",
     since: Sequence[PathLike] = (),
     precision: Literal["float32", "bfloat16"] | None = None,
-    chunk_tokens: int = 8192,
+    chunk_tokens: int | None = None,
     num_workers: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> EmbedResult:
@@ -71,7 +71,7 @@ def embed(
         since: Earlier outputs of the same model; rows that are in one of them are left out.
         precision: Of the computation; by default bfloat16 on GPUs, and on CPUs the faster of those that give
             the same vectors.
-        chunk_tokens: Tokens in one forward pass, padding included.
+        chunk_tokens: Tokens in one forward pass, padding included; by default 8192 on CPUs, 65536 on GPUs.
         num_workers: Maximum number of encoders; by default one per GPU, or as measured on CPUs.
         progress: Receives every `ProgressEvent`; by default progress is printed.
 

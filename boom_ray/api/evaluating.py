@@ -10,6 +10,7 @@ from boom_ray.api import arguments
 from boom_ray.api.arguments import ModelLike, PathLike
 from boom_ray.api.results import EvaluationResult
 from boom_ray.errors import InputError
+from boom_ray.recipe import EvaluateExecution
 from boom_ray.recipe_fields import QueryTemplate
 from boom_ray.runs.scores import ScoreTable
 from boom_ray.runtime.progress import ProgressCallback, reported_to
@@ -23,7 +24,7 @@ def evaluate(
     results: PathLike = "~/boom-ray/mteb",
     name: str | None = None,
     query_template: str | None = None,
-    num_cpus: float = 1,
+    num_cpus: float | None = None,
     num_gpus: float = 0,
     batch_size: int = 32,
     progress: ProgressCallback | None = None,
@@ -39,8 +40,8 @@ def evaluate(
         results: Directory of mteb's result files; what they contain is not measured again.
         name: `organization/name` of the model in those files; for one model.
         query_template: Text of queries for mteb, from `{instruction}`, the task's own, and `{query}`.
-        num_cpus: CPUs of each task of mteb.
-        num_gpus: GPUs of each task of mteb.
+        num_cpus: CPUs of each model; by default those of the cluster are divided.
+        num_gpus: GPUs of each model; with 0, models run on CPUs.
         batch_size: Texts in one forward pass, with mteb.
         progress: Receives every `ProgressEvent`; by default progress is printed.
 
@@ -67,9 +68,12 @@ def evaluate(
     _check_options(by_mteb, name, len(uris), query_template)
     arguments.at_least(1, batch_size=batch_size)
     cluster.connect()
-    protocol = EvaluationProtocol(
-        query_template=query_template, batch_size=batch_size, num_cpus=num_cpus, num_gpus=num_gpus
+    resources = {"CPU": num_cpus, "GPU": num_gpus or None}
+    execution = EvaluateExecution(
+        use_gpu=num_gpus > 0,
+        resources_per_model={key: amount for key, amount in resources.items() if amount is not None},
     )
+    protocol = EvaluationProtocol(query_template=query_template, batch_size=batch_size, execution=execution)
     subjects = [Subject(label, uri, hub_name=name) for label, uri in uris.items()]
     tasks = _mteb_tasks(found, names) if by_mteb else _local_tasks(found)
     cache, problems = arguments.path(results) if by_mteb else None, list[str]()

@@ -36,7 +36,12 @@ def _columns(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("--overlap", type=click.IntRange(min=0), default=0, metavar="N", help="Tokens chunks share.")
 @click.option("--chunk-output", type=click.Choice(["mean", "each"]), default="mean", show_default=True)
 @click.option("--since", multiple=True, metavar="OUTPUT", help="Skip rows that this earlier output contains.")
-@click.option("--chunk-tokens", default=8192, show_default=True, help="Tokens in one pass, padding included.")
+@click.option(
+    "--chunk-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens in one pass, padding included; default: 8192 on CPUs, 65536 on GPUs.",
+)
 @click.option(
     "--precision",
     type=click.Choice(["float32", "bfloat16"]),

@@ -22,8 +22,8 @@ from boom_ray.runtime import signals
 @click.option(
     "--query-template", metavar="TEXT", help="As in a recipe; mteb has an instruction for each of its tasks."
 )
-@click.option("--num-cpus", default=1.0, show_default=True, help="CPUs for one model on one task.")
-@click.option("--num-gpus", default=0.0, show_default=True, help="GPUs for one model on one task.")
+@click.option("--num-cpus", type=float, metavar="N", help="CPUs for each model; default: its share of all.")
+@click.option("--num-gpus", default=0.0, show_default=True, help="GPUs for each model; 0: CPUs.")
 @click.option("--batch-size", default=32, show_default=True, help="Texts in one forward pass, with mteb.")
 @click.option("--json", "json_file", metavar="FILE", help="Write all metrics to this file as well.")
 @signals.exit_on_signal()

@@ -35,7 +35,8 @@ class EmbedOptions:
             measurement of the CPUs finds fastest.
         precision: Precision of weights and activations; by default bfloat16 on GPUs, and on CPUs bfloat16
             only if it is faster and the vectors agree with float32.
-        chunk_tokens: Tokens in one forward pass, padding included.
+        chunk_tokens: Tokens in one forward pass, padding included; by default as suits the device. Vectors
+            depend on it by rounding only.
 
     Raises:
         InputError: if options contradict each other.
@@ -58,7 +59,7 @@ class EmbedOptions:
     since: tuple[str, ...] = ()
     num_workers: int | None = None
     precision: Precision | None = None
-    chunk_tokens: int = 8192
+    chunk_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.prompt_name is not None and self.prompt is not None:

@@ -48,7 +48,8 @@ def encoded_partitions(plan: EmbedPlan, pool: EncoderPool, done: set[str]) -> Da
             # Encoders do not read the source, and a reference in the arguments of an actor may be lost when
             # Ray restarts the actor.
             fn_constructor_args=(replace(plan, earlier_keys=None), pool),
-            compute=ActorPoolStrategy(min_size=1, max_size=pool.size),
+            # All start at once, and some may end: a pool of fixed size would wait for nodes that were lost.
+            compute=ActorPoolStrategy(min_size=1, initial_size=pool.size, max_size=pool.size),
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=pool.num_cpus,
@@ -109,7 +110,7 @@ class PartitionEncoder:
         partition, rows = Partition.from_arrow(batch)
         ids, lengths, text = (_numpy(batch[name]) for name in ("ids", "lengths", "piece_of"))
         encoder, began, started = self.encoder, time.time(), time.perf_counter()
-        budget = self.plan.source.options.chunk_tokens
+        budget = self.plan.source.options.chunk_tokens or encoder.chunk_tokens
         skipped = np.full_like(lengths, encoder.skipped_tokens(self.plan.prompt))
         pieces = Pieces(Tokens(ids, lengths, skipped), text)
         vectors = encoder.encode_tokens(pieces.tokens, budget)

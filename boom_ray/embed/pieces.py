@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from boom_ray.model.tokenizer import encode
 from boom_ray.model.tokens import Tokens
 
 
@@ -38,13 +40,11 @@ def cut(
         overlap: Tokens that consecutive chunks of a text share.
     """
     if not chunk:
-        return Pieces(
-            Tokens.of(_tokenize(tokenizer, [prompt + text for text in texts], max_length)),
-            np.arange(len(texts)),
-        )
+        tokens = encode(tokenizer, list(map(prompt.__add__, texts)), max_length)
+        return Pieces(tokens, np.arange(len(texts)))
     size = min(chunk, max_length)
-    empty, with_prompt = _tokenize(tokenizer, ["", prompt], size)
-    capacity = size - (len(with_prompt) - len(empty))
+    empty, with_prompt = encode(tokenizer, ["", prompt], size).lengths.tolist()
+    capacity = size - (with_prompt - empty)
     encoded = tokenizer(
         list(texts),
         truncation=True,
@@ -55,18 +55,23 @@ def cut(
         padding=False,
     )
     text = np.array(encoded["overflow_to_sample_mapping"])
-    pieces = []
+    starts, ends = _spans(encoded["offset_mapping"])
     # The characters of a chunk are tokenized again with the prompt: at the seam, tokens of prompt and text
     # may merge, and a server that is sent "prompt + chunk" must get the same ids.
-    for number, offsets in zip(text, encoded["offset_mapping"], strict=True):
-        covered = [end for pair in offsets for end in pair if pair[0] != pair[1]]
-        pieces.append(prompt + (texts[number][min(covered) : max(covered)] if covered else ""))
-    return Pieces(Tokens.of(_tokenize(tokenizer, pieces, size)), text)
+    pieces = [prompt + texts[at][start:end] for at, start, end in zip(text, starts, ends, strict=True)]
+    return Pieces(encode(tokenizer, pieces, size), text)
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], limit: int) -> list[list[int]]:
-    encoded = tokenizer(texts, truncation=True, max_length=limit, padding=False, return_attention_mask=False)
-    return encoded["input_ids"]
+def _spans(offsets: list[list[tuple[int, int]]]) -> tuple[list[int], list[int]]:
+    """First and last character of the tokens of each chunk that have any, by start and end of each token."""
+    lengths = np.fromiter(map(len, offsets), np.int64, len(offsets))
+    bounds = np.fromiter(chain.from_iterable(chain(*offsets, [(0, 0)])), np.int64).reshape(-1, 2)
+    has_text = bounds[:, 0] != bounds[:, 1]
+    first = np.cumsum(lengths) - lengths
+    starts = np.minimum.reduceat(np.where(has_text, bounds[:, 0], np.iinfo(np.int64).max), first)
+    ends = np.maximum.reduceat(np.where(has_text, bounds[:, 1], 0), first)
+    # `reduceat` gives a chunk without tokens the values of the next one.
+    return starts.tolist(), np.where(lengths, ends, 0).tolist()
 
 
 def mean_of_pieces(vectors: np.ndarray, pieces: Pieces, num_texts: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from boom_ray import storage
 
@@ -38,8 +38,9 @@ class TokenCheck:
 
     def lacking(self, texts: list[str]) -> list[bool]:
         """Whether each text has no tokens."""
-        tokenizer: Any = tokenizer_of(storage.local_directory(self.model))
-        encoded = tokenizer(
-            [self.prompt + text for text in texts], return_attention_mask=False, verbose=False
-        )
-        return [not ids for ids in encoded["input_ids"]]
+        from boom_ray.model.tokenizer import encode
+
+        tokenizer = tokenizer_of(storage.local_directory(self.model))
+        lacking = encode(tokenizer, list(map(self.prompt.__add__, texts)), None).lengths == 0
+        found: list[bool] = lacking.tolist()
+        return found

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, cast
 from boom_ray import artifacts, storage
 from boom_ray.evaluation.local_tasks import MAIN_METRICS, LocalTask
 from boom_ray.evaluation.protocol import EvaluationProtocol, EvaluationTask, Measurement, Subject
-from boom_ray.model import directory
 
 if TYPE_CHECKING:
     from boom_ray.model.encoder import Encoder
@@ -25,19 +24,23 @@ class LocalEvaluationTask(EvaluationTask[Measurement]):
 
     task: LocalTask
 
+    def load(self, subject: Subject, protocol: EvaluationProtocol) -> "Encoder":
+        """See `EvaluationTask.load`."""
+        from boom_ray.model import inference
+
+        return inference.load(storage.local_directory(subject.uri), protocol.device, subject.source)
+
     def run(
-        self, subject: Subject, protocol: EvaluationProtocol, partial: Measurement | None = None
+        self, model: "Encoder", subject: Subject, protocol: EvaluationProtocol, partial: Measurement | None
     ) -> Measurement:
         """See `EvaluationTask.run`; a stored measurement is always complete."""
-        local = storage.local_directory(subject.uri)
-        encoder = directory.load_encoder(local, subject.source, device=protocol.device).for_inference()
-        protocol = _with_prompts_of(encoder, protocol)
+        protocol = _with_prompts_of(model, protocol)
         if self.task.type == "Retrieval":
-            return _search(self.task, encoder, protocol)
+            return _search(self.task, model, protocol)
         # Imported here because mteb is an optional dependency and slow to import.
         from boom_ray.evaluation.mteb_local import score
 
-        value, counts = score(self.task, encoder, protocol)
+        value, counts = score(self.task, model, protocol)
         return Measurement({MAIN_METRICS[self.task.type]: value}, {}, counts)
 
     def measurement(self, result: Measurement) -> Measurement:
@@ -62,7 +65,7 @@ class LocalEvaluationTask(EvaluationTask[Measurement]):
     def _path(self, cache: str, subject: Subject, protocol: EvaluationProtocol) -> str:
         """URI of the result file; its name is a fingerprint of everything that the scores depend on.
 
-        Resources and `chunk_tokens` change scores by rounding only and are left out.
+        `execution` changes scores by rounding only and is left out.
         """
         settings: list[Any] = [protocol.query_prompt, protocol.max_length]
         if protocol.document_prompt is not None:
@@ -87,7 +90,6 @@ def _search(task: LocalTask, encoder: "Encoder", protocol: EvaluationProtocol) -
     evaluator = RetrievalEvaluator(
         task.uri,
         protocol.max_length,
-        protocol.chunk_tokens,
         query_prompt=protocol.query_prompt,
         corpus_prompt=protocol.document_prompt,
     )

@@ -1,4 +1,4 @@
-"""The measurement of models on tasks of all types, spread over the cluster as one Ray task per pair.
+"""The measurement of models on tasks of all types, with the results of earlier measurements.
 
 Example:
     >>> tasks = find_tasks("s3://bucket/eval")
@@ -7,20 +7,19 @@ Example:
 """
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-import ray
-
 from boom_ray import storage
 from boom_ray.errors import BoomError, InputError
-from boom_ray.evaluation import local_tasks
+from boom_ray.evaluation import local_tasks, spread
 from boom_ray.evaluation.local_run import LocalEvaluationTask
 from boom_ray.evaluation.protocol import EvaluationProtocol, EvaluationTask, Measurements, Subject
+from boom_ray.evaluation.spread import Job, Result
 from boom_ray.model import directory
 from boom_ray.runs.scores import Scores
-from boom_ray.runtime.cluster import result_of
 from boom_ray.runtime.progress import Progress
 
 
@@ -64,29 +63,26 @@ def measure(
         BoomError: if a model or a task cannot be read and `problems` is None.
     """
     done: Measurements = {subject.label: {} for subject in subjects}
-    pending: dict[Any, tuple[Subject, EvaluationTask[Any]]] = {}
+    missing: dict[Subject, list[Job]] = {}
     for subject in map(_identified, subjects):
         for task in tasks:
             cached = task.read_result(cache, subject, protocol) if cache else None
             if cached is not None and task.is_complete(cached):
                 done[subject.label][task.name] = task.measurement(cached)
             else:
-                pending[_submit(task, subject, protocol, cached)] = subject, task
+                missing.setdefault(subject, []).append((task, cached))
     failures: dict[str, list[str]] = {}
-    for reference, (subject, task) in _as_completed(pending):
-        try:
-            result = result_of(reference)
-        except BoomError as error:
-            if problems is None:
-                for other in pending:
-                    ray.cancel(other)
-                raise
-            # Many tasks fail for one reason, such as an unreachable hub: report the reason once.
-            failures.setdefault(str(error), []).append(f"{subject.label} on {task.name}")
-            continue
-        if cache:
-            task.write_result(cache, subject, protocol, result)
-        done[subject.label][task.name] = task.measurement(result)
+    with closing(_reported(missing, protocol)) as results:
+        for subject, task, result in results:
+            if isinstance(result, BoomError):
+                if problems is None:
+                    raise result
+                # Many tasks fail for one reason, such as an unreachable hub: report the reason once.
+                failures.setdefault(str(result), []).append(f"{subject.label} on {task.name}")
+                continue
+            if cache:
+                task.write_result(cache, subject, protocol, result)
+            done[subject.label][task.name] = task.measurement(result)
     if problems is not None:
         problems += [f"{', '.join(pairs)}: {reason}" for reason, pairs in failures.items()]
     complete = [task.name for task in tasks if all(task.name in measured for measured in done.values())]
@@ -113,23 +109,10 @@ def _identified(subject: Subject) -> Subject:
     return replace(subject, digest=identity.digest, hub_name=subject.hub_name or hub_name)
 
 
-def _submit(task: EvaluationTask[Any], subject: Subject, protocol: EvaluationProtocol, partial: Any) -> Any:
-    resources = {"num_cpus": protocol.num_cpus, "num_gpus": protocol.num_gpus}
-    return _run.options(**resources).remote(task, subject, protocol, partial)
-
-
-@ray.remote
-def _run(task: EvaluationTask[Any], subject: Subject, protocol: EvaluationProtocol, partial: Any) -> Any:
-    return task.run(subject, protocol, partial)
-
-
-def _as_completed(pending: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
-    """References with their values in the order in which they finish, with progress."""
-    waiting = list(pending)
-    with Progress() as progress:
-        while waiting:
-            (reference,), waiting = ray.wait(waiting)
-            subject, task = pending[reference]
-            yield reference, (subject, task)
-            note = f"{subject.label}, {task.name}"
-            progress.update("evaluate", len(pending) - len(waiting), len(pending), note)
+def _reported(missing: dict[Subject, list[Job]], protocol: EvaluationProtocol) -> Generator[Result]:
+    """Measure what is missing, and report each result once the caller has taken it."""
+    total = sum(map(len, missing.values()))
+    with Progress() as progress, closing(spread.measured(missing, protocol)) as results:
+        for number, (subject, task, result) in enumerate(results, 1):
+            yield subject, task, result
+            progress.update("evaluate", number, total, f"{subject.label}, {task.name}")

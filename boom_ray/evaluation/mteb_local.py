@@ -34,7 +34,7 @@ class _MtebEncoder(AbsEncoder):
         prompt = self.prompts[prompt_type] if prompt_type else self.encoder.spec.default_prompt
         texts = [text for batch in inputs for text in batch["text"]]
         tokens = self.encoder.tokenize(texts, self.protocol.max_length, prompt)
-        return self.encoder.encode_tokens(tokens, self.protocol.chunk_tokens)
+        return self.encoder.encode_tokens(tokens)
 
 
 def score(task: LocalTask, encoder: Encoder, protocol: EvaluationProtocol) -> tuple[float, dict[str, int]]:

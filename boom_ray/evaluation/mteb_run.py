@@ -3,7 +3,6 @@
 import os
 import tempfile
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import mteb
@@ -21,6 +20,7 @@ from boom_ray.evaluation.mteb_results import MtebResult
 from boom_ray.evaluation.mteb_tasks import counts_of, local, named
 from boom_ray.evaluation.protocol import EvaluationProtocol, EvaluationTask, Measurement, Subject
 from boom_ray.model import directory
+from boom_ray.model.inference import precision
 from boom_ray.runs.scores import MAIN_SCORE
 
 
@@ -30,14 +30,33 @@ class MtebEvaluationTask(EvaluationTask[MtebResult]):
 
     task: mteb.AbsTask
 
-    def run(self, subject: Subject, protocol: EvaluationProtocol, partial: MtebResult | None) -> MtebResult:
+    def load(self, subject: Subject, protocol: EvaluationProtocol) -> SentenceTransformer:
+        """See `EvaluationTask.load`."""
+        local_path = storage.local_directory(subject.uri)
+        directory.read_spec(local_path)
+        if not os.path.isfile(os.path.join(local_path, "modules.json")):
+            raise InputError(
+                f"{subject.uri}: no modules.json, in which sentence-transformers finds the pooling of a model"
+            )
+        settings = {"use_safetensors": True, "dtype": precision(protocol.device)}
+        model = SentenceTransformer(local_path, device=protocol.device, model_kwargs=settings)
+        if protocol.max_length:
+            model.max_seq_length = protocol.max_length
+        return model
+
+    def run(
+        self,
+        model: SentenceTransformer,
+        subject: Subject,
+        protocol: EvaluationProtocol,
+        partial: MtebResult | None,
+    ) -> MtebResult:
         """See `EvaluationTask.run`; a partial result lacks splits or languages.
 
         Raises:
             StorageError: if the hub cannot be reached, or refuses access to the task's data.
             InputError: if mteb fails.
         """
-        model = _load(subject.uri, protocol.device, protocol.max_length)
         encoder = SentenceTransformerEncoderWrapper(model)
         if protocol.query_template:
             encoder.model_prompts = prompts_for(encoder, self.task, protocol.query_template)
@@ -107,21 +126,6 @@ def prompts_for(
     document = encoder.model.prompts.get("document") or ""
     kind, prompt = task.metadata.type, template.format(instruction=instruction, query="")
     return {kind: prompt, f"{kind}-query": prompt, f"{kind}-document": document}
-
-
-@lru_cache(maxsize=1)
-def _load(uri: str, device: str, max_length: int | None) -> SentenceTransformer:
-    """The model; a worker process keeps it for its next task."""
-    local_path = storage.local_directory(uri)
-    directory.read_spec(local_path)
-    if not os.path.isfile(os.path.join(local_path, "modules.json")):
-        raise InputError(
-            f"{uri}: no modules.json, in which sentence-transformers finds the pooling of a model"
-        )
-    model = SentenceTransformer(local_path, device=device, model_kwargs={"use_safetensors": True})
-    if max_length:
-        model.max_seq_length = max_length
-    return model
 
 
 def _identity(subject: Subject, protocol: EvaluationProtocol) -> dict[str, Any]:

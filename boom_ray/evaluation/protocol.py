@@ -2,9 +2,9 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from boom_ray.recipe import BaseModelSource, Recipe
+from boom_ray.recipe import BaseModelSource, EvaluateExecution, Recipe
 
 R = TypeVar("R")
 
@@ -39,31 +39,31 @@ class EvaluationProtocol:
         query_template: mteb tasks: query text from `{instruction}`, the task's own, and `{query}`; None for
             the prompts of each model's directory, as mteb selects them.
         max_length: Tokens after which texts are truncated; None for each model's own limit.
-        chunk_tokens: Local tasks: tokens in one forward pass, padding included.
         batch_size: mteb tasks: texts in one forward pass.
-        num_cpus: CPUs of one Ray task.
-        num_gpus: GPUs of one Ray task; with 0, models run on the CPU.
+        execution: Device and resources of each model.
     """
 
     query_prompt: str | None = None
     document_prompt: str | None = None
     query_template: str | None = None
     max_length: int | None = None
-    chunk_tokens: int = 4096
     batch_size: int = 32
-    num_cpus: float = 1
-    num_gpus: float = 0
+    execution: EvaluateExecution = field(default_factory=EvaluateExecution)
 
     @property
     def device(self) -> str:
         """`cuda` or `cpu`."""
-        return "cuda" if self.num_gpus else "cpu"
+        return "cuda" if self.execution.use_gpu else "cpu"
 
     @classmethod
     def of(cls, recipe: Recipe) -> "EvaluationProtocol":
         """The settings with which a run measures its models: with its prompts, whatever each model's are."""
-        data, length = recipe.data, recipe.evaluate.max_length
-        return cls(query_prompt=data.prompt(), document_prompt=data.document_prompt, max_length=length)
+        return cls(
+            query_prompt=recipe.data.prompt(),
+            document_prompt=recipe.data.document_prompt,
+            max_length=recipe.evaluate.max_length,
+            execution=recipe.evaluate.execution,
+        )
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ Measurements = dict[str, dict[str, Measurement]]  # label -> task -> measurement
 class EvaluationTask(ABC, Generic[R]):
     """A task that models are measured on: how to run it, and the layout of its result files.
 
-    `R` is a result as those files hold it. `run` executes in a Ray worker, everything else in the driver.
+    `R` is a result as those files hold it. `load` and `run` execute in a Ray worker, everything else in the
+    driver.
     A subject that a method receives has its digest and its hub name.
 
     Attributes:
@@ -99,14 +100,23 @@ class EvaluationTask(ABC, Generic[R]):
     name: str
 
     @abstractmethod
-    def run(self, subject: Subject, protocol: EvaluationProtocol, partial: R | None) -> R:
+    def load(self, subject: Subject, protocol: EvaluationProtocol) -> Any:
+        """Load a model, for all tasks of this class.
+
+        Raises:
+            BoomError: if it cannot be loaded.
+        """
+
+    @abstractmethod
+    def run(self, model: Any, subject: Subject, protocol: EvaluationProtocol, partial: R | None) -> R:
         """Measure a model.
 
         Args:
+            model: The model that `load` returned.
             partial: A cached result that is incomplete; what it contains is not measured again.
 
         Raises:
-            BoomError: if the model or the task cannot be read.
+            BoomError: if the task cannot be read or measured.
         """
 
     @abstractmethod

@@ -23,7 +23,6 @@ class RetrievalEvaluator(InformationRetrievalEvaluator):
     Args:
         task: URI of the BEIR directory.
         max_length: Tokens after which texts are truncated; None for the model's own limit.
-        chunk_tokens: Tokens in one forward pass, padding included.
         options: Of the base class.
 
     Attributes:
@@ -33,7 +32,7 @@ class RetrievalEvaluator(InformationRetrievalEvaluator):
         ndcg_of_queries: nDCG@10 by id of query.
     """
 
-    def __init__(self, task: str, max_length: int | None, chunk_tokens: int, **options: Any) -> None:
+    def __init__(self, task: str, max_length: int | None, **options: Any) -> None:
         data = read_beir(task)
         self.documents = sorted(data["corpus"], reverse=True)
         self.own, self.counts = data["own"], data["counts"]
@@ -56,7 +55,7 @@ class RetrievalEvaluator(InformationRetrievalEvaluator):
             map_at_k=[101],  # unused; one hit more is found, of which the query's own document is removed
             **options,
         )
-        self.max_length, self.chunk_tokens = max_length, chunk_tokens
+        self.max_length = max_length
         self.ndcg_of_queries: dict[str, float] = {}
 
     def embed_inputs(self, model: Any, sentences: Any, prompt: str | None = None, **_: Any) -> Any:  # type: ignore[override]
@@ -66,7 +65,7 @@ class RetrievalEvaluator(InformationRetrievalEvaluator):
             InputError: if an embedding is not finite; its text would rank first for every query.
         """
         tokens = model.tokenize(sentences, self.max_length, prompt or "")
-        vectors = model.encode_tokens(tokens, self.chunk_tokens)
+        vectors = model.encode_tokens(tokens)
         (bad,) = np.nonzero(~np.isfinite(vectors).all(axis=1))
         if len(bad):
             example = sentences[bad[0]][:80]

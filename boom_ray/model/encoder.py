@@ -17,12 +17,13 @@ from boom_ray.model import tokenizer as tokenizers
 from boom_ray.model.packed_layout import PackedLayout
 from boom_ray.model.packed_weights import pack_linear_layers
 from boom_ray.model.packing import pack
-from boom_ray.model.padded_layout import PaddedLayout
+from boom_ray.model.padded_layout import MIN_CHUNK_TOKENS, MIN_CHUNK_TOKENS_ON_GPU, PaddedLayout
 from boom_ray.model.spec import EncoderSpec
 from boom_ray.model.tokens import Tokens
 from boom_ray.model.transformer import load_transformer
 from boom_ray.recipe import Attention
 
+CHUNK_TOKENS, CHUNK_TOKENS_ON_GPU = 8192, 65536  # in a forward pass; CPUs compute out of caches
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -52,7 +53,8 @@ class Encoder(nn.Module):
         tokenizers.prepare(tokenizer, spec)
         self.transformer, self.tokenizer, self.spec = transformer, tokenizer, spec
         causal = any(getattr(module, "is_causal", False) for module in transformer.modules())
-        self.layout = PaddedLayout(spec.pooling, tokenizer.pad_token_id or 0, causal)
+        min_chunk_tokens = MIN_CHUNK_TOKENS_ON_GPU if self.device.type == "cuda" else MIN_CHUNK_TOKENS
+        self.layout = PaddedLayout(spec.pooling, tokenizer.pad_token_id or 0, causal, min_chunk_tokens)
 
     @classmethod
     def load(
@@ -72,8 +74,8 @@ class Encoder(nn.Module):
             InputError: if transformer or tokenizer are of a kind that cannot be used.
             OSError: if the directory has no safetensors weights.
         """
-        transformer = load_transformer(directory, dtype, attention)
-        encoder = cls(transformer, tokenizers.load(directory, spec), spec).to(device).eval()
+        transformer: Any = load_transformer(directory, dtype, attention)
+        encoder = cls(transformer.to(device), tokenizers.load(directory, spec), spec).eval()
         pack(encoder, attention)
         return encoder
 
@@ -87,6 +89,11 @@ class Encoder(nn.Module):
     def device(self) -> torch.device:
         """The device of the weights."""
         return next(self.transformer.parameters()).device
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens of a forward pass that suit the device; embeddings depend on it by rounding only."""
+        return CHUNK_TOKENS_ON_GPU if self.device.type == "cuda" else CHUNK_TOKENS
 
     @property
     def dimension(self) -> int:
@@ -136,20 +143,26 @@ class Encoder(nn.Module):
         return self.layout.pooled(self.transformer, *batch).float()
 
     @torch.inference_mode()
-    def encode_tokens(self, tokens: Tokens, chunk_tokens: int = 8192, normalize: bool = True) -> np.ndarray:
-        """Embed tokenized texts, at most `chunk_tokens` tokens per forward pass, padding included.
+    def encode_tokens(
+        self, tokens: Tokens, chunk_tokens: int | None = None, normalize: bool = True
+    ) -> np.ndarray:
+        """Embed tokenized texts.
 
         A GPU computes a chunk while the next one is collated; vectors are fetched one chunk behind.
 
+        Args:
+            chunk_tokens: Maximum of tokens in one forward pass, padding included; by default as suits the
+                device.
+            normalize: Whether each row gets norm 1.
+
         Returns:
-            [n, d] float32 in the order of `tokens`, each row of norm 1 unless `normalize` is off; a text
-            without tokens is zeros.
+            [n, d] float32 in the order of `tokens`; a text without tokens is zeros.
         """
         embed = self if normalize else self.pooled
         vectors = np.zeros((len(tokens), self.dimension), dtype=np.float32)
         (filled,) = np.nonzero(tokens.lengths)
         computing: tuple[np.ndarray, PendingCopy] | None = None
-        for chunk in self.layout.chunks(tokens.lengths[filled], chunk_tokens):
+        for chunk in self.layout.chunks(tokens.lengths[filled], chunk_tokens or self.chunk_tokens):
             texts = filled[chunk]
             started = texts, PendingCopy(embed(*self.collate(tokens[texts])))
             if computing:
@@ -159,18 +172,17 @@ class Encoder(nn.Module):
             vectors[computing[0]] = computing[1].result()
         return vectors
 
-    def encode(self, texts: Sequence[str], prompt: str = "", chunk_tokens: int = 8192) -> np.ndarray:
+    def encode(self, texts: Sequence[str], prompt: str = "") -> np.ndarray:
         """Embed texts.
 
         Args:
             texts: n texts, truncated at the maximum length of the model.
             prompt: Prefix of every text.
-            chunk_tokens: Maximum of tokens in one forward pass, padding included.
 
         Returns:
             [n, d] float32, each row of norm 1.
         """
-        return self.encode_tokens(self.tokenize(texts, prompt=prompt), chunk_tokens)
+        return self.encode_tokens(self.tokenize(texts, prompt=prompt))
 
 
 class PendingCopy:

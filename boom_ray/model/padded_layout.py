@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from boom_ray.model.tokens import Tokens
 from boom_ray.recipe import Pooling
 
-MIN_CHUNK_TOKENS = 512  # smaller forward passes do not use a processor fully
+MIN_CHUNK_TOKENS, MIN_CHUNK_TOKENS_ON_GPU = 512, 8192  # smaller passes do not use the processor fully
 
 
 def pool(states: Tensor, lengths: Tensor, skipped: Tensor, pooling: Pooling) -> Tensor:
@@ -48,15 +48,17 @@ class PaddedLayout:
         pooling: Reduction of token states to one vector.
         pad: Token id of the padding.
         causal: Whether tokens attend to earlier ones only.
+        min_chunk_tokens: Tokens below which a chunk is not cut to save padding.
     """
 
     pooling: Pooling
     pad: int
     causal: bool
+    min_chunk_tokens: int = MIN_CHUNK_TOKENS
 
     def chunks(self, lengths: np.ndarray, chunk_tokens: int) -> list[np.ndarray]:
         """Cut texts into chunks of similar lengths; see `chunk_by_padded_tokens`."""
-        return chunk_by_padded_tokens(lengths, chunk_tokens)
+        return chunk_by_padded_tokens(lengths, chunk_tokens, self.min_chunk_tokens)
 
     def computed_tokens(self, lengths: np.ndarray, chunk_tokens: int) -> int:
         """Number of tokens in all chunks, padding included."""
@@ -83,10 +85,12 @@ class PaddedLayout:
         return pool(states, lengths, skipped, self.pooling)
 
 
-def chunk_by_padded_tokens(lengths: np.ndarray, chunk_tokens: int) -> list[np.ndarray]:
+def chunk_by_padded_tokens(
+    lengths: np.ndarray, chunk_tokens: int, min_chunk_tokens: int = MIN_CHUNK_TOKENS
+) -> list[np.ndarray]:
     """Cut texts, longest first, into chunks of at most `chunk_tokens` padded tokens (at least one text each).
 
-    A chunk ends early if it has `MIN_CHUNK_TOKENS` and padding would exceed an eighth of the next text.
+    A chunk ends early if it has `min_chunk_tokens` and padding would exceed an eighth of the next text.
 
     Args:
         lengths: [n] tokens of each text.
@@ -101,7 +105,7 @@ def chunk_by_padded_tokens(lengths: np.ndarray, chunk_tokens: int) -> list[np.nd
         longest = int(ordered[start])
         fitting = max(1, chunk_tokens // longest)
         similar = int(np.count_nonzero(ordered[start : start + fitting] * 8 >= longest * 7))
-        rows = min(fitting, max(similar, -(-MIN_CHUNK_TOKENS // longest)))
+        rows = min(fitting, max(similar, -(-min_chunk_tokens // longest)))
         chunks.append(order[start : start + rows])
         start += rows
     return chunks

@@ -53,6 +53,18 @@ class Tokens:
         within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return Tokens(self.ids[np.repeat(starts[texts], lengths) + within], lengths, skipped)
 
+    def without(self, first: np.ndarray, counts: np.ndarray) -> "Tokens":
+        """The texts without some of their ids.
+
+        Args:
+            first: [n] position of the first id to leave out, within each text.
+            counts: [n] number of ids to leave out of each text.
+        """
+        starts = np.cumsum(self.lengths) - self.lengths + first
+        within = np.arange(len(self.ids)) - np.repeat(starts, self.lengths)
+        kept = (within < 0) | (within >= np.repeat(counts, self.lengths))
+        return Tokens(self.ids[kept], self.lengths - counts, self.skipped)
+
     def lists(self) -> list[list[int]]:
         """The ids of each text as a list."""
         return [ids.tolist() for ids in np.split(self.ids, np.cumsum(self.lengths)[:-1])][: len(self)]

@@ -194,7 +194,7 @@ def _measure(model: str, task: str | None, max_length: int | None) -> tuple[floa
     encoder: Any = directory.load_encoder(storage.local_directory(model)).for_inference()
     loaded = time.time()
     if task:
-        evaluator = RetrievalEvaluator(task, max_length, 4096)
+        evaluator = RetrievalEvaluator(task, max_length)
         evaluator.compute_all_metrics(encoder)
     else:
         encoder.encode_tokens(Tokens.of([[FIRST_WORD] * LENGTH] * NUM_TEXTS))

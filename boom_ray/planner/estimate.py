@@ -168,7 +168,9 @@ def estimate(workload: Workload, cluster: ClusterSpec, rank: RankSpec, assume: A
         upload=upload,
         train=max(bag.end for bag in planned),
         merge=stages.merge_seconds(recipe, shape, assume),
-        evaluate=stages.evaluate_seconds(recipe, shape, cluster, workload.evaluation, num_evaluated, assume),
+        evaluate=stages.evaluate_seconds(
+            recipe, shape, cluster, rank, workload.evaluation, num_evaluated, assume
+        ),
         embed=stages.embed_seconds(shape, cluster, rank, workload.loads, assume),
         storage=_stored(workload, planned),
         network=_transferred(workload, planned, cluster),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from boom_ray.evaluation.slots import MAX_THREADS
 from boom_ray.planner import memory
 from boom_ray.planner.assumptions import Assumptions
 from boom_ray.planner.hardware import ClusterSpec, RankSpec
@@ -38,21 +39,28 @@ def evaluate_seconds(
     recipe: Recipe,
     shape: ModelShape,
     cluster: ClusterSpec,
+    rank: RankSpec,
     tasks: list[BatchLoad],
     num_models: int,
     assume: Assumptions,
 ) -> float:
-    """Seconds of evaluating `num_models` models on all tasks; one model and task takes one CPU."""
+    """Seconds of evaluating `num_models` models on all tasks; see `boom_ray.evaluation.slots`."""
     if not tasks:
         return 0.0
-    flops = assume.take("evaluate.flops", 50e9, "FLOP/s", "of one CPU, a guess")
+    slots, rate = cluster.num_ranks, rank.encode_flops
+    if not recipe.evaluate.execution.use_gpu:
+        cpus = max(1, int(cluster.num_cpus))
+        threads = max(1, min(MAX_THREADS, cpus // num_models))
+        rate = threads * assume.take("evaluate.flops", 50e9, "FLOP/s", "of one CPU, a guess")
+        slots = cpus // threads
     start = assume.take("evaluate.start_seconds", 20.0, "s", "of the first processes")
     reading = 1 + 4 * shape.parameters / 1e9
     load = assume.take("evaluate.load_seconds", reading, "s", "to read a model, a guess")
     score = assume.take("evaluate.score_seconds", 0.5, "s", "to rank the documents of a task")
-    one_model = [load + score + shape.forward_flops(task.computed, task.length) / flops for task in tasks]
-    jobs = one_model * num_models
-    return start + longest_first(jobs, [1] * len(jobs), max(1, int(cluster.num_cpus))).end
+    work = sum(score + shape.forward_flops(task.computed, task.length) / rate for task in tasks)
+    shares = max(1, slots // num_models)
+    jobs = [load + work / shares] * (num_models * shares)
+    return start + longest_first(jobs, [1] * len(jobs), slots).end
 
 
 def embed_seconds(

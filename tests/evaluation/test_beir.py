@@ -77,7 +77,7 @@ def test_scores_equal_those_of_trec_eval(num_hits, levels, tmp_path):
         # Differences below the precision of float32 are ties for trec_eval.
         return (draw.integers(0, levels, count) / 7 + draw.random(count) * 1e-10).tolist()
 
-    evaluator = RetrievalEvaluator(task, None, 1)
+    evaluator = RetrievalEvaluator(task, None)
     names = {query: draw.choice(list(documents), num_hits, replace=False).tolist() for query in queries}
     run = {query: dict(zip(names[query], scores(num_hits), strict=True)) for query in queries}
     hits = [
@@ -98,7 +98,7 @@ def test_documents_with_equal_texts_rank_as_in_trec_eval(minilm, tmp_path):
     qrels = draw_qrels(queries, documents, 40, seed=2)
     task = write_task(tmp_path, documents, queries, write_qrels(qrels))
     encoder = directory.load_encoder(minilm)
-    evaluator = RetrievalEvaluator(task, 32, 4096, corpus_chunk_size=70)
+    evaluator = RetrievalEvaluator(task, 32, corpus_chunk_size=70)
     ours = means_of(evaluator.compute_all_metrics(encoder)["cosine"])
 
     distinct = {*documents.values(), *queries.values()}
@@ -170,7 +170,7 @@ def test_a_query_that_is_a_document_does_not_find_itself(tmp_path):
     task = write_task(tmp_path, documents, queries, "a\tb\t1\nc\tb\t1\nd\td\t1\n")
     titled = [{"_id": name, "title": "ArguAna has titles", "text": text} for name, text in documents.items()]
     texts.write_jsonl(os.path.join(task, "corpus.jsonl"), titled)
-    evaluator = RetrievalEvaluator(task, None, 1)
+    evaluator = RetrievalEvaluator(task, None)
     scores = {"a": 0.9, "c": 0.8, "b": 0.7, "d": 0.6}
     hits = [{"corpus_id": evaluator.documents.index(name), "score": score} for name, score in scores.items()]
     evaluator.compute_metrics([hits, hits, hits])

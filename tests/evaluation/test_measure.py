@@ -5,19 +5,24 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from boom_ray.cli import main
 from boom_ray.errors import InputError, NotFoundError
-from boom_ray.evaluation import compare, tables
+from boom_ray.evaluation import compare, spread, tables
 from boom_ray.evaluation.beir import read_beir
 from boom_ray.evaluation.measure import find_tasks, measure, scores_of
-from boom_ray.evaluation.protocol import EvaluationProtocol, Measurement, Subject
+from boom_ray.evaluation.protocol import EvaluationProtocol, EvaluationTask, Measurement, Subject
+from boom_ray.evaluation.slots import Slots
 from boom_ray.model import directory
+from boom_ray.recipe import EvaluateExecution
 from boom_ray.runs.scores import mean_scores
 from tests import texts
 
@@ -71,7 +76,8 @@ def test_the_cache_key_is_stable(tmp_path):
     """Runs keep their results: the name of a result file changes with what is measured only."""
     texts.write_jsonl(str(tmp_path / "data" / "test.jsonl"), [{"text": "a", "label": "b"}])
     (task,) = find_tasks(str(tmp_path / "data"))
-    protocol = EvaluationProtocol(query_prompt="query: ", max_length=64, num_cpus=2, chunk_tokens=8)
+    execution = EvaluateExecution(use_gpu=True, resources_per_model={"CPU": 2})
+    protocol = EvaluationProtocol(query_prompt="query: ", max_length=64, execution=execution)
     measurement = Measurement({"v-measure": 0.5}, {})
     task.write_result(str(tmp_path / "cache"), Subject("m", "unused", digest="0" * 32), protocol, measurement)
     assert os.listdir(tmp_path / "cache") == ["ace3f956d1165442c3b318aa7adc71cb.json"]
@@ -168,6 +174,103 @@ def test_a_task_that_fails_is_an_error_or_a_problem(published_minilm, tmp_path):
     assert list(scores_of(measured)["m"]) == ["good"]
     (problem,) = problems
     assert problem.startswith(f"m on bad: {tmp_path}/bad/queries.jsonl:1: not in BEIR format")
+
+
+@dataclass(frozen=True)
+class Witness(EvaluationTask[float]):
+    """A task that records its processes in a folder: when they load a model, and when they measure it.
+
+    Attributes:
+        folder: Where.
+        exits: How many times the process of the task ends.
+        fails: Whether the task raises an error then.
+    """
+
+    folder: str
+    exits: int = 0
+    fails: bool = False
+
+    def record(self, *parts: str) -> int:
+        """Record one more event; returns how many there are like it."""
+        name = os.path.join(self.folder, "-".join(parts))
+        with open(name, "a") as file:
+            file.write(f"{os.getpid()}\n")
+        return len(Path(name).read_text().split())
+
+    def load(self, subject, protocol):
+        self.record("load", subject.label)
+        return torch.get_num_threads()
+
+    def run(self, model, subject, protocol, partial):
+        if self.record("run", subject.label, self.name) <= self.exits:
+            os._exit(1)
+        if self.fails:
+            raise InputError(f"{self.name} is damaged")
+        return float(model)
+
+    def measurement(self, result):
+        return Measurement({"score": result}, {})
+
+    def is_complete(self, result):
+        return True
+
+    def read_result(self, cache, subject, protocol):
+        stored = os.path.join(cache, f"{subject.label}-{self.name}")
+        return float(Path(stored).read_text()) if os.path.exists(stored) else None
+
+    def write_result(self, cache, subject, protocol, result):
+        Path(cache, f"{subject.label}-{self.name}").write_text(str(result))
+
+
+def processes(folder: Path, *parts: str) -> list[str]:
+    """The processes that recorded an event."""
+    return (folder / "-".join(parts)).read_text().split()
+
+
+@needs_ray
+def test_a_process_loads_a_model_once_and_what_fails_loses_nothing_else(
+    published_qwen3, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(spread, "MAX_RETRIES", 1)
+    cache, seen = tmp_path / "cache", tmp_path / "seen"
+    for folder in (cache, seen):
+        folder.mkdir()
+    tasks = [Witness("a", str(seen)), Witness("damaged", str(seen), fails=True)]
+    tasks += [Witness("dies", str(seen), exits=2), Witness("z", str(seen))]
+    subjects, problems = [Subject("one", published_qwen3)], list[str]()
+    found = measure(subjects, tasks, EvaluationProtocol(), str(cache), problems)
+    assert list(found["one"]) == ["a", "z"]
+    damaged, lost = problems
+    assert damaged == "one on damaged: damaged is damaged"
+    assert lost.startswith("one on dies: a process of the cluster was lost")
+    first, second, third = processes(seen, "load", "one")
+    assert processes(seen, "run", "one", "a") == processes(seen, "run", "one", "damaged") == [first]
+    assert processes(seen, "run", "one", "dies") == [first, second]
+    assert processes(seen, "run", "one", "z") == [third]
+    assert sorted(os.listdir(cache)) == ["one-a", "one-z"]
+    tasks[1] = replace(tasks[1], fails=False)
+    found = measure(subjects, tasks, EvaluationProtocol(), str(cache))
+    assert list(found["one"]) == ["a", "damaged", "dies", "z"]
+    assert processes(seen, "run", "one", "a") == [first], "its result was stored"
+
+
+@needs_ray
+def test_models_that_are_measured_at_once_share_the_cpus(published_qwen3, tmp_path):
+    tasks = [Witness("a", str(tmp_path)), Witness("b", str(tmp_path))]
+    scores = {}
+    for number in (1, 2, 3):
+        subjects = [Subject(str(label), published_qwen3) for label in range(number)]
+        for label, found in measure(subjects, tasks, EvaluationProtocol()).items():
+            scores[number, label] = found["a"].scores["score"]
+    assert scores == {(1, "0"): 2, (2, "0"): 1, (2, "1"): 1, (3, "0"): 1, (3, "1"): 1, (3, "2"): 1}
+    own = EvaluateExecution(resources_per_model={"CPU": 2})
+    measured = measure(subjects, tasks, EvaluationProtocol(execution=own))
+    assert [found["b"].scores["score"] for found in measured.values()] == [2, 2, 2]
+
+
+@pytest.mark.parametrize(("slots", "expected"), [(1, 1), (2, 1), (4, 2), (9, 3)])
+def test_the_tasks_of_a_model_are_divided_where_there_is_room(slots, expected):
+    assert Slots(slots, 8, {}).shares(num_models=2, num_tasks=3) == expected
 
 
 def test_the_library_imports_without_mteb_torch_and_sentence_transformers():

@@ -134,7 +134,7 @@ def scores_of_mteb(data: dict[str, Any], model: str) -> dict[str, float]:
 def measured_by_mteb(data: dict[str, Any], model: str, results: str) -> dict[str, float]:
     tasks = mteb_run.through_mteb(local_tasks.find(data["root"]))
     problems: list[str] = []
-    found = measure([Subject("m", model)], tasks, EvaluationProtocol(num_cpus=2), results, problems)
+    found = measure([Subject("m", model)], tasks, EvaluationProtocol(), results, problems)
     assert problems == []
     return {task: scores[MAIN_SCORE] for task, scores in scores_of(found)["m"].items()}
 

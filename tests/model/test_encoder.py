@@ -1,13 +1,19 @@
 """The encoder: its vectors equal those of sentence-transformers and transformers."""
 
+import sys
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
-from boom_ray.model import directory
-from boom_ray.model.padded_layout import chunk_by_padded_tokens, pool
+from boom_ray.model import directory, inference
+from boom_ray.model.padded_layout import PaddedLayout, chunk_by_padded_tokens, pool
 from tests import texts
 
 FAMILIES = ["published_minilm", "published_qwen3"]
@@ -81,3 +87,47 @@ def test_chunks_contain_every_text_once_within_the_budget(budget):
     chunks = chunk_by_padded_tokens(lengths, budget)
     assert sorted(np.concatenate(chunks).tolist()) == list(range(100))
     assert all(len(chunk) == 1 or len(chunk) * lengths[chunk].max() <= budget for chunk in chunks)
+
+
+def test_on_a_gpu_padding_is_saved_in_large_chunks_only():
+    lengths = np.random.default_rng(0).integers(1, 512, 2000)
+    layout = PaddedLayout("mean", 0, False, min_chunk_tokens=8192)
+    *chunks, _ = layout.chunks(lengths, 65536)
+    sizes = [len(chunk) * lengths[chunk].max() for chunk in chunks]
+    assert min(sizes) >= 8192 and max(sizes) <= 65536
+
+
+def python_steps(call: Callable[[], Any]) -> int:
+    """Bytecode instructions that Python executes in a call."""
+    steps = 0
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal steps
+        frame.f_trace_opcodes = True
+        steps += event == "opcode"
+        return trace
+
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(None)
+    return steps
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_step_of_python_is_for_a_single_text(family, request):
+    encoder = directory.load_encoder(request.getfixturevalue(family))
+    few, many = ["a text of words"] * 4, ["a text of words"] * 400
+    for work in (
+        lambda texts: encoder.tokenize(texts, prompt="query: "),
+        lambda texts: encoder.encode_tokens(encoder.tokenize(texts), 10**6),
+    ):
+        work(few)  # imports and caches
+        # Not equal: the garbage collector calls Python too.
+        assert python_steps(partial(work, many)) < python_steps(partial(work, few)) + len(many) // 2
+
+
+def test_precision_is_that_of_the_device(published_qwen3):
+    assert inference.precision("cuda") == torch.bfloat16
+    assert inference.load(published_qwen3, "cpu").transformer.dtype == torch.float32

@@ -190,3 +190,15 @@ def test_tokens_are_chosen_and_joined_like_lists(tokens):
     assert tokens[1:3].lists() == [[], [7]]
     assert Tokens.concatenate([tokens[2:], tokens[:1]]).lists() == [[7], [8, 9, 1], [5, 6]]
     assert Tokens.of([]).lists() == [] and len(Tokens.of([])) == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9)), max_size=20))
+def test_ids_are_left_out_like_items_of_lists(parts):
+    """Each text is some ids that stay, some that are left out, and some that stay."""
+    lists = [list(range(1, 1 + sum(one))) for one in parts]
+    first, counts = np.array([*parts, (0, 0, 0)])[:-1, :2].T
+    expected = [
+        ids[:start] + ids[start + count :] for ids, (start, count, _) in zip(lists, parts, strict=True)
+    ]
+    found = Tokens.of(lists, 1).without(first, counts)
+    assert found.lists() == expected and found.skipped.tolist() == [1] * len(parts)

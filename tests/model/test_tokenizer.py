@@ -107,3 +107,14 @@ def test_a_text_ends_in_one_end_token_and_keeps_what_stands_before_it(name, tmp_
 def test_a_tokenizer_without_an_end_token_is_refused():
     with pytest.raises(InputError, match=r"base_model\.pooling.*eos_token"):
         tokenizers.end_with_eos(fast(backend(LLAMA), None, eos=None))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_ids_are_those_of_the_call_of_transformers(name, side):
+    tokenizer, texts = family(name), ["", "sort a list", "list " * 50, "ünï ✓ </s>"]
+    tokenizer.truncation_side = side
+    for limit in (None, 8):
+        expected = tokenizer(texts, truncation=limit is not None, max_length=limit)["input_ids"]
+        assert tokenizers.encode(tokenizer, texts, limit).lists() == expected
+    assert len(tokenizers.encode(tokenizer, [], 8)) == 0
