@@ -210,7 +210,7 @@ class TrainExecution(Section):
 
 
 class Lora(Section):
-    """Low-rank adapters (arXiv 2106.09685), trained in place of the whole weights and folded into them.
+    """Low-rank adapters (arXiv 2106.09685), trained and published in place of the whole weights.
 
     Attributes:
         targets: Names of the linear layers that get an adapter, or `all-linear`.
@@ -233,6 +233,8 @@ class Train(Section):
         matryoshka: Dimensions to which embeddings can be truncated.
         lora: Train adapters instead of all weights.
         max_steps: End earlier than `epochs` would.
+        save_dtype: Type of the trained weights as they are published; in another than float32, differences
+            to the base model that are smaller than its rounding are lost.
     """
 
     epochs: int = Field(1, ge=1)
@@ -250,6 +252,7 @@ class Train(Section):
     query_max_length: int = Field(512, ge=8)
     passage_max_length: int = Field(512, ge=8)
     precision: Precision = "bf16"
+    save_dtype: SaveDtype = "float32"
     seed: int = 42
     execution: TrainExecution = TrainExecution()
 
@@ -282,7 +285,7 @@ class Merge(Section):
             model.
         seed: Seed of the random choice of `dare_linear`.
         normalize: Whether to divide the merged sum by the sum of the weights; None for the method's default.
-        dtype: Floating-point type of the merged model's tensors.
+        dtype: Floating-point type of the merged model's tensors, in which the merge rounds once.
     """
 
     method: MergeMethod = "multislerp"

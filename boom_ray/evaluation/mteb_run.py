@@ -19,7 +19,7 @@ from boom_ray.evaluation.local_tasks import LocalTask
 from boom_ray.evaluation.mteb_results import MtebResult
 from boom_ray.evaluation.mteb_tasks import counts_of, local, named
 from boom_ray.evaluation.protocol import EvaluationProtocol, EvaluationTask, Measurement, Subject
-from boom_ray.model import directory
+from boom_ray.model import adapter, directory
 from boom_ray.model.inference import precision
 from boom_ray.runs.scores import MAIN_SCORE
 
@@ -37,6 +37,12 @@ class MtebEvaluationTask(EvaluationTask[MtebResult]):
         if not os.path.isfile(os.path.join(local_path, "modules.json")):
             raise InputError(
                 f"{subject.uri}: no modules.json, in which sentence-transformers finds the pooling of a model"
+            )
+        base = adapter.is_adapter(local_path) and adapter.read_config(local_path).base_model_name_or_path
+        if base and not storage.is_local(base):
+            raise InputError(
+                f"{subject.uri}: is an adapter of {base}, which sentence-transformers cannot read. Measure the "
+                "merged model"
             )
         settings = {"use_safetensors": True, "dtype": precision(protocol.device)}
         model = SentenceTransformer(local_path, device=protocol.device, model_kwargs=settings)

@@ -35,7 +35,7 @@ class MergeOutput:
         shards: The planned files.
         sizes: Bytes of each tensor.
         written: The written files with their tensors.
-        bytes_read: Bytes of all inputs.
+        bytes_read: Bytes of all inputs; those that several share count once.
         seconds: From the start of the first worker to the last written byte.
     """
 
@@ -176,7 +176,9 @@ class MergeCoordinator:
         shards = plan_shards(sizes, len(workers), settings.execution.max_shard_bytes, can_cut)
         ray.wait([worker.__ray_ready__.remote() for worker in workers])
         self.total, self.started = sum(sizes.values()), time.monotonic()
-        self.read = sum(place.num_bytes for model in job.all_inputs for place in model.places.values())
+        self.read = sum(
+            place.num_bytes for place in {p for model in job.all_inputs for p in model.all_places}
+        )
         written = _ShardSchedule(job, shards, workers, coordinator).run()
         seconds = time.monotonic() - self.started
         return MergeOutput(checked.directory, job.weights, shards, sizes, written, self.read, seconds)

@@ -7,12 +7,13 @@ from boom_ray import artifacts, storage
 from boom_ray.artifacts import ModelRecord
 from boom_ray.artifacts.tensors import TensorPlace, read_places
 from boom_ray.errors import BoomError, InputError
-from boom_ray.merge.adapter import is_adapter, read_adapter
+from boom_ray.merge.adapter import read_adapter
 from boom_ray.merge.compare_configs import config_differences, pooling_differences
 from boom_ray.merge.compare_tokenizers import has_tokenizer, tokenizer_differences, vocabulary_conflicts
 from boom_ray.merge.inputs import MergeInput
-from boom_ray.merge.tensor_names import CAUSAL_HEAD, Places, aligned, left_out, plain_names, plain_places
 from boom_ray.model import directory, files, modules
+from boom_ray.model.adapter import is_adapter
+from boom_ray.model.tensor_names import CAUSAL_HEAD, Places, aligned, left_out, plain_names, plain_places
 
 COMPARED = (config_differences, pooling_differences, tokenizer_differences)
 LISTED = 5  # missing or extra tensors that are listed for one model
@@ -75,10 +76,10 @@ def _listed(form: str, compare: Callable[..., list[str]], *arguments: object) ->
 def _read(model: str, base: str | None, problems: list[str]) -> MergeInput | None:
     try:
         modules.read_modules(model)
-        if is_adapter(model):
-            return _without_tied_head(read_adapter(model, base))
         record = artifacts.find(model, ModelRecord)
         problems += _size_differences(model, record)
+        if is_adapter(model):
+            return _without_tied_head(read_adapter(model, base, record))
         return _without_tied_head(MergeInput(model, read_places(model), model, record))
     except BoomError as error:
         problems.append(str(error))
@@ -95,7 +96,7 @@ def _read_base(base: str, problems: list[str]) -> MergeInput | None:
 
 def _without_tied_head(model: MergeInput) -> MergeInput:
     """Drop a head that is tied to the embeddings: the merged model stores it once, as the embeddings."""
-    tied = files.read_object(model.directory, "config.json").get("tie_word_embeddings")
+    tied = files.config_of(model.directory).get("tie_word_embeddings")
     if not tied or CAUSAL_HEAD not in model.places or len(model.places) == 1:
         return model
     return replace(model, places=_without(model.places, {CAUSAL_HEAD}))

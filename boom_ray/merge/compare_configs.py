@@ -33,7 +33,7 @@ def config_differences(model: str, first: str) -> list[str]:
     Raises:
         InputError: if a `config.json` cannot be read.
     """
-    configs = [files.read_object(uri, "config.json") for uri in (model, first)]
+    configs = [files.config_of(uri) for uri in (model, first)]
     found = _differing(configs[0], configs[1], SHAPE_KEYS)
     if found or _effective(configs[0]) == _effective(configs[1]):
         return found

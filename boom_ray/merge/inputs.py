@@ -4,26 +4,7 @@ from dataclasses import dataclass, field
 
 from boom_ray.artifacts import ModelRecord
 from boom_ray.artifacts.tensors import TensorPlace
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """A LoRA update of one tensor: `scale * b @ a`, with `a` [rank, in] and `b` [out, rank].
-
-    Attributes:
-        transposed: Whether the tensor is stored as [in, out], as in the Conv1D layers of GPT-2.
-    """
-
-    a: TensorPlace
-    b: TensorPlace
-    scale: float
-    transposed: bool = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the tensor that is updated."""
-        shape = (self.b.shape[0], self.a.shape[1])
-        return shape[::-1] if self.transposed else shape
+from boom_ray.model.adapter import LowRank
 
 
 @dataclass(frozen=True)
@@ -50,6 +31,11 @@ class MergeInput:
         if self.record is None or own not in self.record.tensors or name in self.adapter:
             return None
         return self.record.tensors[own].xxh3_128
+
+    @property
+    def all_places(self) -> list[TensorPlace]:
+        """Everything that is read of it: its tensors, and the matrices of its adapter."""
+        return [*self.places.values(), *(place for low in self.adapter.values() for place in (low.a, low.b))]
 
     @property
     def element_bytes(self) -> int:

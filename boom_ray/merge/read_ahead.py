@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from boom_ray.artifacts.tensors import TensorPlace
 from boom_ray.merge.gram import Pieces
 from boom_ray.merge.tensor_reader import TensorReader
 
@@ -77,11 +78,7 @@ def read_ahead(
                 postponed = piece if rows is None else None
                 if rows is None:
                     break
-                futures = [
-                    threads.submit(reader.read_into, row, piece.name, piece.start)
-                    for reader, row in zip(readers, rows, strict=True)
-                ]
-                reading.append((piece, rows, futures))
+                reading.append((piece, rows, _start_reading(threads, piece, readers, rows)))
             if not reading:
                 assert postponed is None, f"{postponed} needs more than {num_bytes} bytes"
                 return
@@ -90,6 +87,24 @@ def read_ahead(
                 future.result()
             yield piece, rows
             ring.give_back()
+
+
+def _start_reading(
+    threads: ThreadPoolExecutor, piece: Piece, readers: list[TensorReader], rows: Pieces
+) -> list[Future[None]]:
+    """Read a piece of every model; what several share, as adapters share their base model, only once."""
+    stored: dict[TensorPlace, tuple[Future[None], Tensor]] = {}
+    futures = []
+    # Those that read into a row come first: threads take tasks in order, so that none waits for a later one.
+    for reader, row in sorted(
+        zip(readers, rows, strict=True), key=lambda pair: piece.name in pair[0].model.adapter
+    ):
+        place = reader.model.places[piece.name]
+        future = threads.submit(reader.read_into, row, piece.name, piece.start, stored.get(place))
+        if piece.name not in reader.model.adapter:
+            stored.setdefault(place, (future, row))
+        futures.append(future)
+    return futures
 
 
 def piece_bytes(readers: list[TensorReader], name: str, count: int) -> int:

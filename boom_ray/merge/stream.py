@@ -22,7 +22,7 @@ from boom_ray.merge.methods import DirectionsCancel, keeps_equal_tensors
 from boom_ray.merge.read_ahead import Piece, piece_bytes, read_ahead
 from boom_ray.merge.shard_writer import ShardWriter
 from boom_ray.merge.shards import Shard
-from boom_ray.merge.tensor_reader import TORCH_DTYPES, TensorReader
+from boom_ray.merge.tensor_reader import TORCH_DTYPES, TensorReader, damaged
 from boom_ray.storage import join
 
 PROCESS_BYTES = 448 << 20  # memory of a worker before it reads anything: Python, torch, Ray
@@ -127,10 +127,7 @@ class TensorMerger:
         """
         model = self.job.all_inputs[index]
         if computed.hexdigest() != model.recorded_hash(name):
-            raise StorageError(
-                f"{model.places[name].uri}: tensor {name} is damaged: it differs from the record. "
-                "Restore the file, or publish the model again"
-            )
+            raise StorageError(damaged(model.places[name]))
 
     def _slice(self, name: str, start: int, count: int) -> PieceStream:
         end, size = start + count, self._chunk_of(self.job.num_elements(name))

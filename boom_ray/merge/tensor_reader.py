@@ -1,12 +1,16 @@
 """Reading ranges of a model's tensors into memory."""
 
+from concurrent.futures import Future
 from typing import Any, cast
 
 import torch
+import xxhash
 from torch import Tensor
 
 from boom_ray.artifacts.tensors import TensorPlace
-from boom_ray.merge.inputs import LowRank, MergeInput
+from boom_ray.errors import StorageError
+from boom_ray.merge.inputs import MergeInput
+from boom_ray.model.adapter import LowRank
 from boom_ray.storage import RangeReader
 
 TORCH_DTYPES = {
@@ -23,29 +27,47 @@ TORCH_DTYPES = {
 }
 
 
+def damaged(place: TensorPlace) -> str:
+    """What is wrong with a tensor that differs from the record of its model, and the remedy."""
+    return (
+        f"{place.uri}: tensor {place.name} is damaged: it differs from the record. "
+        "Restore the file, or publish the model again"
+    )
+
+
 class TensorReader:
     """Reads ranges of a model's tensors; safe for any number of threads. Files are opened once."""
 
     def __init__(self, model: MergeInput) -> None:
         self.model = model
-        places = [*model.places.values(), *(p for low in model.adapter.values() for p in (low.a, low.b))]
-        self._files = {uri: RangeReader(uri) for uri in sorted({place.uri for place in places})}
+        self._files = {uri: RangeReader(uri) for uri in sorted({place.uri for place in model.all_places})}
         self._factors: dict[str, tuple[Tensor, Tensor]] = {}
 
     def dtype_of(self, name: str) -> torch.dtype:
         """The dtype a tensor is read in: its own, or float32 if an adapter updates it."""
         return torch.float32 if name in self.model.adapter else TORCH_DTYPES[self.model.places[name].dtype]
 
-    def read_into(self, target: Tensor, name: str, start: int) -> None:
-        """Fill `target`, [n] of `dtype_of(name)`, with the elements of a tensor that begin at `start`."""
+    def read_into(
+        self, target: Tensor, name: str, start: int, stored: tuple[Future[None], Tensor] | None = None
+    ) -> None:
+        """Read elements of a tensor.
+
+        Args:
+            target: [n] of `dtype_of(name)`, to be filled with the elements from `start` on.
+            stored: What the file holds of them, [n], once its future is done; by default the file is read.
+        """
         place = self.model.places[name]
         low = self.model.adapter.get(name)
-        if low is None:
-            self._fill(target, place, start)
-            return
-        own = torch.empty(len(target), dtype=TORCH_DTYPES[place.dtype])
-        self._fill(own, place, start)
-        torch.add(own, self._update(name, low, start, len(target)), out=target)
+        if stored is None:
+            own = target if low is None else torch.empty(len(target), dtype=TORCH_DTYPES[place.dtype])
+            self._fill(own, place, start)
+        else:
+            reading, own = stored
+            reading.result()
+        if low is not None:
+            torch.add(own, self._update(name, low, start, len(target)), out=target)
+        elif own is not target:
+            target.copy_(own)
 
     def close(self) -> None:
         """Close all files."""
@@ -57,16 +79,25 @@ class TensorReader:
             content = memoryview(cast(Any, target.view(torch.uint8).numpy()))
             self._files[place.uri].read_into(content, place.offset + start * place.element_bytes)
 
-    def _whole(self, place: TensorPlace) -> Tensor:
+    def _factor(self, place: TensorPlace) -> Tensor:
+        """A matrix of an adapter in float32.
+
+        Raises:
+            StorageError: if it differs from the record of the adapter.
+        """
         values = torch.empty(place.num_elements, dtype=TORCH_DTYPES[place.dtype])
         self._fill(values, place, 0)
+        recorded = self.model.record and self.model.record.tensors.get(place.name)
+        content = memoryview(cast(Any, values.view(torch.uint8).numpy()))
+        if recorded and xxhash.xxh3_128_hexdigest(content) != recorded.xxh3_128:
+            raise StorageError(damaged(place))
         return values.view(place.shape).float()
 
     def _update(self, name: str, low: LowRank, start: int, count: int) -> Tensor:
         """Elements of `scale * b @ a`, computed for the rows they are in: [count] float32."""
         factors = self._factors.get(name)
         if factors is None:
-            factors = self._whole(low.a), self._whole(low.b)
+            factors = self._factor(low.a), self._factor(low.b)
             if low.transposed:
                 factors = factors[1].T.contiguous(), factors[0].T.contiguous()
             # Only the factors used last are kept. Threads that read different tensors replace each other's

@@ -16,7 +16,7 @@ from boom_ray import artifacts, storage
 from boom_ray.artifacts.record import CARD, DISTANCES, Parent
 from boom_ray.artifacts.record_file import RECORD
 from boom_ray.errors import BoomError, InputError, first_line
-from boom_ray.model import files, modules
+from boom_ray.model import adapter, files, modules
 from boom_ray.model import tokenizer as tokenizers
 from boom_ray.model.limits import DIMENSION_KEYS, limits_of
 from boom_ray.model.spec import EncoderSpec
@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # merging imports this module, and starts twice as fast witho
 
 DECODERS = ("ForCausalLM", "GPT2LMHeadModel")
 logger = logging.getLogger(__name__)
-NOT_COPIED = (CARD, RECORD, DISTANCES)
+NOT_COPIED = (CARD, RECORD, DISTANCES, adapter.CONFIG, files.ADAPTED_CONFIG)
 COPIED_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
 
@@ -103,20 +103,29 @@ def save(
     """Write all files of a published model except the card and the record.
 
     Args:
+        directory: A local directory. If it holds an adapter, that stays the only weights.
         base_directory: The base model. Its `architectures` are kept, because servers choose their
             implementation by them.
         prompts: Prefixes of inputs, by name; texts for which none is chosen get none.
         max_length: Maximum input length in tokens.
-        state: Weights to write instead of those in `encoder.transformer`.
+        state: Weights to write instead of those in `encoder.transformer`, all of one floating-point type.
         matryoshka: Lengths to which embeddings can be truncated.
     """
-    encoder.transformer.save_pretrained(directory, state_dict=state, max_shard_size="4GB")
-    config = files.read_config(directory)
-    config["architectures"] = files.read_config(base_directory).get("architectures", config["architectures"])
+    base, config = files.read_config(base_directory), encoder.transformer.config
+    if adapter.is_adapter(directory):
+        config.save_pretrained(directory)
+        os.rename(os.path.join(directory, files.CONFIG), os.path.join(directory, files.ADAPTED_CONFIG))
+    else:
+        encoder.transformer.save_pretrained(directory, state_dict=state, max_shard_size="4GB")
+    written = files.read_config(directory)
+    written["architectures"] = base.get("architectures") or [type(encoder.transformer).__name__]
+    if state:
+        dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
+        written["dtype"] = str(dtype).removeprefix("torch.")
     if matryoshka:
-        config["matryoshka_dimensions"] = sorted(matryoshka)  # the key that vLLM reads
+        written["matryoshka_dimensions"] = sorted(matryoshka)  # the key that vLLM reads
     spec = replace(encoder.spec, max_length=max_length, prompts=prompts, default_prompt_name=None)
-    _write_settings(directory, config, encoder.tokenizer, spec, encoder.dimension)
+    _write_settings(directory, written, encoder.tokenizer, spec, encoder.dimension)
 
 
 def _write_settings(
@@ -130,7 +139,8 @@ def _write_settings(
     tokenizers.save(tokenizer, directory)
     if config.get("pad_token_id") is None:
         config["pad_token_id"] = tokenizer.pad_token_id
-    files.write_json(directory, files.CONFIG, config)
+    name = files.ADAPTED_CONFIG if adapter.is_adapter(directory) else files.CONFIG
+    files.write_json(directory, name, config)
     modules.write(directory, spec, dimension)
 
 
@@ -153,9 +163,9 @@ def copy_all_but_weights(source: str, target: str, dtype: str) -> None:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "wb") as file:
             file.write(storage.read_bytes(storage.join(source, name)))
-    config = files.read_config(target)
+    config = files.read_config(source)
     config.pop("torch_dtype", None)
-    files.write_json(target, "config.json", {**config, "dtype": dtype})
+    files.write_json(target, files.CONFIG, {**config, "dtype": dtype})
 
 
 def complete(directory: str) -> None:
@@ -218,7 +228,7 @@ def identify(uri: str) -> Parent:
     if record is not None:
         return record.as_parent()
     local = storage.local_directory(uri)
-    if not os.path.isfile(os.path.join(local, "adapter_config.json")):
+    if not adapter.is_adapter(local):
         files.read_config(local)
     names = [name for name in storage.list_files(local) if name.endswith((".safetensors", ".json", ".txt"))]
     hashes = {name: artifacts.hash_file(storage.join(local, name)).xxh3_128 for name in names}

@@ -14,13 +14,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from boom_ray.errors import InputError
 from boom_ray.model import tokenizer as tokenizers
+from boom_ray.model.adapted import load_adapted
 from boom_ray.model.packed_layout import PackedLayout
 from boom_ray.model.packed_weights import pack_linear_layers
 from boom_ray.model.packing import pack
 from boom_ray.model.padded_layout import MIN_CHUNK_TOKENS, MIN_CHUNK_TOKENS_ON_GPU, PaddedLayout
 from boom_ray.model.spec import EncoderSpec
 from boom_ray.model.tokens import Tokens
-from boom_ray.model.transformer import load_transformer
 from boom_ray.recipe import Attention
 
 CHUNK_TOKENS, CHUNK_TOKENS_ON_GPU = 8192, 65536  # in a forward pass; CPUs compute out of caches
@@ -74,7 +74,7 @@ class Encoder(nn.Module):
             InputError: if transformer or tokenizer are of a kind that cannot be used.
             OSError: if the directory has no safetensors weights.
         """
-        transformer: Any = load_transformer(directory, dtype, attention)
+        transformer: Any = load_adapted(directory, dtype, attention)
         encoder = cls(transformer.to(device), tokenizers.load(directory, spec), spec).eval()
         pack(encoder, attention)
         return encoder

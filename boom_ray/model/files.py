@@ -16,6 +16,9 @@ from boom_ray.artifacts.record import CARD
 from boom_ray.errors import InputError
 
 CONFIG = "config.json"
+#: The same of the encoder that an adapter makes of its base model. Beside an adapter, transformers takes a
+#: `config.json` as the sign that all weights are there as well.
+ADAPTED_CONFIG = "transformer_config.json"
 FRONT_MATTER = re.compile(r"\A\ufeff?\s*---\s*\n(.*?)^---\s*$", re.DOTALL | re.MULTILINE)
 
 
@@ -92,13 +95,22 @@ def check(content: Any, where: str, kind: type[F]) -> F:
         raise InputError(f"{where}: {'; '.join(problems)}") from None
 
 
+def config_of(directory: str) -> dict[str, Any]:
+    """The configuration of a model, or of an adapter that has its own; `{}` if there is none.
+
+    Args:
+        directory: URI of a model directory.
+    """
+    return read_object(directory, CONFIG) or read_object(directory, ADAPTED_CONFIG)
+
+
 def read_config(directory: str) -> dict[str, Any]:
-    """The content of `config.json`.
+    """The same, which a model must have.
 
     Raises:
         InputError: if there is none, or it names no `model_type`: the directory is not a model.
     """
-    config = read_object(directory, CONFIG)
+    config = config_of(directory)
     if not isinstance(config.get("model_type"), str):
         raise InputError(f"{directory}: not a model: it has no config.json with a model_type")
     return config

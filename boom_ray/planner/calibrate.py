@@ -181,7 +181,7 @@ def _merging(small: Recipe, shape: ModelShape, models: list[str]) -> dict[str, f
         since = time.time()
         _, merged = merge_into(stage, models, small.base_model.path, settings)
         whole = time.time() - since
-    rate = stages.merge_bytes(small, shape, len(models)) / merged.seconds / settings.execution.num_workers
+    rate = stages.merge_work(small, shape, len(models)) / merged.seconds / settings.execution.num_workers
     return {"merge.start_seconds": whole - merged.seconds, "merge.bytes_per_second": rate}
 
 

@@ -152,7 +152,8 @@ def estimate(workload: Workload, cluster: ClusterSpec, rank: RankSpec, assume: A
     model = memory.element_bytes(recipe.train) * shape.parameters
     start = assume.take("train.start_seconds", 60 + model / stored, "s", "processes, and reading the model")
     source = "check, write and hash the model"
-    finish = assume.take("train.finish_seconds", 10 + 2 * model / stored, "s", source)
+    written = stages.published_bytes(recipe, shape)
+    finish = assume.take("train.finish_seconds", 10 + 2 * written / stored, "s", source)
     planned = _bags(workload, cluster, rank, start + finish)
     save, upload = stages.checkpoint_seconds(recipe, shape, max(bag.ranks for bag in planned), stored, assume)
     # The base model, every trained model, and the merged model.
@@ -223,7 +224,7 @@ def _stored(workload: Workload, planned: list[BagEstimate]) -> dict[str, float]:
     return {
         "corpus": _corpus_bytes(workload),
         "bag manifests": 4.0 * sum(bag.rows for bag in planned),
-        "models of bags": len(planned) * memory.element_bytes(recipe.train) * shape.parameters,
+        "models of bags": len(planned) * stages.published_bytes(recipe, shape),
         "merged model": stages.merged_bytes(recipe, shape),
         "checkpoints at once": num_checkpoints * checkpoint,
     }
@@ -239,7 +240,7 @@ def _transferred(workload: Workload, planned: list[BagEstimate], cluster: Cluste
         "gradients and weights between ranks": sum(bag.steps * bag.ranks * bag.step.sent for bag in planned),
         "base model and corpus to nodes": num_nodes * (model + _corpus_bytes(workload)),
         "checkpoints to storage": num_saves * memory.checkpoint_bytes(shape, recipe.train),
-        "models to storage": len(planned) * model,
+        "models to storage": len(planned) * stages.published_bytes(recipe, shape),
         "merge": stages.merge_bytes(recipe, shape, num_merged),
     }
 

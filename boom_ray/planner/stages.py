@@ -15,20 +15,36 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 NUM_KEPT_CHECKPOINTS = 2
 
 
+def published_bytes(recipe: Recipe, shape: ModelShape) -> float:
+    """Bytes of the model of one bag: all weights, or those of its adapter."""
+    return DTYPE_BYTES[recipe.train.save_dtype] * shape.trained
+
+
 def merged_bytes(recipe: Recipe, shape: ModelShape) -> float:
     """Bytes of the merged model."""
     return DTYPE_BYTES[recipe.merge.dtype] * shape.parameters
 
 
 def merge_bytes(recipe: Recipe, shape: ModelShape, num_models: int) -> float:
-    """Bytes that a merge of `num_models` models reads and writes."""
-    num_sources = num_models + (recipe.merge.space == "deltas")
-    return num_sources * memory.element_bytes(recipe.train) * shape.parameters + merged_bytes(recipe, shape)
+    """Bytes that a merge of `num_models` models reads and writes; adapters share one base model."""
+    base = (recipe.merge.space == "deltas" or recipe.train.lora is not None) * _base_bytes(recipe, shape)
+    return num_models * published_bytes(recipe, shape) + base + merged_bytes(recipe, shape)
+
+
+def merge_work(recipe: Recipe, shape: ModelShape, num_models: int) -> float:
+    """Bytes that pass through the workers of a merge, where an adapter is a whole model in float32."""
+    model = 4 * shape.parameters if recipe.train.lora else published_bytes(recipe, shape)
+    base = (recipe.merge.space == "deltas") * _base_bytes(recipe, shape)
+    return num_models * model + base + merged_bytes(recipe, shape)
+
+
+def _base_bytes(recipe: Recipe, shape: ModelShape) -> float:
+    return memory.element_bytes(recipe.train) * shape.parameters
 
 
 def merge_seconds(recipe: Recipe, shape: ModelShape, assume: Assumptions) -> float:
-    """Seconds of the merge: the start of its processes, and all bytes at the rate of its workers."""
-    size = merge_bytes(recipe, shape, len(recipe.bags.ratios))
+    """Seconds of the merge: the start of its processes, and its work at the rate of its workers."""
+    size = merge_work(recipe, shape, len(recipe.bags.ratios))
     start = assume.take("merge.start_seconds", 10.0, "s", "tests/benchmarks/RESULTS.md")
     rate = assume.take("merge.bytes_per_second", 0.8e9, "B/s", "of one worker, tests/benchmarks/RESULTS.md")
     most = assume.take("storage.total_bytes_per_second", 100e9, "B/s", "of all workers together, a guess")

@@ -1,7 +1,7 @@
-"""The DeepSpeed engine: configuration, optimizer step, saved state, and full weights.
+"""The DeepSpeed engine: configuration, optimizer step, and saved state.
 
-The only file that uses DeepSpeed. It is imported inside the functions that run on workers, because its
-import takes seconds and probes for accelerators, which a driver may not have.
+Only this file and `master_weights` use DeepSpeed. It is imported inside the functions that run on workers,
+because its import takes seconds and probes for accelerators, which a driver may not have.
 """
 
 import os
@@ -125,21 +125,3 @@ def load_state(engine: "DeepSpeedEngine", directory: str) -> None:
     path, _ = engine.load_checkpoint(directory, tag=TAG)
     # DeepSpeed only warns, and would train from the start.
     assert path is not None, f"DeepSpeed found no state in {directory}"
-
-
-def full_weights(engine: "DeepSpeedEngine", model: nn.Module) -> dict[str, Tensor]:
-    """The full weights of a submodule, on the CPU of rank 0; empty on other ranks. Runs on every rank.
-
-    ZeRO-3 partitions every parameter over the ranks; they are gathered one at a time to limit memory.
-    """
-    import deepspeed
-
-    is_first = engine.global_rank == 0
-    if not engine.zero_optimization_partition_weights():
-        return {name: tensor.cpu() for name, tensor in model.state_dict().items()} if is_first else {}
-    weights = {}
-    for name, parameter in model.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter]):
-            if is_first:
-                weights[name] = parameter.detach().cpu().clone()
-    return weights

@@ -1,10 +1,13 @@
-"""Low-rank adapters (arXiv 2106.09685): attached to linear layers for training, folded at export."""
+"""Low-rank adapters (arXiv 2106.09685): attached to linear layers for training, and saved."""
 
+import os
 from collections.abc import Sequence
 
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from boom_ray.errors import InputError
+from boom_ray.model import adapter
 from boom_ray.recipe import Lora
 
 ADAPTER = "default"  # peft's name of the adapter, which is part of the names of its weights
@@ -29,8 +32,8 @@ def attach(transformer: nn.Module, lora: Lora) -> None:
 def target_layers(transformer: nn.Module, targets: Sequence[str]) -> list[str]:
     """Full names of the layers that get an adapter.
 
-    Only `nn.Linear` is allowed, because `fold` adds B A to a weight that is stored as [out, in]. GPT-2's
-    Conv1D stores its transpose, and an embedding has other factors. A pooler is never trained.
+    Only `nn.Linear` is allowed, whose weight is stored as [out, in], as B A is. GPT-2's Conv1D stores its
+    transpose, and an embedding has other factors. A pooler is never trained.
 
     Args:
         targets: Last parts of names, such as `q_proj` or `attention.output.dense`; `all-linear` for all.
@@ -60,23 +63,15 @@ def target_layers(transformer: nn.Module, targets: Sequence[str]) -> list[str]:
     return list(chosen)
 
 
-def fold(weights: dict[str, Tensor], lora: Lora) -> dict[str, Tensor]:
-    """Fold adapters into their layers: W + alpha / rank * B A, computed in float32.
+def save(factors: dict[str, Tensor], lora: Lora, base: str, directory: str) -> None:
+    """Write a trained adapter in peft's layout.
 
     Args:
-        weights: All weights by name, as `attach` names them.
-
-    Returns:
-        Weights with the names and dtypes of the model without adapters.
+        factors: Both matrices of each layer, as `attach` names them.
+        base: URI of the base model, as the adapter will name it.
+        directory: A local directory.
     """
-    folded = {}
-    for name, weight in weights.items():
-        if ".lora_" in name:
-            continue
-        plain = name.replace(".base_layer.", ".")  # peft wraps a layer and calls the original base_layer
-        stem = plain.removesuffix(".weight")
-        down, up = (weights.get(f"{stem}.lora_{part}.{ADAPTER}.weight") for part in "AB")
-        if plain.endswith(".weight") and down is not None and up is not None:
-            weight = (weight.float() + lora.alpha / lora.rank * (up.float() @ down.float())).to(weight.dtype)
-        folded[plain] = weight
-    return folded
+    named = {adapter.PREFIX + name.replace(f".{ADAPTER}.", "."): factor for name, factor in factors.items()}
+    layers = {name.partition(".lora_")[0] for name in factors}
+    adapter.write_config(directory, lora, layers, base)
+    save_file(named, os.path.join(directory, adapter.WEIGHTS), {"format": "pt"})

@@ -19,15 +19,16 @@ import torch
 from boom_ray import storage
 from boom_ray.artifacts.tensors import TensorPlace, read_places
 from boom_ray.errors import BoomError, InputError, first_line
-from boom_ray.model.encoder import Encoder
+from boom_ray.model import adapter
+from boom_ray.model.encoder import DTYPES, Encoder
 from boom_ray.model.tokens import Tokens
 from boom_ray.runtime import scratch
-from boom_ray.train import lora
 from boom_ray.train.bag_job import BagJob
 from boom_ray.train.batch_loader import BatchLoader, TokenizedBatch
 from boom_ray.train.engine import create_optimizer
 from boom_ray.train.export import published_length, save_model
 from boom_ray.train.loss import batch_loss
+from boom_ray.train.master_weights import trainable
 from boom_ray.train.preparation import prepare
 from boom_ray.train.step import TrainingStep, embedder
 
@@ -166,20 +167,17 @@ def _check_published(
     from sentence_transformers import SentenceTransformer  # takes seconds
 
     recipe, base = job.recipe, storage.local_directory(job.recipe.base_model.path)
-    texts = batch.batch.texts
+    texts, dtype = batch.batch.texts, DTYPES[recipe.train.save_dtype]
     vectors = encoder.eval().encode_tokens(encoder.tokenize(texts, length))
-    weights = {name: weight.cpu() for name, weight in encoder.transformer.state_dict().items()}
-    if recipe.train.lora:
-        weights = lora.fold(weights, recipe.train.lora)
-    save_model(recipe, encoder, weights, published)
-    problems = header_differences(read_places(published), read_places(base))
-    if problems:
-        raise InputError.of(
-            problems, f"{base}: the trained model has other tensors. Choose another base_model.path:"
-        )
-    device = str(encoder.device)
+    trained = {
+        name: weight.detach().to("cpu", dtype) for name, weight in trainable(encoder.transformer).items()
+    }
+    source = recipe.base_model.model_copy(update={"path": base})  # which sentence-transformers can read
+    save_model(recipe.model_copy(update={"base_model": source}), encoder, trained, published)
+    _check_tensors(published, base)
+    device, options = str(encoder.device), {"use_safetensors": True, "dtype": encoder.transformer.dtype}
     encoder.to("cpu")  # frees the accelerator's memory for the second model
-    reference = SentenceTransformer(published, device=device, model_kwargs={"use_safetensors": True}).encode(
+    reference = SentenceTransformer(published, device=device, model_kwargs=options).encode(
         texts, convert_to_numpy=True
     )
     cosine = float((vectors * reference).sum(1).min()) if reference.shape == vectors.shape else 0.0
@@ -188,6 +186,18 @@ def _check_published(
             f"{base}: sentence-transformers reads the saved model otherwise: its embeddings have shape "
             f"{list(reference.shape)} and cosine {cosine:.4f} to ours, of shape {list(vectors.shape)}; "
             f"allowed: {min_cosine} or more. Choose another base_model.path or base_model.pooling"
+        )
+
+
+def _check_tensors(published: str, base: str) -> None:
+    """Compare the tensors of a saved model, or the layers of a saved adapter, with the base model's files."""
+    if adapter.is_adapter(published):
+        adapter.read(published, adapter.read_config(published), base)
+        return
+    problems = header_differences(read_places(published), read_places(base))
+    if problems:
+        raise InputError.of(
+            problems, f"{base}: the trained model has other tensors. Choose another base_model.path:"
         )
 
 

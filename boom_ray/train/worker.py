@@ -8,13 +8,15 @@ import ray.train.torch
 import torch.distributed as dist
 
 from boom_ray.artifacts import staging
-from boom_ray.train import lora, retrieval_check
+from boom_ray.model.encoder import DTYPES
+from boom_ray.train import retrieval_check
 from boom_ray.train.agreement import on_all_ranks
 from boom_ray.train.bag_checkpoints import BagCheckpoints
 from boom_ray.train.bag_job import BagJob
-from boom_ray.train.engine import create_engine, full_weights
-from boom_ray.train.export import write_model
+from boom_ray.train.engine import create_engine
+from boom_ray.train.export import base_weights, is_rounded, write_model
 from boom_ray.train.lasting import without_retry
+from boom_ray.train.master_weights import set_master_weights, trained_weights
 from boom_ray.train.preparation import prepare
 from boom_ray.train.reporter import TrainingReporter
 from boom_ray.train.step_runner import StepRunner
@@ -46,6 +48,8 @@ class BagTraining:
         device = str(ray.train.torch.get_device())
         self.encoder, self.loader = on_all_ranks(lambda: prepare(job, device))
         self.engine = create_engine(self.encoder, self.train, self.loader.num_steps, self.num_ranks)
+        if is_rounded(job.recipe):
+            set_master_weights(self.engine, self.encoder.transformer, base_weights(job.recipe))
         self.steps = StepRunner(job, self.encoder, self.loader, self.engine, self.rank, self.num_ranks)
         self.reporter = TrainingReporter(job, self.loader.num_steps)
         self.checkpoints = BagCheckpoints(job, self.engine, self.reporter.log, self.rank, self.num_ranks)
@@ -86,14 +90,12 @@ class BagTraining:
 
     def _publish(self, state: TrainingState) -> None:
         """Publish the model from rank 0, then delete the checkpoints."""
-        weights = full_weights(self.engine, self.encoder.transformer)
+        weights = trained_weights(self.engine, self.encoder.transformer, DTYPES[self.train.save_dtype])
         # The checkpoints of all ranks must be stored before rank 0 deletes them.
         self.checkpoints.wait()
         dist.barrier()
         if self.rank:
             return
-        if self.train.lora:
-            weights = lora.fold(weights, self.train.lora)
         with staging.staged(self.job.target) as stage:
             self.reporter.log.copy_to(stage.local)
             write_model(self.job, self.encoder, weights, state, stage)

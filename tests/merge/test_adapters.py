@@ -10,10 +10,15 @@ from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2Model
 
-from boom_ray.errors import InputError
+from boom_ray.artifacts import ModelRecord, staging
+from boom_ray.artifacts.contents import ModelConfig
+from boom_ray.errors import InputError, StorageError
 from boom_ray.merge.adapter import read_adapter
 from boom_ray.merge.check_inputs import check_inputs
-from boom_ray.recipe import Merge
+from boom_ray.merge.settings import resolve_weights
+from boom_ray.model import directory, files
+from boom_ray.recipe import BaseModelSource, Lora, Merge
+from boom_ray.train.lora import save
 from tests.merge.oracle import streamed
 from tests.merge.test_actors import tensors_of
 from tests.merge.test_compare import edited
@@ -177,3 +182,65 @@ def test_broken_weights_of_an_adapter_are_refused(published_qwen3, tmp_path):
         file.write(json.dumps({"peft_type": "LORA"}).encode() + b"\xff")
     with pytest.raises(InputError, match=r"adapter_config\.json: not valid JSON"):
         read_adapter(path, published_qwen3)
+
+
+def published(base: str, target: str, seed: int) -> str:
+    """An adapter with all files of a model directory and a record, as a bag publishes it."""
+    lora, names = Lora(rank=4, alpha=8), ["layers.0.self_attn.q_proj", "layers.1.mlp.down_proj"]
+    weights = AutoModel.from_pretrained(base).state_dict()
+    torch.manual_seed(seed)
+    factors = {}
+    for name in names:
+        num_out, num_in = weights[f"{name}.weight"].shape
+        factors[f"{name}.lora_A.default.weight"] = 0.1 * torch.randn(lora.rank, num_in)
+        factors[f"{name}.lora_B.default.weight"] = 0.1 * torch.randn(num_out, lora.rank)
+    encoder = directory.load_encoder(base, BaseModelSource(path=base))
+    with staging.staged(target) as stage:
+        save(factors, lora, base, stage.local)
+        directory.save(encoder, stage.local, base, {"query": "q: "}, 64, matryoshka=[8])
+        stage.commit(
+            ModelRecord(name="t", version=f"bag-{seed}", fingerprint="0", config=ModelConfig(rows=seed))
+        )
+    return target
+
+
+def as_full_model(adapter: str, base: str, target: str) -> str:
+    """The same model with all weights in float32."""
+    encoder = directory.load_encoder(adapter)
+    directory.save(encoder, target, base, encoder.spec.prompts, 64)
+    return target
+
+
+@pytest.mark.parametrize("space", ["deltas", "weights"])
+def test_adapters_merge_as_the_same_models_with_all_weights(space, qwen3, tmp_path):
+    adapters = [published(qwen3, str(tmp_path / f"bag-{seed}"), seed) for seed in (1, 2, 3)]
+    full = [as_full_model(uri, qwen3, f"{uri}-full") for uri in adapters]
+    for dtype in ("float32", "bfloat16"):
+        settings = Merge(space=space, dtype=dtype)
+        merged = [
+            streamed(inputs, qwen3, settings, str(tmp_path / f"{name}-{dtype}"))
+            for name, inputs in (("a", adapters), ("f", full), ("m", [adapters[0], *full[1:]]))
+        ]
+        for other in merged[1:]:
+            assert merged[0].keys() == other.keys()
+            assert all(torch.equal(tensor, other[name]) for name, tensor in merged[0].items())
+    checked = check_inputs(adapters, qwen3)
+    assert resolve_weights(checked.models, Merge(weights="size")) == pytest.approx([1 / 6, 2 / 6, 3 / 6])
+    directory.copy_all_but_weights(checked.directory, str(tmp_path / "out"), "bfloat16")
+    config = files.read_config(str(tmp_path / "out"))
+    assert (config["matryoshka_dimensions"], config["dtype"]) == ([8], "bfloat16")
+    assert not {"adapter_config.json", files.ADAPTED_CONFIG} & set(os.listdir(tmp_path / "out"))
+
+
+def test_a_damaged_matrix_of_an_adapter_is_named(qwen3, tmp_path):
+    uri = published(qwen3, str(tmp_path / "bag"), 1)
+    path = os.path.join(uri, "adapter_model.safetensors")
+    with open(path, "r+b") as file:
+        file.seek(-3, os.SEEK_END)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(
+        StorageError, match=r"adapter_model\.safetensors: tensor .*lora_[AB]\.weight is damaged"
+    ):
+        streamed([uri], qwen3, LINEAR, str(tmp_path))

@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 from boom_ray import artifacts
 from boom_ray.artifacts.tensors import read_places
 from boom_ray.errors import BoomError
-from boom_ray.merge.inputs import LowRank, MergeInput
+from boom_ray.merge.inputs import MergeInput
 from boom_ray.merge.shard_writer import ShardWriter
 from boom_ray.merge.shards import index_json, plan_shards, slices
 from boom_ray.merge.tensor_reader import TensorReader
+from boom_ray.model.adapter import LowRank
 
 MIB = 1 << 20
 

@@ -31,10 +31,12 @@ def modification_times(root: str) -> dict[str, int]:
 
 @pytest.fixture(params=["bert", "qwen3"])
 def recipe(request, corpus_files, beir, tmp_path) -> Recipe:
-    """The recipe of a finished run of each base model."""
+    """The recipe of a finished run of each base model: adapters in bf16 of one, all weights of the other."""
     if request.param == "qwen3":
         return copy_run(request.getfixturevalue("finished_run").recipe, str(tmp_path / "runs"))
     values = recipe_values(request.getfixturevalue("bert"), corpus_files, beir, str(tmp_path / "runs"))
+    lora = {"rank": 2, "targets": ["all-linear"]}
+    values["train"] |= {"precision": "bf16", "lora": lora, "learning_rate": 1e-3}
     made = Recipe.model_validate(values)
     run(made)
     return made

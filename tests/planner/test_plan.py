@@ -2,6 +2,7 @@
 
 import os
 import re
+from typing import Any
 
 import pytest
 import yaml
@@ -16,7 +17,7 @@ from boom_ray.planner.calibration import Calibration, store, stored
 from boom_ray.planner.estimate import Estimate, estimate
 from boom_ray.planner.forecast import bottleneck, forecast, head_memory
 from boom_ray.planner.plan import PlanOptions, gather, plan
-from boom_ray.planner.shape import ConfigNotFoundError
+from boom_ray.planner.shape import ConfigNotFoundError, ModelShape
 from boom_ray.recipe import Recipe
 from boom_ray.train.schedule import best
 
@@ -70,6 +71,25 @@ def test_a_baseline_is_one_more_bag_but_not_merged(billion):
     assert (last.name, last.ratio, last.rows) == ("baseline", 100, 1_000_000_000)
     assert len(with_baseline.estimate.bags) == 101 and with_baseline.estimate.passes == pytest.approx(6)
     assert with_baseline.estimate.merge == without.estimate.merge
+
+
+def test_bags_are_stored_as_trained_weights_in_the_recipes_type_or_as_adapters(billion):
+    def bytes_of(**train: Any) -> tuple[float, float, ModelShape]:
+        recipe = Recipe.load(billion)
+        train = recipe.train.model_dump() | train
+        made = plan(Recipe.model_validate(recipe.model_dump() | {"train": train}), PlanOptions(num_gpus=800))
+        return (
+            made.estimate.storage["models of bags"],
+            made.estimate.network["merge"],
+            made.estimate.workload.shape,
+        )
+
+    stored, merged, shape = bytes_of()
+    assert (stored, merged) == (100 * 4 * shape.parameters, (100 * 4 + 2 + 2) * shape.parameters)
+    assert bytes_of(save_dtype="bfloat16")[0] == stored / 2
+    adapters, read, shape = bytes_of(lora={"rank": 8})
+    assert adapters == 100 * 4 * shape.adapters < stored / 60
+    assert read == adapters + (2 + 2) * shape.parameters, "the base model is read once"
 
 
 def estimated(path: str, num_gpus: int, overrides: dict[str, float]) -> Estimate:

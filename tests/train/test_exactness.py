@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
@@ -51,15 +52,15 @@ def first_gradients(job: BagJob, variant: Variant) -> Gradients:
 
 
 def train_variants(config: dict[str, Any]) -> tuple[dict[Variant, Weights], Gradients | None]:
-    """Full weights after all steps of every variant, and gradients of one, in one process group."""
-    from boom_ray.train.engine import full_weights
+    """The weights after all steps of every variant, and gradients of one, in one process group."""
+    from boom_ray.train.master_weights import trained_weights
 
     job, results = config["job"], {}
     for variant in config["variants"]:
         training = start(job, variant)
         for step, batch in training.loader.from_step(0):
             training.steps.run(step, batch)
-        weights = full_weights(training.engine, training.encoder.transformer)
+        weights = trained_weights(training.engine, training.encoder.transformer, torch.float32)
         results[variant] = {name: weight.numpy() for name, weight in weights.items()}
         training.engine.destroy()
     gradients_of = config["gradients_of"]

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModel
 
 from boom_ray import artifacts
+from boom_ray.model import directory, files
 from boom_ray.pipeline.training import train as train_recipe
 from tests import texts
 
@@ -29,7 +29,7 @@ def scored_rows(path: Any) -> str:
 
 
 @pytest.mark.slow
-def test_adapters_are_folded_into_weights_for_plain_transformers(make_recipe, qwen3, tmp_path):
+def test_adapters_are_trained_and_published_with_all_options(make_recipe, qwen3, tmp_path):
     train = {
         "batch_size": 8, "group_size": 3, "learning_rate": 1e-3, "precision": "fp32", "epochs": 2,
         "query_max_length": 64, "passage_max_length": 32, "distillation": "m3_kd", "matryoshka": [8, 16],
@@ -42,8 +42,8 @@ def test_adapters_are_folded_into_weights_for_plain_transformers(make_recipe, qw
     (uri,) = train_recipe(recipe)
 
     record = artifacts.verify(uri)
-    with open(os.path.join(uri, "config.json"), encoding="utf-8") as file:
-        assert json.load(file)["matryoshka_dimensions"] == [8, 16]
+    assert files.read_config(uri)["matryoshka_dimensions"] == [8, 16]
+    assert {entry.dtype for entry in record.tensors.values()} == {"F32"} and len(record.tensors) == 8
     with open(os.path.join(uri, "metrics.jsonl"), encoding="utf-8") as file:
         steps = [json.loads(line) for line in file]
     assert len(steps) == record.metrics.training.step == 6 and all(step["grad_norm"] > 0 for step in steps)
@@ -51,13 +51,12 @@ def test_adapters_are_folded_into_weights_for_plain_transformers(make_recipe, qw
     assert None not in (record.metrics.training.check.before, record.metrics.training.check.after)
 
     base = AutoModel.from_pretrained(qwen3).state_dict()
-    trained = load_file(os.path.join(uri, "model.safetensors"))
-    assert not any("lora" in name for name in trained)
+    trained = directory.load_encoder(uri).transformer.state_dict()
+    assert trained.keys() == base.keys()
     for name, weight in trained.items():
-        change = weight - base[name.removeprefix("model.")]
+        change = weight - base[name]
         if "q_proj" in name or "down_proj" in name:
             values = torch.linalg.svdvals(change.double())
             assert values[0] > 1e-5 and values[3:].max() < 1e-4 * values[0], "the change has low rank"
         else:
             assert not change.any(), name
-    assert AutoModel.from_pretrained(uri).state_dict().keys() == base.keys()

@@ -53,7 +53,8 @@ def test_a_family_is_rehearsed_up_to_its_last_position(family, make_recipe, tmp_
     assert not glob.glob(f"/tmp/boom-ray-rehearsal-*-{os.getpid()}-*")
 
 
-@pytest.mark.parametrize("settings", [{"precision": "bf16"}, {"matryoshka": [8, 16]},
+@pytest.mark.parametrize("settings", [{"precision": "bf16"},
+    {"matryoshka": [8, 16], "save_dtype": "bfloat16"},
     {"lora": {"rank": 2, "targets": ["all-linear"]}, "distillation": "m3_kd"},
     {"execution": {"grad_cache": True, "gradient_checkpointing": True, "chunk_tokens": 64}}])  # fmt: skip
 @pytest.mark.parametrize("family", ["bert-mlm", "llama"])

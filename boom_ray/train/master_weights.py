@@ -1,0 +1,79 @@
+"""The fp32 master weights of a DeepSpeed engine: set from the base model, and read to be published.
+
+In bf16 and fp16 the optimizer updates fp32 copies of the weights, from which those of the model are rounded
+after every step. Most steps change a weight by less than half a step of bf16, so that only the copy moves.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+
+def trained_weights(engine: "DeepSpeedEngine", model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights of a submodule that are trained, on the CPU of rank 0; empty on other ranks.
+
+    Runs on every rank. With ZeRO each rank has a part of the master weights; they are gathered one at a time
+    to limit memory.
+
+    Args:
+        dtype: Type that they are rounded to.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    copies, weights = _whole_copies(engine), {}
+    for name, parameter in trainable(model).items():
+        master = safe_get_full_fp32_param(parameter)
+        if master is None:  # not partitioned
+            master = copies.get(id(parameter), parameter)
+        if engine.global_rank == 0:
+            weights[name] = master.detach().to("cpu", dtype, copy=True)
+    return weights
+
+
+def set_master_weights(engine: "DeepSpeedEngine", model: nn.Module, exact: Mapping[str, Tensor]) -> None:
+    """Start the master weights of a submodule from values that its own precision has rounded.
+
+    DeepSpeed copies the rounded weights, and their rounding would count as a difference to the base model.
+    Runs on every rank, before the first step.
+
+    Args:
+        exact: [shape of the weight] float32, for every trained weight by name.
+    """
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+    copies = _whole_copies(engine)
+    for name, parameter in trainable(model).items():
+        if hasattr(parameter, "ds_id"):  # ZeRO-3
+            safe_set_local_fp32_param(parameter, _share(exact[name], parameter, engine.global_rank))
+        elif id(parameter) in copies:
+            copies[id(parameter)].data.copy_(exact[name])
+        else:
+            safe_set_full_fp32_param(parameter, exact[name])
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _whole_copies(engine: "DeepSpeedEngine") -> dict[int, Tensor]:
+    """The master weight of each parameter by its id, where every rank has all of them: without ZeRO."""
+    masters = getattr(engine.optimizer, "fp32_groups", [])
+    rounded = engine.optimizer.fp16_groups if masters else []  # so called for bf16 too
+    return {
+        id(parameter): master
+        for parameters, copies in zip(rounded, masters, strict=True)
+        for parameter, master in zip(parameters, copies, strict=True)
+    }
+
+
+def _share(value: Tensor, parameter: Any, rank: int) -> Tensor:
+    """A rank's elements of a weight, with zeros behind the last, as ZeRO-3 partitions it."""
+    size = parameter.ds_tensor.numel()
+    own = value.flatten()[rank * size : (rank + 1) * size]
+    return nn.functional.pad(own, (0, size - own.numel()))
