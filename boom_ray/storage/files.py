@@ -3,6 +3,7 @@
 import os
 import shutil
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow
 import pyarrow.fs
@@ -11,7 +12,11 @@ from pyarrow.fs import FileInfo, FileSelector, FileType
 from boom_ray.errors import StorageError
 from boom_ray.storage.failures import explained
 from boom_ray.storage.filesystems import filesystem
-from boom_ray.storage.uri import is_hub, is_local
+from boom_ray.storage.output_stream import OutputStream
+from boom_ray.storage.uri import is_hub, is_local, join
+
+NUM_COPIES = 4  # files of a tree that are copied at the same time
+COPIED_BYTES = 8 << 20
 
 
 def exists(uri: str) -> bool:
@@ -58,7 +63,7 @@ def open_input(uri: str) -> pyarrow.NativeFile:
         return fs.open_input_file(path)
 
 
-def open_output(uri: str) -> pyarrow.NativeFile:
+def open_output(uri: str) -> OutputStream:
     """Open a file for sequential writing, and create its directory.
 
     Raises:
@@ -70,7 +75,7 @@ def open_output(uri: str) -> pyarrow.NativeFile:
     with explained(uri):
         if is_local(uri):  # a store has no directories: its client would write markers and request the bucket
             fs.create_dir(os.path.dirname(path), recursive=True)
-        return fs.open_output_stream(path)
+        return OutputStream(fs.open_output_stream(path))
 
 
 def read_bytes(uri: str) -> bytes:
@@ -123,10 +128,27 @@ def create(uri: str, content: bytes) -> bool:
 
 def copy_tree(source: str, target: str) -> None:
     """Copy every file below `source` to the same path below `target`; either may be remote."""
-    (source_fs, source_path), (target_fs, target_path) = filesystem(source), filesystem(target)
-    with explained(target):
-        target_fs.create_dir(target_path, recursive=True)
-        pyarrow.fs.copy_files(source_path, target_path, source_fs, target_fs)
+    pool = ThreadPoolExecutor(NUM_COPIES)
+    names = list_files(source)
+    try:
+        for copied in [pool.submit(_copy_file, join(source, name), join(target, name)) for name in names]:
+            copied.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _copy_file(source: str, target: str) -> None:
+    fs, path = filesystem(source)
+    with explained(source):
+        reader = fs.open_input_stream(path)
+    with reader, explained(target), open_output(target) as writer:
+        while piece := _read(reader, source):
+            writer.write(piece)
+
+
+def _read(reader: pyarrow.NativeFile, uri: str) -> bytes:
+    with explained(uri):
+        return reader.read(COPIED_BYTES)
 
 
 def delete_file(uri: str) -> None:

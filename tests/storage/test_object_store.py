@@ -1,6 +1,8 @@
 """Storage on a real S3 server: keys of every kind, and what it refuses."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pyarrow.fs
@@ -138,3 +140,46 @@ def test_what_the_store_refuses_names_the_remedy(client, monkeypatch, variables,
         with pytest.raises(StorageError, match=f"^s3://keys/in: .*{remedy}") as refusal:
             use("s3://keys/in")
         assert SECRET_KEY not in str(refusal.value) and "Traceback" not in str(refusal.value)
+
+
+WRITE_MUCH = """
+import sys
+import threading
+import time
+from boom_ray import storage
+
+def anonymous() -> int:
+    lines = open("/proc/self/status")
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
+
+storage.write_bytes("s3://keys/first", b"x")
+least, most, ended = anonymous(), 0, threading.Event()
+
+def watch() -> None:
+    global most
+    while not ended.wait(0.01):
+        most = max(most, anonymous())
+
+threading.Thread(target=watch).start()
+if sys.argv[1] == "copy":
+    storage.copy_tree(sys.argv[2], "s3://keys/copied")
+else:
+    with storage.open_output("s3://keys/much") as file:
+        for _ in range(320):
+            file.write(bytes(1 << 20))
+ended.set()
+print((most - least) >> 20)
+"""
+
+
+@pytest.mark.usefixtures("client")
+@pytest.mark.parametrize("how", ["write", "copy"])
+def test_what_a_store_has_not_received_yet_takes_little_memory(how, tmp_path):
+    """The client alone would hold all 320 MiB, since it takes them faster than any store."""
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(320 << 20)
+    arguments = [sys.executable, "-c", WRITE_MUCH, how, str(tmp_path)]
+    mebibytes = int(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)
+    assert mebibytes < 160
+    name = "copied/large" if how == "copy" else "much"
+    assert storage.list_files("s3://keys")[name].size == 320 << 20
