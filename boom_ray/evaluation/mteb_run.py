@@ -41,8 +41,8 @@ class MtebEvaluationTask(EvaluationTask[MtebResult]):
         base = adapter.is_adapter(local_path) and adapter.read_config(local_path).base_model_name_or_path
         if base and not storage.is_local(base):
             raise InputError(
-                f"{subject.uri}: is an adapter of {base}, which sentence-transformers cannot read. Measure the "
-                "merged model"
+                f"{subject.uri}: is an adapter of {base}, which sentence-transformers cannot read. Measure "
+                "the merged model"
             )
         settings = {"use_safetensors": True, "dtype": precision(protocol.device)}
         model = SentenceTransformer(local_path, device=protocol.device, model_kwargs=settings)
