@@ -1,6 +1,5 @@
 """What a section knows of the bench: where it computes, how large it is, and where its results go."""
 
-import functools
 import json
 import os
 from collections.abc import Mapping
@@ -11,12 +10,6 @@ import torch
 
 T = TypeVar("T")
 NO_LIMIT: Mapping[str, float] = {}
-
-
-@functools.cache
-def card() -> str:
-    """The name of the device that results are measured on."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
 @dataclass(frozen=True)
@@ -39,6 +32,11 @@ class Bench:
     def device(self) -> str:
         """The torch device to measure."""
         return "cpu" if self.tiny else "cuda"
+
+    @property
+    def card(self) -> str:
+        """The name of that device."""
+        return "CPU" if self.tiny else torch.cuda.get_device_name()
 
     def sized(self, full: T, tiny: T) -> T:
         """One of two sizes."""
@@ -65,7 +63,7 @@ class Bench:
         """
         missed = [f"{name} >= {target:g}" for name, target in at_least.items() if figures[name] < target]
         missed += [f"{name} <= {target:g}" for name, target in at_most.items() if figures[name] > target]
-        line = {"section": self.section, "case": case, "card": card()} | {
+        line = {"section": self.section, "case": case, "card": self.card} | {
             name: float(f"{value:.4g}") if isinstance(value, float) else value
             for name, value in figures.items()
         }

@@ -1,6 +1,5 @@
 """The training step in the shape of Qwen3-0.6B, alternating with those of other libraries."""
 
-import sys
 from statistics import median
 
 from transformers import AutoTokenizer
@@ -56,11 +55,11 @@ def compare(bench: Bench, kind: str, rows: list[Row], longest: int, rate: float)
 
 
 def peer_steps(bench: Bench, rows: list[Row], longest: int) -> dict[str, tuple[str, Work]]:
-    """The fastest setting and step of every library that can be imported."""
+    """The fastest setting and step of every library that can be used."""
     base = base_model(bench, "0.6B")
     made = {"sentence-transformers": fastest(sentence_transformers_steps(base, bench.device, rows, longest))}
     try:
         made["FlagEmbedding"] = fastest(flag_embedding_steps(base, bench.device, rows, longest))
     except Exception as error:  # its import fails in many ways, with old and new versions of transformers
-        print(f"FlagEmbedding is left out: {type(error).__name__}: {error}", file=sys.stderr)
+        bench.emit("FlagEmbedding, left out", reason=f"{type(error).__name__}: {error}"[:200])
     return made
