@@ -40,17 +40,17 @@ def local_ray() -> Iterator[None]:
         ray.shutdown()
 
 
-def write_recipe(bench: Bench, name: str, steps: int, **execution: Any) -> str:
+def write_recipe(bench: Bench, name: str, steps: int, evaluation: str | None = None, **execution: Any) -> str:
     """Write a recipe of two bags side by side, each on half a device; returns its path.
 
     Args:
         name: Of the run.
         steps: Optimizer steps of each bag.
+        evaluation: A directory of tasks; None to measure nothing.
         execution: More settings of `train.execution`.
     """
     home = bench.path("pipeline")
     files = texts.write_corpus(f"{home}/corpus", bench.sized(400, 48))
-    texts.write_beir(f"{home}/evaluation/held_out/email", list(texts.functions("email"))[-16:])
     rank = bench.sized({"GPU": 0.5, "CPU": 2}, {"CPU": 0.5})
     values = {
         "name": name,
@@ -79,7 +79,7 @@ def write_recipe(bench: Bench, name: str, steps: int, **execution: Any) -> str:
             "precision": "bf16",
             "execution": {"use_gpu": not bench.tiny, "resources_per_worker": rank, **execution},
         },
-        "evaluate": {"data": f"{home}/evaluation", "max_length": 64},
+        "evaluate": {"data": evaluation, "max_length": 64},
     }
     path = f"{home}/{name}.yaml"
     with open(path, "w", encoding="utf-8") as file:
