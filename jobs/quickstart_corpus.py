@@ -120,7 +120,11 @@ def source_files(package: str) -> list[tuple[str, Path]]:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit(f"{package} is not installed. Run: pip install 'boom-ray[quickstart]'")
-    root = Path(spec.submodule_search_locations[0])
+    return python_files(Path(spec.submodule_search_locations[0]))
+
+
+def python_files(root: Path) -> list[tuple[str, Path]]:
+    """The Python files below a folder, without tests and vendored code, by relative path."""
     return [
         (path.relative_to(root).as_posix(), path)
         for path in sorted(root.rglob("*.py"))
