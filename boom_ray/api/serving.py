@@ -45,6 +45,8 @@ def serve(
     min_replicas: int = 1,
     max_replicas: int = 1,
     device: Literal["cpu", "cuda"] | None = None,
+    gpus_per_replica: float = 1.0,
+    start_timeout_s: float = 600.0,
     blocking: bool = False,
 ) -> ServeHandle:
     """Serve models over HTTP, as the APIs of OpenAI and text-embeddings-inference do.
@@ -62,12 +64,15 @@ def serve(
         min_replicas: Encoders of each model at least.
         max_replicas: Encoders of each model at most.
         device: Device of the encoders; by default GPUs if the cluster has any.
+        gpus_per_replica: GPUs of each encoder on GPUs; encoders share a GPU below 1.
+        start_timeout_s: Seconds to wait for the encoders of a model, for resources and until they are loaded.
         blocking: Return after Ctrl-C or SIGTERM, when the endpoint has ended.
 
     Raises:
         InputError: if a model cannot be loaded, the host needs a key, or the port is in use.
         NotFoundError: if a model does not exist.
         ConflictError: if the cluster serves something else.
+        ClusterError: if encoders are not ready in time.
 
     Example:
         >>> with boom.serve("runs/quickstart", port=8000) as endpoint:
@@ -77,9 +82,9 @@ def serve(
     from boom_ray.serve import address, app
 
     uris = arguments.model_uris(models)
-    settings = _settings(pass_tokens, min_replicas, max_replicas, device)
+    settings = _settings(pass_tokens, min_replicas, max_replicas, device, gpus_per_replica)
     cluster.connect(yielding=False)
-    app.serve_models(uris, host, port, settings, blocking)
+    app.serve_models(uris, host, port, settings, blocking, start_timeout_s)
     return ServeHandle(address.url_of(host, port) if blocking else _current_url(host, port), uris)
 
 
@@ -93,6 +98,7 @@ def serve_config(
     min_replicas: int = 1,
     max_replicas: int = 1,
     device: Literal["cpu", "cuda"] | None = None,
+    gpus_per_replica: float = 1.0,
 ) -> str:
     """Write a configuration file for `serve deploy`, which serves the same as `serve` does.
 
@@ -110,13 +116,18 @@ def serve_config(
     """
     from boom_ray.serve import build
 
-    settings, uri = _settings(pass_tokens, min_replicas, max_replicas, device), arguments.path(out)
+    settings = _settings(pass_tokens, min_replicas, max_replicas, device, gpus_per_replica)
+    uri = arguments.path(out)
     build.write_config(arguments.model_uris(models), settings, host, port, uri)
     return uri
 
 
 def _settings(
-    pass_tokens: int | None, min_replicas: int, max_replicas: int, device: Literal["cpu", "cuda"] | None
+    pass_tokens: int | None,
+    min_replicas: int,
+    max_replicas: int,
+    device: Literal["cpu", "cuda"] | None,
+    gpus_per_replica: float,
 ) -> "ServeSettings":
     from boom_ray.serve.serve_settings import ServeSettings
 
@@ -126,6 +137,7 @@ def _settings(
         min_replicas=min_replicas,
         max_replicas=max_replicas,
         device=device,
+        gpus_per_replica=gpus_per_replica,
     )
 
 

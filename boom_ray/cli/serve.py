@@ -15,8 +15,16 @@ from boom_ray.cli.group import main
 @click.option("--min-replicas", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--max-replicas", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: GPUs if the cluster has any.")
+@click.option(
+    "--gpus-per-replica",
+    default=1.0,
+    show_default=True,
+    metavar="N",
+    help="GPUs of each encoder on GPUs; below 1, encoders share a GPU.",
+)
+@click.option("--start-timeout", default=600.0, show_default=True, metavar="SECONDS", help="For each model.")
 @click.option("--config-out", metavar="FILE.yaml", help="Only write a config file for `serve deploy`.")
-def serve(models: tuple[str, ...], config_out: str | None, **options: Any) -> None:
+def serve(models: tuple[str, ...], config_out: str | None, start_timeout: float, **options: Any) -> None:
     """Serve models over HTTP, or switch a running endpoint to new versions.
 
     A run (STORAGE/NAME) stands for its current version.
@@ -29,4 +37,4 @@ def serve(models: tuple[str, ...], config_out: str | None, **options: Any) -> No
         serving.serve_config(models, config_out, **options)
         click.echo(f"config: {config_out}  (serve deploy {config_out})")
     else:
-        serving.serve(models, blocking=True, **options)
+        serving.serve(models, blocking=True, start_timeout_s=start_timeout, **options)

@@ -7,19 +7,22 @@ ends.
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 from ray import serve
 
-from boom_ray.errors import BoomError, ConflictError, InputError
+from boom_ray.errors import ClusterError, ConflictError, InputError
 from boom_ray.serve import address, build, guard
 from boom_ray.serve.build import APPLICATION
-from boom_ray.serve.ingress import Endpoint, ingress_application
+from boom_ray.serve.ingress import NUM_CPUS, Endpoint, ingress_application
 from boom_ray.serve.keys import read_keys
 from boom_ray.serve.readiness import log_ready, wait_for_signal
 from boom_ray.serve.replica import DEPLOYMENT
 from boom_ray.serve.serve_settings import ServeSettings
 from boom_ray.serve.served_model import ServedModel
+from boom_ray.serve.start import start
 
+ANSWER_SECONDS = 60
 logger = logging.getLogger(__name__)
 
 
@@ -29,6 +32,7 @@ def serve_models(
     port: int = 8000,
     settings: ServeSettings | None = None,
     blocking: bool = True,
+    start_timeout_s: float = 600.0,
 ) -> None:
     """Serve models over HTTP, on the Ray cluster this process is connected to.
 
@@ -46,16 +50,18 @@ def serve_models(
         settings: Replicas, device and size of a forward pass.
         blocking: Return after Ctrl-C or SIGTERM, when everything is shut down. Otherwise return when the
             endpoint is ready; `ray.serve.shutdown()` ends it.
+        start_timeout_s: Seconds to wait for the encoders of a model, for resources and until they are loaded.
 
     Raises:
         InputError: if a model cannot be loaded, the host needs a key, or the port is in use.
         NotFoundError: if a model does not exist.
         ConflictError: if the cluster serves another application, or a model that would end.
+        ClusterError: if the encoders of a model are not ready in time.
     """
     settings, keys = settings or ServeSettings(), read_keys()
     running = serve.status().applications
     if APPLICATION in running:
-        return switch(build.describe(models), settings, keys)
+        return switch(build.describe(models), settings, keys, start_timeout_s)
     if running:
         raise ConflictError(
             f"this Ray cluster already serves {', '.join(sorted(running))}. End it with `serve shutdown`"
@@ -68,8 +74,8 @@ def serve_models(
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled")
         for served in wanted:
-            _start(served, settings, len(wanted))
-        _route(wanted, settings, Endpoint(host, port, guard.digests(keys)))
+            _start(served, settings, len(wanted), start_timeout_s)
+        _route(wanted, settings, Endpoint(host, port, guard.digests(keys)), start_timeout_s)
     except BaseException:
         serve.shutdown()
         raise
@@ -79,7 +85,9 @@ def serve_models(
         serve.shutdown()
 
 
-def switch(wanted: list[ServedModel], settings: ServeSettings, keys: list[str]) -> None:
+def switch(
+    wanted: list[ServedModel], settings: ServeSettings, keys: list[str], start_timeout_s: float
+) -> None:
     """Start new versions, let the ingress switch to them, and end the replaced ones.
 
     The address of the endpoint stays. Its keys stay too, unless `keys` contains any.
@@ -87,9 +95,10 @@ def switch(wanted: list[ServedModel], settings: ServeSettings, keys: list[str]) 
     Raises:
         ConflictError: if a served model is not among `wanted`.
         InputError: if a new version does not start. Nothing changes then.
+        ClusterError: if it does not start in time, or the endpoint does not answer.
     """
     ingress = serve.get_app_handle(APPLICATION)
-    missing = set(ingress.get_names.remote().result()) - {served.name for served in wanted}
+    missing = set(_answer(ingress.get_names)) - {served.name for served in wanted}
     if missing:
         raise ConflictError(
             f"this cluster serves {', '.join(sorted(missing))}, which is not among the requested models. "
@@ -99,13 +108,14 @@ def switch(wanted: list[ServedModel], settings: ServeSettings, keys: list[str]) 
     new = [served for served in wanted if served.application not in before]
     try:
         for served in new:
-            _start(served, settings, len(wanted))
-    except BoomError:
+            _start(served, settings, len(wanted), start_timeout_s)
+    except BaseException:
         for served in new:
             serve.delete(served.application)
         raise
-    endpoint: Endpoint = ingress.get_endpoint.remote().result()
-    _route(wanted, settings, replace(endpoint, key_digests=guard.digests(keys)) if keys else endpoint)
+    endpoint: Endpoint = _answer(ingress.get_endpoint)
+    endpoint = replace(endpoint, key_digests=guard.digests(keys)) if keys else endpoint
+    _route(wanted, settings, endpoint, start_timeout_s)
     for name in sorted(before - {served.application for served in wanted}):
         serve.delete(name)  # its replicas first answer what they have accepted
         logger.info("ended %s", name)
@@ -113,11 +123,23 @@ def switch(wanted: list[ServedModel], settings: ServeSettings, keys: list[str]) 
         logger.info("serving %s %s", served.name, served.version)
 
 
-def _start(served: ServedModel, settings: ServeSettings, num_models: int) -> None:
-    """Start the encoders of a version, and return when they are ready."""
+def _answer(method: Any) -> Any:
+    """What the ingress returns."""
     try:
-        application = build.encoder_of(served, settings, num_models)
-        serve.run(application, name=served.application, route_prefix=None)
+        return method.remote().result(timeout_s=ANSWER_SECONDS)
+    except TimeoutError:
+        raise ClusterError(
+            f"the running endpoint does not answer within {ANSWER_SECONDS} s. See the logs of Ray Serve, or "
+            "end it with `serve shutdown`"
+        ) from None
+
+
+def _start(served: ServedModel, settings: ServeSettings, num_models: int, timeout_s: float) -> None:
+    """Start the encoders of a version, and return when they are ready."""
+    application = build.encoder_of(served, settings, num_models)
+    required = {kind: amount * settings.min_replicas for kind, amount in settings.encoder_resources().items()}
+    try:
+        start(application, served.application, None, required, timeout_s)
     except RuntimeError as error:
         raise InputError(f"{served.uri}: cannot be served: {_constructor_error(served)}") from error
 
@@ -129,7 +151,7 @@ def _constructor_error(served: ServedModel) -> str:
     return line.partition(": ")[2] if line.startswith("boom_ray.errors.") else line
 
 
-def _route(wanted: list[ServedModel], settings: ServeSettings, endpoint: Endpoint) -> None:
+def _route(wanted: list[ServedModel], settings: ServeSettings, endpoint: Endpoint, timeout_s: float) -> None:
     """Let the ingress serve these versions; its replicas and the requests they hold stay."""
     application = ingress_application(wanted, settings.limits(wanted), endpoint)
-    serve.run(application, name=APPLICATION, route_prefix="/")
+    start(application, APPLICATION, "/", {"CPU": NUM_CPUS}, timeout_s)

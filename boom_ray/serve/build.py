@@ -81,11 +81,7 @@ def describe(models: list[str]) -> list[ServedModel]:
 def encoder_of(served: ServedModel, settings: ServeSettings, num_models: int) -> Any:
     """The application of one version of a model, one of `num_models` that share the CPUs."""
     share = ray.cluster_resources().get("CPU", 1) / num_models / settings.max_replicas
-    threads = max(1, min(int(share), os.cpu_count() or 1))
-    replicas = settings.min_replicas, settings.max_replicas
-    return encoder_application(
-        served, settings.limits([served]), settings.resolved_device(), threads, replicas
-    )
+    return encoder_application(served, settings, threads=max(1, min(int(share), os.cpu_count() or 1)))
 
 
 def encoder(args: EncoderArguments) -> Any:

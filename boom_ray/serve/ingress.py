@@ -31,6 +31,7 @@ from boom_ray.serve.served_model import ServedModel, find_model
 
 ATTEMPTS = 5  # calls per request: each may hit a replica that fails
 FIRST_PAUSE_SECONDS = 0.2  # between attempts, doubled each time: Ray Serve needs seconds to replace a replica
+NUM_CPUS = 0.1  # reserved by the replica
 MIN_TOKENS_PER_SECOND = 1000  # assumed of an endpoint that has measured no pace yet
 
 
@@ -230,7 +231,7 @@ def ingress_application(models: list[ServedModel], limits: Limits, endpoint: End
         Ingress,  # type: ignore[arg-type]
         fingerprint([__version__, endpoint.host, endpoint.port, digests]),
         max_ongoing_requests=limits.ongoing_requests,
-        ray_actor_options={"num_cpus": 0.1},
+        ray_actor_options={"num_cpus": NUM_CPUS},
         user_config={"models": [asdict(model) for model in models], "limits": asdict(limits)},
     )
     return deployment.bind(endpoint)

@@ -12,6 +12,7 @@ from boom_ray import artifacts, storage
 from boom_ray.model.tokens import Tokens
 from boom_ray.serve.batcher import TokenBatcher
 from boom_ray.serve.limits import Limits
+from boom_ray.serve.serve_settings import ServeSettings
 from boom_ray.serve.served_model import ServedModel
 
 DEPLOYMENT = "encoder"
@@ -29,14 +30,12 @@ class EncoderReplica:
     def __init__(self, served: ServedModel, limits: Limits, threads: int, device: str) -> None:
         import torch
 
-        from boom_ray.model import directory, self_test
+        from boom_ray.model import inference, self_test
         from boom_ray.serve.metrics import EncoderMetrics
 
         torch.set_num_threads(threads)
         recorded = artifacts.verify(served.uri).self_test if artifacts.read_record(served.uri) else []
-        local = storage.local_directory(served.uri)
-        dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        encoder = directory.load_encoder(local, device=device, dtype=dtype).for_inference()
+        encoder = inference.load(storage.local_directory(served.uri), device)
         self_test.check(encoder, recorded, served.uri)
         # One thread: passes run one after another, and the event loop stays free for health checks.
         thread = ThreadPoolExecutor(1)
@@ -54,16 +53,13 @@ class EncoderReplica:
         return await self.batcher(tokens)
 
 
-def encoder_application(
-    served: ServedModel, limits: Limits, device: str, threads: int, replicas: tuple[int, int] = (1, 1)
-) -> Any:
+def encoder_application(served: ServedModel, settings: ServeSettings, threads: int) -> Any:
     """The Ray Serve application of one version.
 
     Args:
         threads: CPU threads of a replica.
-        replicas: Minimum and maximum number; Ray Serve scales with the load between the two.
     """
-    minimum, maximum = replicas
+    minimum, maximum = settings.min_replicas, settings.max_replicas
     scaling: dict[str, Any] = {"num_replicas": minimum}
     if maximum > minimum:
         # A replica is busy with one call that is computed and another that waits for the next pass.
@@ -72,9 +68,10 @@ def encoder_application(
                 "min_replicas": minimum, "max_replicas": maximum, "target_ongoing_requests": 1.5,
             }
         }  # fmt: skip
+    limits, resources = settings.limits([served]), settings.encoder_resources()
     deployment: Any = EncoderReplica.options(  # type: ignore[attr-defined]
         max_ongoing_requests=limits.ongoing_requests,
-        ray_actor_options={"num_cpus": 0.5 if device == "cpu" else 1, "num_gpus": int(device == "cuda")},
+        ray_actor_options={"num_cpus": resources["CPU"], "num_gpus": resources.get("GPU", 0)},
         **scaling,
     )
-    return deployment.bind(served, limits, threads, device)
+    return deployment.bind(served, limits, threads, settings.resolved_device())

@@ -125,26 +125,25 @@ class RequestReader:
         return self.spec.default_prompt if prompt is None else self.spec.prompts.get(prompt, "")
 
     def _tokenize(self, texts: list[str], prefix: str, request: EmbeddingRequest) -> Tokens:
-        prefixed = [prefix + text for text in texts]
-        whole = self.tokenizer(prefixed, return_attention_mask=False, verbose=False)["input_ids"]
         skipped = tokenizer.skipped_tokens(self.tokenizer, self.spec, prefix, self.spec.max_length)
-        return self._shorten(whole, skipped, request)
+        whole = tokenizer.encode(self.tokenizer, list(map(prefix.__add__, texts)), None, skipped)
+        return self._shorten(whole, request)
 
     def _check_tokens(self, token_ids: list[list[int]], request: EmbeddingRequest) -> Tokens:
         for index, ids in enumerate(token_ids):
             self.frame.check(index, ids)
-        return self._shorten(token_ids, 0, request)
+        return self._shorten(Tokens.of(token_ids), request)
 
-    def _shorten(self, token_ids: list[list[int]], skipped: int, request: EmbeddingRequest) -> Tokens:
+    def _shorten(self, tokens: Tokens, request: EmbeddingRequest) -> Tokens:
         """Ids within the maximum length, if the request wants it; a cut at the left end takes the prompt."""
-        if not request.truncate:
-            return Tokens.of(token_ids, skipped)
-        left = (request.truncation_direction or self.truncation_side).lower() == "left"
-        kept = Tokens.of([self.frame.truncate(ids, self.spec.max_length, left) for ids in token_ids], skipped)
-        if left and skipped:
-            surplus = np.fromiter(map(len, token_ids), np.int64, len(token_ids)) - kept.lengths
-            kept = replace(kept, skipped=np.maximum(len(self.frame.before), skipped - surplus))
-        return kept
+        surplus = np.maximum(tokens.lengths - self.spec.max_length, 0)
+        if not request.truncate or not surplus.any():
+            return tokens
+        start, end = len(self.frame.before), tokens.lengths - len(self.frame.after)
+        if (request.truncation_direction or self.truncation_side).lower() == "right":
+            return tokens.without(end - surplus, surplus)
+        kept = tokens.without(np.full_like(end, start), surplus)
+        return replace(kept, skipped=np.maximum(np.minimum(kept.skipped, start), kept.skipped - surplus))
 
     def _check_lengths(self, tokens: Tokens) -> None:
         lengths = tokens.lengths.tolist()

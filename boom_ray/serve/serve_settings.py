@@ -22,15 +22,17 @@ class ServeSettings:
         min_replicas: Minimum encoder replicas of each model.
         max_replicas: Maximum encoder replicas of each model. Ray Serve scales with the load between the two.
         device: Device of the encoders; by default GPUs if the cluster has any when the endpoint starts.
+        gpus_per_replica: GPUs of an encoder replica, if they run on GPUs; replicas share one below 1.
 
     Raises:
-        InputError: if a number is below 1.
+        InputError: if a number is not allowed.
     """
 
     pass_tokens: int | None = None
     min_replicas: int = 1
     max_replicas: int = 1
     device: Literal["cpu", "cuda"] | None = None
+    gpus_per_replica: float = 1.0
 
     # As part of the arguments of an application builder: a misspelled key in a config file is an error.
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -40,6 +42,11 @@ class ServeSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; allowed: 1 or more")
+        if not 0 < self.gpus_per_replica <= 1:
+            raise InputError(
+                f"gpus_per_replica is {self.gpus_per_replica:g}; allowed: above 0 and at most 1, on which a "
+                "model runs"
+            )
 
     def limits(self, models: list[ServedModel]) -> Limits:
         """The limits of an endpoint of these models, on the cluster this process is connected to."""
@@ -50,3 +57,9 @@ class ServeSettings:
     def resolved_device(self) -> str:
         """The device of encoders on the cluster this process is connected to."""
         return self.device or ("cuda" if ray.cluster_resources().get("GPU") else "cpu")
+
+    def encoder_resources(self) -> dict[str, float]:
+        """Ray resources of an encoder replica, on the cluster this process is connected to."""
+        if self.resolved_device() == "cpu":
+            return {"CPU": 0.5}
+        return {"CPU": 1, "GPU": self.gpus_per_replica}

@@ -74,12 +74,3 @@ class TokenFrame:
         if end < start or ids[:start] != self.before or ids[end:] != self.after:
             return None
         return ids[start:end]
-
-    def truncate(self, ids: list[int], length: int, left: bool) -> list[int]:
-        """Checked ids, shortened to `length` as the tokenizer shortens texts: the special tokens stay."""
-        surplus = len(ids) - length
-        if surplus <= 0:
-            return ids
-        start, end = len(self.before), len(ids) - len(self.after)
-        kept = ids[start + surplus : end] if left else ids[start : end - surplus]
-        return [*self.before, *kept, *self.after]

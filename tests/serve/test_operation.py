@@ -27,7 +27,7 @@ from ray._common.utils import import_attr
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
 
-from boom_ray.errors import ConflictError, InputError
+from boom_ray.errors import ClusterError, ConflictError, InputError
 from boom_ray.model import directory
 from boom_ray.serve import build
 from boom_ray.serve.app import serve_models
@@ -265,6 +265,22 @@ def test_a_corrupt_version_is_never_served(url, versions, tmp_path):
     assert len(serve.status().applications) == 2
 
 
+def test_a_version_for_which_there_is_no_gpu_says_so_and_changes_nothing(url, versions, caplog):
+    settings = ServeSettings(512, min_replicas=3, max_replicas=3, device="cuda", gpus_per_replica=0.5)
+    caplog.set_level("WARNING", "boom_ray.serve.start")
+    with pytest.raises(ClusterError, match=r"1\.5 GPU \(0 of 0 are free\).*per-replica 0\.5") as refusal:
+        serve_models([versions["bag-2"]], settings=settings, blocking=False, start_timeout_s=3)
+    assert str(refusal.value).partition("it needs")[2] in caplog.text
+    assert call(f"{url}/health", key=None)[2]["version"] == "v0001"
+    assert len(serve.status().applications) == 2
+
+
+@pytest.mark.parametrize("gpus", [0, -0.5, 2])
+def test_a_replica_runs_on_a_gpu_or_on_a_part_of_it(gpus):
+    with pytest.raises(InputError, match="gpus_per_replica"):
+        ServeSettings(gpus_per_replica=gpus)
+
+
 @pytest.mark.parametrize("key", ["max_replica", "pass_token"])
 def test_a_misspelled_setting_in_a_config_file_is_refused(key):
     with pytest.raises(ValidationError, match=key):
@@ -304,13 +320,14 @@ def test_two_models_are_served_by_their_names(url, versions, published_minilm, t
 
 def test_the_config_file_is_valid_for_serve_deploy(versions, tmp_path):
     path = str(tmp_path / "serve.yaml")
-    build.write_config([versions["v0001"]], ServeSettings(device="cpu"), "127.0.0.1", 8000, path)
+    settings = ServeSettings(device="cuda", gpus_per_replica=0.25)
+    build.write_config([versions["v0001"]], settings, "127.0.0.1", 8000, path)
     with open(path, encoding="utf-8") as file:
         schema = ServeDeploySchema.model_validate(yaml.safe_load(file))
     encoder, ingress = schema.applications
     assert (ingress.name, ingress.route_prefix, encoder.route_prefix) == ("boom-ray", "/", None)
     assert build.EncoderArguments.model_validate(encoder.args).model == versions["v0001"]
-    assert build.IngressArguments.model_validate(ingress.args).settings == ServeSettings(device="cpu")
+    assert build.IngressArguments.model_validate(ingress.args).settings == settings
 
 
 @pytest.mark.slow
