@@ -300,6 +300,25 @@ def test_an_input_with_another_hash_is_refused(tmp_path, monkeypatch):
 # ── Runs ───────────────────────────────────────────────────────────────────────────────────────────
 
 
+def test_a_second_run_trains_and_measures_nothing_again(built, bert, ray_cluster, tmp_path):
+    study = Study(built, tmp_path / "work", base=bert, learning_rates=(1e-3,), scales=(1.0, 2.0))
+    arm, path = Arm("full", (Training(),)), tmp_path / "lines.jsonl"
+    bagging.run(study, [arm], [0], path)
+    (found,) = lines.read(path).values()
+    assert found.scaled is not None and found.tokens > 0
+    assert {*found.plain.test} == {"in_domain/code", "in_domain/label", "out_of_domain/unseen"}
+    assert found.scaled.development == max(found.scales.values())
+    written = {file: file.stat().st_mtime_ns for file in study.work.rglob("*") if file.is_file()}
+    bagging.run(study, [arm], [0], path)  # the line exists
+    assert list(lines.read(path).values()) == [found]
+    path.unlink()
+    bagging.run(study, [arm], [0], path)  # the models and measurements exist
+    (again,) = lines.read(path).values()
+    assert again.model_copy(update={"seconds": found.seconds}) == found
+    models = [file for file in written if "models" in file.parts or "measurements" in file.parts]
+    assert models and all(file.stat().st_mtime_ns == written[file] for file in models)
+
+
 def test_lines_of_another_corpus_are_not_mixed(built, tmp_path):
     path = tmp_path / "lines.jsonl"
     lines.append(line("full", 0, [0.5], "another"), path)

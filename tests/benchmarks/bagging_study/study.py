@@ -16,6 +16,7 @@ import boom_ray as boom
 from boom_ray import storage
 from boom_ray.evaluation.measure import find_tasks, measure
 from boom_ray.evaluation.protocol import EvaluationProtocol, Measurement, Subject
+from boom_ray.recipe import EvaluateExecution
 from boom_ray.runs.layout import Layout
 from tests.benchmarks.bagging_study.arms import Training
 from tests.benchmarks.bagging_study.corpus import Corpus
@@ -80,7 +81,8 @@ class Study:
 
     def measure(self, model: str, part: str) -> dict[str, Measurement]:
         """Task -> scores of a model on the `development` or the `test` tasks, cached."""
-        protocol = EvaluationProtocol(query_prompt="", max_length=LENGTH, num_gpus=int(self.gpu))
+        execution = EvaluateExecution(use_gpu=self.gpu)
+        protocol = EvaluationProtocol(query_prompt="", max_length=LENGTH, execution=execution)
         tasks = find_tasks(str(self.corpus.directory / part))
         return measure([Subject("model", model)], tasks, protocol, str(self.work / "measurements"))["model"]
 
