@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from typing import Any
 
 import mteb
@@ -19,6 +20,8 @@ from boom_ray.evaluation import local_run, local_tasks, mteb_run, mteb_tasks
 from boom_ray.evaluation.beir import read_beir
 from boom_ray.evaluation.measure import find_tasks, measure, scores_of
 from boom_ray.evaluation.protocol import EvaluationProtocol, Subject
+from boom_ray.model import adapter, files
+from boom_ray.recipe import Lora
 from boom_ray.runs.scores import MAIN_SCORE, main_metric, main_score
 from tests import texts
 
@@ -257,3 +260,14 @@ def test_a_file_with_wrong_columns_is_named(tmp_path, rows, message):
     texts.write_jsonl(str(tmp_path / "t" / "test.jsonl"), rows)
     with pytest.raises(InputError, match=message):
         mteb_tasks.local(*local_tasks.find(str(tmp_path))).load_data()
+
+
+def test_an_adapter_of_a_base_model_on_an_object_store_is_refused_by_name(data, published_minilm, tmp_path):
+    target = str(tmp_path / "adapter")
+    kept_out = shutil.ignore_patterns("*.safetensors", "artifact.json")
+    shutil.copytree(published_minilm, target, ignore=kept_out)
+    os.rename(f"{target}/config.json", f"{target}/{files.ADAPTED_CONFIG}")
+    adapter.write_config(target, Lora(), ["encoder.layer.0.attention.self.query"], "s3://bucket/base")
+    task = mteb_run.through_mteb(local_tasks.find(data["root"]))[0]
+    with pytest.raises(InputError, match=r"an adapter of s3://bucket/base.* Measure the merged model"):
+        task.load(Subject("adapter", target), EvaluationProtocol())
