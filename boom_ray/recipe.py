@@ -179,8 +179,9 @@ class TrainExecution(Section):
         offload: What DeepSpeed keeps in host memory.
         attention: Implementation of attention; `varlen` and `flash_attention_2` pack texts instead of padding
             them. `auto` is varlen on GPUs in half precision if the model allows it, else sdpa, else eager.
-        chunk_tokens: Tokens in one forward pass, padding included.
-        grad_cache: Re-run chunks for the backward pass instead of keeping their activations.
+        chunk_tokens: Tokens, padding included, whose activations a rank keeps, and most of one forward pass.
+            Those of further texts are computed twice (GradCache).
+        deterministic: Use deterministic kernels, so that a GPU computes the same weights again.
         save_every_steps: Steps between checkpoints.
         max_failures: Times a bag is restarted from its last checkpoint.
         start_timeout_s: Seconds to wait until the cluster has capacity for one bag.
@@ -194,8 +195,8 @@ class TrainExecution(Section):
     offload: Literal["none", "optimizer", "all"] = "none"
     attention: Attention = "auto"
     chunk_tokens: int = Field(16384, ge=1)
-    grad_cache: bool = False
     gradient_checkpointing: bool = False
+    deterministic: bool = False
     save_every_steps: int = Field(200, ge=1)
     max_failures: int = Field(3, ge=0)
     start_timeout_s: float = Field(600.0, gt=0)
@@ -255,6 +256,15 @@ class Train(Section):
     save_dtype: SaveDtype = "float32"
     seed: int = 42
     execution: TrainExecution = TrainExecution()
+
+    @model_validator(mode="after")
+    def _gradients_fit(self) -> "Train":
+        if self.precision != "fp32" and self.execution.zero_stage == 0:
+            raise ValueError(
+                f"execution.zero_stage 0 would sum the gradients of chunks in {self.precision}; allowed: "
+                "zero_stage 1, 2 or 3, which sum them in fp32, or precision fp32"
+            )
+        return self
 
 
 class MergeExecution(Section):

@@ -150,7 +150,9 @@ def reproduce(
     if original.digest != copy.digest:
         different = [name for name in original.files if copy.files.get(name) != original.files[name]]
         raise ConflictError(
-            f"{uri}: digest {original.digest}, reproduced with {copy.digest}; {', '.join(different)} differ"
+            f"{uri}: digest {original.digest}, reproduced with {copy.digest}; {', '.join(different)} differ. "
+            "Use the libraries and processors of the original; a run on GPUs is only repeated exactly if it "
+            "was trained with train.execution.deterministic"
         )
     return Reproduction(original, copy)
 

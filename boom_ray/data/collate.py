@@ -6,7 +6,7 @@ distinct passages.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ATTEMPTS_PER_FILL = 8
 NO_TEXT = -1
 
+Row = dict[str, Any]
 Scored = tuple[str, float]
 
 
@@ -35,8 +36,8 @@ class Batch:
         is_query: [n] bool, texts that are cut at the query's maximum length.
         queries: [B] int64, indices into `texts`.
         candidates: [B, G] int64, indices into `texts`; `NO_TEXT` where a row has no further negative.
-        positives: Per row, the indices of all passages that are positives of its query in any row of the
-            task; they are never negatives of it.
+        positives: [p, 2] int64, pairs of a row and an index into `texts`: the passages that are positives of
+            its query in any row of the task, which are never negatives of it. Sorted by row.
         scores: [B, G] float32, the teacher's score of each candidate; NaN where there is none.
     """
 
@@ -47,7 +48,7 @@ class Batch:
     is_query: np.ndarray
     queries: np.ndarray
     candidates: np.ndarray
-    positives: list[np.ndarray]
+    positives: np.ndarray
     scores: np.ndarray
 
 
@@ -100,22 +101,26 @@ class Collator:
     def __call__(self, rows: np.ndarray, seed: int, step: int) -> Batch:
         """Assemble the batch of the given rows; draws depend on (seed, step) alone."""
         draw = generator(seed, "groups", step)
+        chosen = _rows_of(self.dataset[rows.tolist()])
+        right = [self.answers.of(row) for row in chosen]
+        groups = [
+            [_positive(row, draw), *self._negatives(row, answers, draw)]
+            for row, answers in zip(chosen, right, strict=True)
+        ]
+        if self.type not in OWN_NEGATIVES:
+            self._fill(groups, chosen, right, draw)
         texts = _Texts()
         symmetric = self.type == "sts"
-        queries, candidates, right = [], [], []
+        queries, candidates = [], []
         scores = np.full((len(rows), self.group_size), np.nan, dtype=np.float32)
-        for number, row in enumerate(self.dataset.select(rows.tolist())):
+        for number, (row, group) in enumerate(zip(chosen, groups, strict=True)):
             own = row["prompt"]
             prompt = self.prompt if own is None else self.template.format(instruction=own, query="")
             before = prompt if symmetric else self.document_prompt
-            right.append(self.answers.of(row))
-            group = [_positive(row, draw), *self._negatives(row, right[-1], draw)]
             queries.append(texts.add(prompt, row["query"], True))
             ids = [texts.add_passage(before, text, symmetric) for text, _ in group]
             scores[number, : len(group)] = [score for _, score in group]
             candidates.append(ids + [NO_TEXT] * (self.group_size - len(ids)))
-        passages = np.array(list(texts.passages))
-        hashes = np.array(list(texts.passages.values()), dtype=np.uint64)
         return Batch(
             task=self.task,
             type=self.type,
@@ -124,12 +129,12 @@ class Collator:
             is_query=np.array([is_query for is_query, _ in texts.index]),
             queries=np.array(queries),
             candidates=np.array(candidates),
-            positives=[passages[contains(answers, hashes)] for answers in right],
+            positives=_positives(right, texts.passages),
             scores=scores,
         )
 
-    def _negatives(self, row: dict, right: np.ndarray, draw: np.random.Generator) -> list[Scored]:
-        """The row's own negatives, and if they are too few, positives of other rows where the type allows it.
+    def _negatives(self, row: Row, right: np.ndarray, draw: np.random.Generator) -> list[Scored]:
+        """The row's own negatives, drawn if they are more than needed.
 
         Args:
             right: Sorted hashes of the answers of the row's query, none of which is a negative.
@@ -140,25 +145,52 @@ class Collator:
         chosen = (
             draw.choice(usable, wanted, replace=False) if len(usable) >= wanted else draw.permutation(usable)
         )
-        group = [(own[index], scores[index]) for index in chosen]
-        if self.type not in OWN_NEGATIVES:
-            group += [(text, np.nan) for text in self._others(wanted - len(group), {*own}, right, draw)]
-        return group
+        return [(own[index], scores[index]) for index in chosen]
 
-    def _others(self, wanted: int, own: set[str], right: np.ndarray, draw: np.random.Generator) -> list[str]:
-        """Up to `wanted` positives of rows of the bag that are neither answers nor among `own`."""
-        taken, texts = {*own}, list[str]()
-        for _ in range(ATTEMPTS_PER_FILL * wanted):
-            if len(texts) == wanted:
-                break
-            other = self.dataset[int(draw.choice(self.rows))]["pos"]
-            text = other[draw.integers(len(other))]
-            if text not in taken and not contains(right, hashes_of([text]))[0]:
-                taken.add(text)
-                texts.append(text)
-        return texts
+    def _fill(
+        self, groups: list[list[Scored]], rows: list[Row], right: list[np.ndarray], draw: np.random.Generator
+    ) -> None:
+        """Complete groups by positives of other rows of the bag: neither answers nor among a row's own texts.
+
+        Each attempt reads one row for every missing negative of the batch, all rows at once.
+        """
+        positives = self.dataset.select_columns(["pos"])
+        taken = [{*(row["neg"] or ())} for row in rows]
+        for _ in range(ATTEMPTS_PER_FILL):
+            missing = np.repeat(np.arange(len(groups)), [self.group_size - len(group) for group in groups])
+            if not len(missing):
+                return
+            others = positives[draw.choice(self.rows, len(missing)).tolist()]["pos"]
+            for number, texts in zip(missing.tolist(), others, strict=True):
+                text = texts[draw.integers(len(texts))]
+                if text not in taken[number] and not contains(right[number], hashes_of([text]))[0]:
+                    taken[number].add(text)
+                    groups[number].append((text, np.nan))
 
 
-def _positive(row: dict, draw: np.random.Generator) -> Scored:
+def _rows_of(columns: dict[str, list[Any]]) -> list[Row]:
+    """The rows of a batch that is read by column."""
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _positives(right: list[np.ndarray], passages: dict[int, int]) -> np.ndarray:
+    """Pairs (row, passage) whose passage is an answer of the row's query: [p, 2] int64.
+
+    Args:
+        right: Hashes of the answers of each row's query.
+        passages: Hash of each passage of the batch, by index.
+    """
+    indices = np.array(list(passages))
+    hashes = np.array(list(passages.values()), dtype=np.uint64)
+    order = np.argsort(hashes, kind="stable")
+    answers, rows = np.concatenate(right), np.repeat(np.arange(len(right)), [*map(len, right)])
+    first = np.searchsorted(hashes[order], answers)
+    counts = np.searchsorted(hashes[order], answers, side="right") - first
+    # Each answer is at the positions first, first + 1, … of the sorted passages, as often as it occurs.
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.column_stack([np.repeat(rows, counts), indices[order[np.repeat(first, counts) + within]]])
+
+
+def _positive(row: Row, draw: np.random.Generator) -> Scored:
     index = draw.integers(len(row["pos"]))
     return row["pos"][index], (row["pos_scores"] or [np.nan] * len(row["pos"]))[index]

@@ -57,34 +57,41 @@ def model_flops(shape: ModelShape, load: BatchLoad) -> float:
     return (1 + backward) * shape.forward_flops(load.tokens, load.length)
 
 
-def computed_flops(shape: ModelShape, train: Train, load: BatchLoad) -> float:
+def chunks_of(train: Train, load: BatchLoad, num_ranks: int) -> int:
+    """Chunks that a rank cuts its part of a batch into."""
+    return max(1, ceil(load.computed / num_ranks / train.execution.chunk_tokens))
+
+
+def computed_flops(shape: ModelShape, train: Train, load: BatchLoad, num_ranks: int) -> float:
     """FLOPs of all passes over a batch, padding included.
 
     A backward pass costs two forward passes, or one if the weights are frozen. Activation checkpointing adds
-    one forward pass, GradCache (arXiv 2101.06983) another.
+    one forward pass, GradCache (arXiv 2101.06983) one of all chunks but one.
     """
-    execution, backward = train.execution, 1 if shape.adapters else 2
-    passes = 1 + backward + execution.gradient_checkpointing + execution.grad_cache
+    backward = 1 if shape.adapters else 2
+    repeated = 1 - 1 / chunks_of(train, load, num_ranks)
+    passes = 1 + backward + train.execution.gradient_checkpointing + repeated
     return passes * shape.forward_flops(load.computed, load.length)
 
 
 def sent_bytes(shape: ModelShape, train: Train, load: BatchLoad, num_ranks: int) -> float:
-    """Bytes that a rank sends in one step: gradients, weights, and the embeddings of the batch.
+    """Bytes that a rank sends in one step: gradients, weights, and the embeddings of the batch with their
+    gradient.
 
-    ZeRO stages 0 to 2 send each gradient twice, for reduce-scatter and all-gather (arXiv 1910.02054, §7).
-    Stage 3 gathers the weights for every forward and backward pass of every chunk.
+    ZeRO stages 0 and 1 send each gradient twice, for reduce-scatter and all-gather (arXiv 1910.02054, §7).
+    Stages 2 and 3 reduce the gradient of every chunk. Stage 3 gathers the weights for every forward and
+    backward pass of every chunk.
     """
     if num_ranks == 1:
         return 0.0
     execution, element, stage = train.execution, memory.element_bytes(train), train.execution.zero_stage
-    num_chunks = max(1, ceil(load.computed / num_ranks / execution.chunk_tokens))
-    num_backwards = num_chunks if execution.grad_cache else 1
-    gradients = element * shape.trained
-    sent = 2 * gradients if stage < 2 else gradients * (num_backwards + (stage == 2))
+    num_chunks, gradients = chunks_of(train, load, num_ranks), element * shape.trained
+    sent = 2 * gradients if stage < 2 else gradients * (num_chunks + (stage == 2))
     if stage == 3:
-        gathers = 2 + execution.gradient_checkpointing + execution.grad_cache
-        sent += num_chunks * gathers * element * (shape.parameters + shape.adapters)
-    sent += 2 * 4 * load.texts * shape.hidden
+        # The first chunk is embedded once, the others twice; each has a backward pass.
+        num_passes = 2 * num_chunks - 1 + num_chunks * (1 + execution.gradient_checkpointing)
+        sent += num_passes * element * (shape.parameters + shape.adapters)
+    sent += 2 * 2 * 4 * load.texts * shape.hidden
     return sent * (num_ranks - 1) / num_ranks
 
 
@@ -92,7 +99,8 @@ def step(
     shape: ModelShape, train: Train, load: BatchLoad, num_ranks: int, cluster: ClusterSpec, rank: RankSpec
 ) -> StepCost:
     """The cost of one step of a bag on `num_ranks` ranks."""
-    flops, sent = computed_flops(shape, train, load), sent_bytes(shape, train, load, num_ranks)
+    flops = computed_flops(shape, train, load, num_ranks)
+    sent = sent_bytes(shape, train, load, num_ranks)
     updated = shape.trained / (num_ranks if train.execution.zero_stage else 1)
     bandwidth = rank.link if cluster.nodes_of(num_ranks) == 1 else min(rank.link, rank.network)
     return StepCost(

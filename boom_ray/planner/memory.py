@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from boom_ray.planner.assumptions import Assumptions
 from boom_ray.planner.shape import ModelShape
 from boom_ray.recipe import Train
+from boom_ray.train.buffers import MAX_LOGITS, REDUCE_BUCKET
 
-BUCKET = 5e8  # elements: DeepSpeed's reduce_bucket_size and allgather_bucket_size
+BUCKET = 5e8  # elements: DeepSpeed's buckets, except those of ZeRO 2
 LIVE = 1e9  # elements that ZeRO-3 keeps gathered: DeepSpeed's stage3_max_live_parameters
 ADAM_WORDS = 2  # float32 words per parameter in addition to its master weight
 ZERO_STAGES = range(4)
@@ -50,7 +51,7 @@ class MemoryTable:
         num_ranks: Ranks of the bag.
         by_batch_size: For each batch size the memory at ZeRO stages 0 to 3.
         recipe: Memory with the settings of the recipe.
-        largest_chunk: Tokens of the largest chunk that fits with `grad_cache`.
+        largest_chunk: Tokens of the largest chunk that fits.
     """
 
     available: float
@@ -86,8 +87,8 @@ def element_bytes(train: Train) -> int:
 def states(shape: ModelShape, train: Train, num_ranks: int, stage: int) -> float:
     """Bytes of weights, gradients and optimizer states on one rank's processor.
 
-    Mixed precision takes 2 + 2 + 12 bytes per trained parameter. Stage 1 partitions the optimizer states over
-    the ranks, stage 2 also the gradients, stage 3 also the weights.
+    Mixed precision takes 2 + 4 + 12 bytes per trained parameter: gradients accumulate in float32. Stage 1
+    partitions the optimizer states over the ranks, stage 2 also the gradients, stage 3 also the weights.
     """
     element, trained = element_bytes(train), shape.trained
     parameters = shape.parameters + shape.adapters
@@ -95,13 +96,13 @@ def states(shape: ModelShape, train: Train, num_ranks: int, stage: int) -> float
     offload = train.execution.offload
     optimizer = 0.0 if offload != "none" and stage else 4 * words * trained
     weights = 0.0 if offload == "all" and stage == 3 else element * parameters
-    parts = [(weights, 3), (element * trained, 2), (optimizer, 1)]
+    parts = [(weights, 3), (4 * trained, 2), (optimizer, 1)]
     return sum(size / (num_ranks if stage >= least else 1) for size, least in parts)
 
 
 def checkpoint_bytes(shape: ModelShape, train: Train) -> float:
     """Bytes of a bag's checkpoint, weights and optimizer states; independent of the number of ranks."""
-    return states(shape, train, 1, 0) - element_bytes(train) * shape.trained
+    return states(shape, train, 1, 0) - 4 * shape.trained
 
 
 def layer_bytes(shape: ModelShape, element: int) -> float:
@@ -133,17 +134,41 @@ def on_rank(
     """Memory of one rank when all texts of a global batch have their maximum length."""
     element, execution = element_bytes(train), train.execution
     most = batch_size * (train.query_max_length + train.group_size * train.passage_max_length) / num_ranks
-    tokens = min(most, execution.chunk_tokens) if execution.grad_cache else most
-    bucket = element * min(BUCKET, shape.trained)
-    gathered = element * min(LIVE, shape.parameters)
-    buffers = {0: 0.0, 1: 2 * bucket, 2: 2 * bucket, 3: bucket + gathered}[stage] if num_ranks > 1 else 0.0
-    candidates = batch_size * train.group_size
-    loss = 4 * (2 * (batch_size + candidates) * shape.hidden + 3 * batch_size * candidates)
+    tokens = min(most, execution.chunk_tokens)
+    buffers = buffer_bytes(shape, train, stage) if num_ranks > 1 else 0.0
     libraries = 3e9 if execution.use_gpu else 0.6e9
     overhead = assume.take("memory.overhead", libraries, "B", "CUDA context, NCCL, workspaces; a guess")
     activations = activation_bytes(shape, tokens, element, execution.gradient_checkpointing)
     factor = assume.take("memory.activation_factor", 1.15, "", "fragmentation of the allocator, a guess")
-    return RankMemory(states(shape, train, num_ranks, stage), buffers, factor * activations, loss, overhead)
+    return RankMemory(
+        states=states(shape, train, num_ranks, stage),
+        buffers=buffers,
+        activations=factor * activations,
+        loss=loss_bytes(shape, train.group_size, batch_size, num_ranks),
+        overhead=overhead,
+    )
+
+
+def buffer_bytes(shape: ModelShape, train: Train, stage: int) -> float:
+    """Bytes of DeepSpeed's buckets.
+
+    ZeRO 1 copies a bucket of float32 gradients, and once more in the precision of the weights. ZeRO 2 fills
+    one bucket while it reduces another, ZeRO 3 gathers weights as well.
+    """
+    element, bucket = element_bytes(train), min(BUCKET, shape.trained)
+    if stage == 1:
+        return (4 + element) * bucket
+    if stage == 2:
+        return 2 * element * min(REDUCE_BUCKET, shape.trained)
+    return element * (bucket + min(LIVE, shape.parameters)) if stage == 3 else 0.0
+
+
+def loss_bytes(shape: ModelShape, group_size: int, batch_size: int, num_ranks: int) -> float:
+    """Bytes of the loss: embeddings of the batch, of its candidates, and their gradients; and of one term the
+    logits, masked, as probabilities, and their gradient."""
+    candidates = batch_size * group_size
+    logits = min(-(-batch_size // num_ranks) * candidates, MAX_LOGITS)
+    return 4 * (4 * (batch_size + candidates) * shape.hidden + 4 * logits)
 
 
 def largest_chunk(memory: RankMemory, shape: ModelShape, train: Train, available: float) -> float:

@@ -84,8 +84,8 @@ def memory(estimate: Estimate, table: MemoryTable) -> Iterator[str]:
     own = table.recipe
     yield (
         f"  the recipe: states {own.states / GIB:.1f}, buffers {own.buffers / GIB:.1f}, activations "
-        f"{own.activations / GIB:.1f}, loss {own.loss / GIB:.1f}, overhead {own.overhead / GIB:.1f}; with "
-        f"grad_cache chunks of up to {table.largest_chunk:,.0f} tokens fit"
+        f"{own.activations / GIB:.1f}, loss {own.loss / GIB:.1f}, overhead {own.overhead / GIB:.1f}; "
+        f"chunks of up to {table.largest_chunk:,.0f} tokens fit"
     )
 
 

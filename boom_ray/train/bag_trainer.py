@@ -11,7 +11,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from boom_ray.errors import BoomError, ClusterError
 from boom_ray.runs.layout import Layout
 from boom_ray.train.bag_job import BagJob
-from boom_ray.train.capacity import rank_resources
+from boom_ray.train.capacity import rank_environment, rank_resources
 
 
 def fit(job: BagJob) -> BoomError | None:
@@ -21,6 +21,7 @@ def fit(job: BagJob) -> BoomError | None:
         The reason if it failed.
     """
     execution = job.recipe.train.execution
+    environment: Any = {"worker_runtime_env": rank_environment(execution)}  # mypy knows the older RunConfig
     trainer = TorchTrainer(
         cast(Any, _train_bag),
         train_loop_config={"job": job},
@@ -37,6 +38,7 @@ def fit(job: BagJob) -> BoomError | None:
             storage_path=Layout(job.recipe.root).ray_train,
             failure_config=FailureConfig(max_failures=execution.max_failures),
             callbacks=[cast(Any, StopAtBoomErrors())],
+            **environment,
         ),
     )
     try:

@@ -1,5 +1,6 @@
-"""Tokenized global batches, prepared one step ahead of the model."""
+"""Global batches, of which a rank tokenizes its share, one step ahead of the model."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,28 +15,36 @@ from boom_ray.model import directory
 from boom_ray.model.encoder import Encoder
 from boom_ray.model.tokens import Tokens
 from boom_ray.train.bag_job import BagJob
+from boom_ray.train.share import Chunk, Counts, deal, num_kept
 
 
 @dataclass(frozen=True)
 class TokenizedBatch:
-    """A global batch with its tokens.
+    """A global batch with the tokens of one rank's share.
 
     Attributes:
         batch: The batch, with n distinct texts.
         rows: [batch_size] int64, indices of its rows within the task.
-        tokens: Token ids of the n texts.
+        texts: [m] int64, indices of the rank's texts.
+        tokens: Token ids of these m texts; of one that is discarded if m is 0.
+        chunks: Indices into `texts`: what the rank can run at once.
+        counts: Of this share.
     """
 
     batch: Batch
     rows: np.ndarray
+    texts: np.ndarray
     tokens: Tokens
+    chunks: list[Chunk]
+    counts: Counts
 
 
 class BatchLoader:
-    """All global batches of a bag, by step number."""
+    """All global batches of a bag, by step number, for one of its ranks."""
 
-    def __init__(self, job: BagJob, encoder: Encoder) -> None:
+    def __init__(self, job: BagJob, encoder: Encoder, rank: int = 0, num_ranks: int = 1) -> None:
         self.train, self.encoder = job.recipe.train, encoder
+        self.rank, self.num_ranks = rank, num_ranks
         self.bag = bags.read(job.bags, job.index)
         tasks = {task.name: task for task in job.recipe.data.tasks}
         prompts = directory.prompts_of(job.recipe.data, encoder.spec)
@@ -88,18 +97,35 @@ class BatchLoader:
         return self.tokenize(self.collators[batches.tasks[index]](rows, self.train.seed, step), rows)
 
     def tokenize(self, batch: Batch, rows: np.ndarray) -> TokenizedBatch:
-        """Tokenize the texts of a batch, each truncated at the limit of its side."""
-        limits = self.limits(batch)
+        """Tokenize this rank's share of a batch, and cut it into chunks."""
+        texts, layout = deal(batch.texts, self.rank, self.num_ranks), self.encoder.layout
+        tokens = self.tokens(batch, texts if len(texts) else np.arange(1))
+        lengths, chunk_tokens = tokens.lengths[: len(texts)], self.train.execution.chunk_tokens
+        chunks = layout.chunks(lengths, chunk_tokens) if len(texts) else []
+        counts = Counts(
+            chunks=len(chunks),
+            kept=num_kept(chunks, lengths, chunk_tokens),
+            tokens=int(lengths.sum()),
+            computed=layout.computed_tokens(lengths, chunk_tokens) if len(texts) else 0,
+            truncated=int((lengths >= self.limits(batch)[texts]).sum()),
+            waited=0,
+        )
+        return TokenizedBatch(batch, rows, texts, tokens, chunks, counts)
+
+    def tokens(self, batch: Batch, texts: np.ndarray) -> Tokens:
+        """Token ids of some texts of a batch (at least one), each truncated at the limit of its side."""
+        limits = self.limits(batch)[texts]
         of_limit = {limit: np.flatnonzero(limits == limit) for limit in np.unique(limits).tolist()}
         parts = [
-            self.encoder.tokenize([batch.texts[index] for index in indices], limit)
-            for limit, indices in of_limit.items()
+            self.encoder.tokenize([batch.texts[index] for index in texts[chosen]], limit)
+            for limit, chosen in of_limit.items()
         ]
         tokens = Tokens.concatenate(parts)[np.argsort(np.concatenate(list(of_limit.values())))]
-        if not self.encoder.spec.include_prompt:
-            counts = [*map(self.encoder.skipped_tokens, batch.prompts, limits.tolist())]
-            tokens = replace(tokens, skipped=np.array(counts))
-        return TokenizedBatch(batch, rows, tokens)
+        if self.encoder.spec.include_prompt:
+            return tokens
+        behind = [(batch.prompts[index], limit) for index, limit in zip(texts, limits.tolist(), strict=True)]
+        skipped = {each: self.encoder.skipped_tokens(*each) for each in set(behind)}
+        return replace(tokens, skipped=np.array([skipped[each] for each in behind]))
 
     def limits(self, batch: Batch) -> np.ndarray:
         """[n] int64, number of tokens at which each text of a batch is truncated."""
@@ -109,11 +135,16 @@ class BatchLoader:
         return np.where(batch.is_query, query_limit, passage_limit)
 
     def from_step(self, first: int) -> Iterator[tuple[int, TokenizedBatch]]:
-        """Steps and their batches from `first` on; a thread prepares the next batch in the meantime."""
+        """Steps and their batches from `first` on; a thread prepares the next batch in the meantime.
+
+        The counts of a batch include the time that its step waited for it.
+        """
         with ThreadPoolExecutor(1) as executor:
             upcoming = executor.submit(self.batch, first) if first < self.num_steps else None
             for step in range(first, self.num_steps):
                 assert upcoming is not None
+                started = time.monotonic()
                 batch = upcoming.result()
+                waited = round(1e6 * (time.monotonic() - started))
                 upcoming = executor.submit(self.batch, step + 1) if step + 1 < self.num_steps else None
-                yield step, batch
+                yield step, replace(batch, counts=batch.counts._replace(waited=waited))

@@ -16,9 +16,24 @@ def rank_resources(execution: TrainExecution) -> dict[str, float]:
     return default | execution.resources_per_worker
 
 
+def rank_environment(execution: TrainExecution) -> dict[str, Any]:
+    """Ray's runtime environment of one rank: variables that CUDA's libraries read when they start.
+
+    Chunks differ in shape, so that segments of a fixed size would fragment the memory of a GPU. cuBLAS is
+    deterministic only with workspaces of a fixed size.
+    """
+    if not execution.use_gpu:
+        return {}
+    variables = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    if execution.deterministic:
+        variables["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    return {"env_vars": variables}
+
+
 def task_options(execution: TrainExecution) -> dict[str, Any]:
-    """Options of a Ray task on the resources of one rank."""
-    return resources.task_options(rank_resources(execution))
+    """Options of a Ray task with the resources and the environment of one rank."""
+    options = resources.task_options(rank_resources(execution))
+    return options | {"runtime_env": rank_environment(execution) or None}
 
 
 def rank_capacity(execution: TrainExecution) -> int:

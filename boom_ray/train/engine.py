@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from boom_ray.recipe import Train, TrainExecution
+from boom_ray.train.buffers import REDUCE_BUCKET
 from boom_ray.train.process_groups import set_collective_timeout
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def engine_config(train: Train, num_ranks: int) -> dict[str, Any]:
     """DeepSpeed's configuration for a recipe.
 
     The micro-batch size is nominal: `boom_ray.train.step` cuts a global batch into chunks by tokens, and sets
-    DeepSpeed's accumulation boundary at the last backward pass of the step.
+    DeepSpeed's accumulation boundary at the last backward pass of the step. Gradients of chunks are summed in
+    fp32, so that their number does not matter in bf16 either.
     """
     execution = train.execution
     config: dict[str, Any] = {
@@ -31,7 +33,12 @@ def engine_config(train: Train, num_ranks: int) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "train_batch_size": num_ranks,
         "gradient_clipping": train.max_grad_norm,
-        "zero_optimization": {"stage": execution.zero_stage, **_offload(execution)},
+        "zero_optimization": {
+            "stage": execution.zero_stage,
+            **_overlap(execution),
+            **_offload(execution),
+        },
+        "data_types": {"grad_accum_dtype": "fp32"},
         "zero_allow_untested_optimizer": True,
         # With offload, DeepSpeed would replace AdamW by its own, which needs a compiler on every node.
         "zero_force_ds_cpu_optimizer": False,
@@ -40,7 +47,19 @@ def engine_config(train: Train, num_ranks: int) -> dict[str, Any]:
     }
     if train.precision != "fp32":
         config[train.precision] = {"enabled": True}
+    if train.precision == "bf16":
+        config["bf16"]["immediate_grad_update"] = True  # add each gradient at once, and free its bf16 form
     return config
+
+
+def _overlap(execution: TrainExecution) -> dict[str, Any]:
+    """Reduction of gradients during the backward pass: the default of ZeRO 3 only.
+
+    In bf16, ZeRO 1 is DeepSpeed's `BF16_Optimizer`, which reduces all gradients after the last chunk.
+    """
+    if execution.zero_stage not in (1, 2):
+        return {}
+    return {"overlap_comm": True, "reduce_bucket_size": REDUCE_BUCKET}
 
 
 def _offload(execution: TrainExecution) -> dict[str, Any]:

@@ -25,11 +25,11 @@ def trained_weights(engine: "DeepSpeedEngine", model: nn.Module, dtype: torch.dt
     """
     from deepspeed.utils import safe_get_full_fp32_param
 
-    copies, weights = _whole_copies(engine), {}
+    weights = {}
     for name, parameter in trainable(model).items():
         master = safe_get_full_fp32_param(parameter)
-        if master is None:  # not partitioned
-            master = copies.get(id(parameter), parameter)
+        if master is None:  # without ZeRO, which needs fp32
+            master = parameter
         if engine.global_rank == 0:
             weights[name] = master.detach().to("cpu", dtype, copy=True)
     return weights
@@ -46,12 +46,9 @@ def set_master_weights(engine: "DeepSpeedEngine", model: nn.Module, exact: Mappi
     """
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
-    copies = _whole_copies(engine)
     for name, parameter in trainable(model).items():
         if hasattr(parameter, "ds_id"):  # ZeRO-3
             safe_set_local_fp32_param(parameter, _share(exact[name], parameter, engine.global_rank))
-        elif id(parameter) in copies:
-            copies[id(parameter)].data.copy_(exact[name])
         else:
             safe_set_full_fp32_param(parameter, exact[name])
 
@@ -59,17 +56,6 @@ def set_master_weights(engine: "DeepSpeedEngine", model: nn.Module, exact: Mappi
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that are trained, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def _whole_copies(engine: "DeepSpeedEngine") -> dict[int, Tensor]:
-    """The master weight of each parameter by its id, where every rank has all of them: without ZeRO."""
-    masters = getattr(engine.optimizer, "fp32_groups", [])
-    rounded = engine.optimizer.fp16_groups if masters else []  # so called for bf16 too
-    return {
-        id(parameter): master
-        for parameters, copies in zip(rounded, masters, strict=True)
-        for parameter, master in zip(parameters, copies, strict=True)
-    }
 
 
 def _share(value: Tensor, parameter: Any, rank: int) -> Tensor:

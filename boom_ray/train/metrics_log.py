@@ -21,6 +21,7 @@ GAUGES = {
     "truncated_fraction": "Fraction of the texts of a global batch that reach their maximum length",
     "distinct_fraction": "Distinct texts as a fraction of all texts of a global batch",
     "similarity": "Mean cosine of the distinct texts of a global batch",
+    "feed_wait": "Seconds that the step waited for its batch, on the rank that waited longest",
     "mfu": "Floating point operations of the model over the measured matrix product rate of the device",
 }
 
@@ -49,6 +50,7 @@ class StepMetrics:
     truncated_fraction: float
     distinct_fraction: float
     similarity: float
+    feed_wait: float
     mfu: float | None = None
 
 

@@ -13,8 +13,8 @@ from boom_ray.train.bag_job import BagJob
 from boom_ray.train.batch_loader import BatchLoader
 
 
-def prepare(job: BagJob, device: str) -> tuple[Encoder, BatchLoader]:
-    """Load the encoder and the batches of a bag.
+def prepare(job: BagJob, device: str, rank: int = 0, num_ranks: int = 1) -> tuple[Encoder, BatchLoader]:
+    """Load the encoder and the batches of a bag, for one of its ranks.
 
     Args:
         device: The torch device of this process.
@@ -29,7 +29,7 @@ def prepare(job: BagJob, device: str) -> tuple[Encoder, BatchLoader]:
             "driver stored there. Use a storage that all nodes share, such as NFS or an object store"
         )
     encoder = load_trainable(job, storage.local_directory(job.recipe.base_model.path), device)
-    return encoder, BatchLoader(job, encoder)
+    return encoder, BatchLoader(job, encoder, rank, num_ranks)
 
 
 def load_trainable(job: BagJob, base: str, device: str) -> Encoder:
@@ -39,6 +39,10 @@ def load_trainable(job: BagJob, base: str, device: str) -> Encoder:
         base: Local directory of the base model.
     """
     train = job.recipe.train
+    if train.execution.deterministic:
+        torch.use_deterministic_algorithms(True)
+        # DeepSpeed's buckets are written before they are read. The module has properties without types.
+        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
     encoder = directory.load_encoder(
         base,
         job.recipe.base_model,

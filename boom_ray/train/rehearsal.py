@@ -27,7 +27,7 @@ from boom_ray.train.bag_job import BagJob
 from boom_ray.train.batch_loader import BatchLoader, TokenizedBatch
 from boom_ray.train.engine import create_optimizer
 from boom_ray.train.export import published_length, save_model
-from boom_ray.train.loss import batch_loss
+from boom_ray.train.loss import loss_terms
 from boom_ray.train.master_weights import trainable
 from boom_ray.train.preparation import prepare
 from boom_ray.train.step import TrainingStep, embedder
@@ -134,15 +134,14 @@ def _step(job: BagJob, encoder: Encoder, batch: TokenizedBatch) -> None:
     step = TrainingStep(
         sum_over_ranks=lambda embeddings: None,
         backward=lambda scalar, is_last: scalar.backward(),
-        grad_cache=train.execution.grad_cache,
     )
     loss, _ = step(
         embed=embedder(encoder, encoder.collate, batch.tokens),
-        chunks=encoder.layout.chunks(batch.tokens.lengths, train.execution.chunk_tokens),
-        num_texts=len(batch.tokens),
-        loss=lambda embeddings: batch_loss(
-            embeddings, batch.batch, train.temperature, train.distillation, train.matryoshka
-        ),
+        texts=batch.texts,
+        chunks=batch.chunks,
+        num_kept=batch.counts.kept,
+        num_texts=len(batch.texts),
+        terms=loss_terms(batch.batch, train),
     )
     if not math.isfinite(loss.item()):
         raise InputError(

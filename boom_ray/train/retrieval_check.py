@@ -13,7 +13,7 @@ from torch import Tensor
 
 from boom_ray.data.bags import generator
 from boom_ray.data.collate import Batch, Collator
-from boom_ray.train.loss import positive_mask
+from boom_ray.train.loss import positive_texts
 
 MAX_TASKS = 8
 NUM_ROWS = 32
@@ -48,8 +48,8 @@ def mean_reciprocal_rank(embeddings: Tensor, batch: Batch) -> float:
         batch: Rows with groups of one.
     """
     queries = embeddings[torch.from_numpy(batch.queries)]
-    passages, first = np.unique(batch.candidates[:, 0], return_index=True)
+    passages = np.unique(batch.candidates[:, 0])
     scores = (queries @ embeddings[torch.from_numpy(passages)].T).float().cpu().numpy()
-    positive = positive_mask(batch)[:, first]
+    positive = positive_texts(batch).numpy()[:, passages]
     best = np.where(positive, scores, -np.inf).max(1, keepdims=True)
     return float(np.mean(1 / (1 + ((scores > best) & ~positive).sum(1))))

@@ -15,9 +15,10 @@ from boom_ray.model.encoder import DTYPES, Encoder
 from boom_ray.train import engine as deepspeed_engine
 from boom_ray.train.bag_job import BagJob
 from boom_ray.train.batch_loader import BatchLoader, TokenizedBatch
-from boom_ray.train.loss import batch_loss
+from boom_ray.train.loss import loss_terms
 from boom_ray.train.metrics_log import StepMetrics
-from boom_ray.train.step import Chunk, TrainingStep, embedder, share_chunks
+from boom_ray.train.share import Counts, split
+from boom_ray.train.step import TrainingStep, embedder
 from boom_ray.train.step_statistics import flops_per_token, mean_similarity, measure_flops
 
 if TYPE_CHECKING:
@@ -48,7 +49,6 @@ class StepRunner:
         self.step = TrainingStep(
             sum_over_ranks=dist.all_reduce,
             backward=lambda scalar, is_last: deepspeed_engine.backward(engine, scalar, is_last),
-            grad_cache=self.train.execution.grad_cache,
             gradient_scale=num_ranks,
         )
 
@@ -62,7 +62,7 @@ class StepRunner:
             InputError: if the loss is not finite.
         """
         started = time.monotonic()
-        loss, embeddings = self.accumulate(batch)
+        loss, embeddings, counts = self.accumulate(batch)
         if not math.isfinite(loss):
             raise InputError(
                 f"the loss became {loss} at step {step + 1}, task {batch.batch.task}, rows "
@@ -71,67 +71,66 @@ class StepRunner:
         learning_rate = deepspeed_engine.learning_rate(self.engine)  # before the step advances the schedule
         grad_norm = deepspeed_engine.optimizer_step(self.engine)
         seconds = time.monotonic() - started
-        return self._metrics(step, batch, loss, embeddings, learning_rate, grad_norm, seconds)
+        return self._metrics(step, batch.batch, counts, loss, embeddings, learning_rate, grad_norm, seconds)
 
-    def accumulate(self, batch: TokenizedBatch) -> tuple[float, Tensor]:
+    def accumulate(self, batch: TokenizedBatch) -> tuple[float, Tensor, Counts]:
         """Accumulate the gradient of a global batch in the engine.
 
         Returns:
-            Loss of the batch and its [n, d] embeddings, equal on all ranks.
+            Loss of the batch, its [n, d] embeddings, and its counts, equal on all ranks.
         """
-        train = self.train
+        counts = self._counts_of_all(batch.counts)
         loss, embeddings = self.step(
             embed=embedder(self.engine, self.encoder.collate, batch.tokens),
-            chunks=self._chunks(batch),
-            num_texts=len(batch.tokens),
-            loss=lambda embeddings: batch_loss(
-                embeddings, batch.batch, train.temperature, train.distillation, train.matryoshka
-            ),
+            texts=batch.texts,
+            chunks=split(batch.chunks, counts.chunks),
+            num_kept=counts.kept,
+            num_texts=len(batch.batch.texts),
+            terms=loss_terms(batch.batch, self.train, self.rank, self.num_ranks),
         )
-        return loss.item(), embeddings
+        return loss.item(), embeddings, counts
+
+    def _counts_of_all(self, own: Counts) -> Counts:
+        counts = torch.tensor(own, device=self.encoder.device)
+        everyone = [torch.empty_like(counts) for _ in range(self.num_ranks)]
+        dist.all_gather(everyone, counts)
+        return Counts.of_all(torch.stack(everyone).cpu().numpy())
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> Tensor:
         """[n, d] embeddings of the texts of a small batch; every rank embeds all of them."""
-        tokenized = self.loader.tokenize(batch, rows=np.empty(0))
-        embed = embedder(self.engine, self.encoder.collate, tokenized.tokens)
-        chunks = self._cut(tokenized.tokens.lengths)
+        tokens = self.loader.tokens(batch, np.arange(len(batch.texts)))
+        embed = embedder(self.engine, self.encoder.collate, tokens)
+        chunks = self.encoder.layout.chunks(tokens.lengths, self.train.execution.chunk_tokens)
         vectors = torch.cat([embed(chunk) for chunk in chunks])
         return vectors[torch.from_numpy(np.argsort(np.concatenate(chunks)))]
-
-    def _chunks(self, batch: TokenizedBatch) -> list[Chunk]:
-        return share_chunks(batch.tokens.lengths, self.num_ranks, self._cut)[self.rank]
-
-    def _cut(self, lengths: np.ndarray) -> list[Chunk]:
-        return self.encoder.layout.chunks(lengths, self.train.execution.chunk_tokens)
 
     def _metrics(
         self,
         step: int,
-        batch: TokenizedBatch,
+        batch: Batch,
+        counts: Counts,
         loss: float,
         embeddings: Tensor,
         learning_rate: float,
         grad_norm: float,
         seconds: float,
     ) -> StepMetrics:
-        lengths = batch.tokens.lengths
-        tokens = int(lengths.sum())
-        rate = tokens / seconds
-        num_texts = batch.batch.candidates.size + len(batch.batch.queries)  # with repetitions
-        computed = self.encoder.layout.computed_tokens(lengths, self.train.execution.chunk_tokens)
+        rate = counts.tokens / seconds
+        num_texts = batch.candidates.size + len(batch.queries)  # with repetitions
         return StepMetrics(
             step=step + 1,
             time=time.time(),
-            task=batch.batch.task,
+            task=batch.task,
             loss=loss,
-            tokens=tokens,
+            tokens=counts.tokens,
             grad_norm=grad_norm,
             learning_rate=learning_rate,
             tokens_per_second=rate,
-            padding_fraction=1 - tokens / computed,
-            truncated_fraction=float(np.mean(lengths >= self.loader.limits(batch.batch))),
-            distinct_fraction=len(batch.tokens) / num_texts,
+            padding_fraction=1 - counts.tokens / counts.computed,
+            truncated_fraction=counts.truncated / len(batch.texts),
+            distinct_fraction=len(batch.texts) / num_texts,
             similarity=mean_similarity(embeddings),
+            feed_wait=counts.waited / 1e6,
             mfu=self.device_flops and rate * self.flops_per_token / (self.num_ranks * self.device_flops),
         )

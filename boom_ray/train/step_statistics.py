@@ -12,7 +12,7 @@ def mean_similarity(embeddings: Tensor) -> float:
     Linear in n: the sum over all pairs is the squared norm of the sum of the rows.
     """
     count = len(embeddings)
-    total = embeddings.double().sum(0).square().sum().item()
+    total = embeddings.sum(0, dtype=torch.float64).square().sum().item()
     return (total - count) / max(1, count * (count - 1))
 
 

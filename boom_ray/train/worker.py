@@ -46,7 +46,7 @@ class BagTraining:
         self.job, self.train = job, job.recipe.train
         self.rank, self.num_ranks = context.get_world_rank(), context.get_world_size()
         device = str(ray.train.torch.get_device())
-        self.encoder, self.loader = on_all_ranks(lambda: prepare(job, device))
+        self.encoder, self.loader = on_all_ranks(lambda: prepare(job, device, self.rank, self.num_ranks))
         self.engine = create_engine(self.encoder, self.train, self.loader.num_steps, self.num_ranks)
         if is_rounded(job.recipe):
             set_master_weights(self.engine, self.encoder.transformer, base_weights(job.recipe))

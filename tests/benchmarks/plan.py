@@ -59,7 +59,6 @@ def hypothetical(num_workers: int) -> Recipe:
                 "execution": {
                     "num_workers": "auto",
                     "use_gpu": True,
-                    "grad_cache": True,
                     "gradient_checkpointing": True,
                     "chunk_tokens": 32768,
                 },

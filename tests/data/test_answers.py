@@ -12,7 +12,7 @@ from boom_ray.data.answers import hash_of
 from boom_ray.data.batches import epoch_batches
 from boom_ray.data.collate import NO_TEXT, Collator
 from boom_ray.recipe import Data, Task
-from boom_ray.train.loss import positive_mask
+from boom_ray.train.loss import positive_texts
 from tests.data.test_collate import collector_of, passages
 
 
@@ -32,7 +32,7 @@ def stored(tmp_path, rows, type="retrieval", group_size=4, **data):
 
 def used_as_negatives(batch):
     """Per row: texts of other rows that are negatives of it, and those of its own group."""
-    negative = ~positive_mask(batch).reshape(len(batch.queries), *batch.candidates.shape)
+    negative = ~positive_texts(batch).numpy()[:, batch.candidates]
     for row, of_row in enumerate(negative):
         in_batch = of_row.copy()
         in_batch[row] = False

@@ -156,8 +156,8 @@ def test_a_trained_model_keeps_its_prompts_and_how_they_are_pooled(trainable, tm
     for number in range(2):
         batch = loader.batch(number)
         embed = embedder(encoder.train(), encoder.collate, batch.tokens)
-        size = len(batch.tokens)
-        step(embed, [np.arange(size)], size, lambda vectors: (vectors[0] * vectors[1]).sum())
+        texts = np.arange(len(batch.tokens))
+        step(embed, texts, [texts], 1, len(texts), [lambda vectors: (vectors[0] * vectors[1]).sum()])
         optimizer.step()
     encoder.eval()
     published = str(tmp_path / "published")

@@ -1,6 +1,7 @@
 """Trained, published, loaded by others: equal ids and vectors for every kind of tokenizer and pooling."""
 
 import json
+from functools import partial
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -128,9 +129,11 @@ def train(encoder: Encoder) -> None:
         chunks = encoder.layout.chunks(tokens.lengths, 64)
         step(
             embedder(encoder, encoder.collate, tokens),
+            np.arange(len(tokens)),
             chunks,
+            1,
             len(tokens),
-            lambda vectors, batch=batch: batch_loss(vectors, batch, 0.05),
+            [partial(batch_loss, batch=batch, temperature=0.05)],
         )
         optimizer.step()
         optimizer.zero_grad()

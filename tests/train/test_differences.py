@@ -60,7 +60,7 @@ def first_weights(job: BagJob) -> Arrays:
 
 def test_training_starts_from_the_weights_of_the_base_model_however_they_are_partitioned(make_recipe, bert):
     recipe = with_training(make_recipe(bert), "first")
-    stages = [with_execution(recipe, zero_stage=stage) for stage in range(4)]
+    stages = [with_execution(recipe, zero_stage=stage) for stage in (1, 2, 3)]
     base = load_file(os.path.join(bert, "model.safetensors"))
     assert not torch.equal(base["embeddings.word_embeddings.weight"].bfloat16().float(),
                            base["embeddings.word_embeddings.weight"])  # fmt: skip

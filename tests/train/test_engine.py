@@ -40,10 +40,10 @@ def test_the_configuration_of_deepspeed_accepts_our_keys():
     assert (config["train_batch_size"], config["gradient_clipping"], config["bf16"]) == (
         4,
         0.5,
-        {"enabled": True},
+        {"enabled": True, "immediate_grad_update": True},
     )
     zero = DeepSpeedZeroConfig(**config["zero_optimization"])
-    assert zero.stage == 3
+    assert zero.stage == 3 and zero.overlap_comm
     assert zero.offload_optimizer.device == zero.offload_param.device == "cpu"
 
 

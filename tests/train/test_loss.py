@@ -3,16 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch.nn.functional import normalize
 
 from boom_ray.data.collate import NO_TEXT, Batch
-from boom_ray.model.packed_layout import chunk_by_tokens
 from boom_ray.model.padded_layout import chunk_by_padded_tokens
-from boom_ray.train.loss import batch_loss, contrastive_loss
-from boom_ray.train.step import TrainingStep, share_chunks
+from boom_ray.recipe import Train
+from boom_ray.train import loss as losses
+from boom_ray.train.loss import batch_loss, contrastive_loss, loss_terms
+from boom_ray.train.step import TrainingStep
 
 
 def make_batch(type, num_rows=5, group=4, num_passages=9, seed=0):
@@ -24,15 +23,21 @@ def make_batch(type, num_rows=5, group=4, num_passages=9, seed=0):
         [num_rows + rng.choice(num_passages, group, replace=False) for _ in range(num_rows)]
     )
     candidates[1, -1] = NO_TEXT
-    positives = [np.array([row[0]]) for row in candidates]
-    positives[2] = np.array([candidates[2, 0], candidates[3, 1]])
+    positives = [[row, texts[0]] for row, texts in enumerate(candidates)]
+    positives.insert(3, [2, candidates[3, 1]])
     count = num_rows + num_passages
     scores = rng.normal(size=candidates.shape).astype(np.float32)
     scores[candidates == NO_TEXT] = np.nan
     scores[3] = np.nan  # a row without teacher scores
     scores[4, 1] = np.nan  # a negative without a score
     texts, is_query = [str(i) for i in range(count)], np.arange(count) < num_rows
-    return Batch("t", type, texts, [""] * len(texts), is_query, queries, candidates, positives, scores)
+    return Batch(
+        "t", type, texts, [""] * len(texts), is_query, queries, candidates, np.array(positives), scores
+    )
+
+
+def positives_of(batch, row):
+    return batch.positives[batch.positives[:, 0] == row, 1]
 
 
 def reference(vectors, batch, temperature, distillation=None):
@@ -45,12 +50,13 @@ def reference(vectors, batch, temperature, distillation=None):
     def forward(i, slot):
         """Loss of a row with one of its candidates as the positive, without the candidates before it."""
         group = batch.candidates[i]
+        positives = positives_of(batch, i)
         others = [(i, k) for k in range(slot + 1, len(group))]
         if batch.type in ("retrieval", "sts"):
             others += [(j, k) for j in range(len(batch.queries)) if j != i for k in range(len(group))]
         texts = [batch.candidates[index] for index in others]
         return cross_entropy(
-            batch.queries[i], group[slot], [t for t in texts if t != NO_TEXT and t not in batch.positives[i]]
+            batch.queries[i], group[slot], [t for t in texts if t != NO_TEXT and t not in positives]
         )
 
     losses, backward = [], []
@@ -65,7 +71,7 @@ def reference(vectors, batch, temperature, distillation=None):
             loss = sum(weight * forward(i, k) for weight, k in zip(teacher, scored, strict=True))
         losses.append(loss)
         anchors = [other for j, other in enumerate(batch.queries)
-                   if j != i and other != query and group[0] not in batch.positives[j]]  # fmt: skip
+                   if j != i and other != query and group[0] not in positives_of(batch, j)]  # fmt: skip
         backward.append(cross_entropy(group[0], query, anchors))
     forward_loss = torch.stack(losses).mean()
     return (forward_loss + torch.stack(backward).mean()) / 2 if batch.type == "sts" else forward_loss
@@ -109,7 +115,7 @@ def test_the_loss_matches_sentence_transformers(negatives):
     batch = Batch(
         "t", "retrieval", [str(i) for i in range(len(vectors))], [""] * len(vectors),
         np.arange(len(vectors)) < rows,
-        np.arange(rows), candidates, [row[:1] for row in candidates],
+        np.arange(rows), candidates, np.column_stack([np.arange(rows), candidates[:, 0]]),
         np.full(candidates.shape, np.nan, np.float32),
     )  # fmt: skip
     peer = MultipleNegativesRankingLoss(torch.nn.Identity(), scale=20)  # type: ignore[arg-type]
@@ -118,9 +124,24 @@ def test_the_loss_matches_sentence_transformers(negatives):
     assert contrastive_loss(vectors, batch, 0.05).item() == pytest.approx(expected.item(), rel=1e-9)
 
 
-@pytest.mark.parametrize("grad_cache", [False, True])
-@pytest.mark.parametrize("chunk_tokens", [8, 40, 10**6])
-def test_the_gradient_of_a_step_is_that_of_the_full_batch_for_any_chunks(grad_cache, chunk_tokens):
+@pytest.mark.parametrize("type", ["retrieval", "sts", "classification"])
+@pytest.mark.parametrize(("num_ranks", "max_logits"), [(1, 40), (2, 10**9), (3, 1), (7, 10**9)])
+def test_the_terms_of_all_ranks_sum_to_the_loss_and_its_gradient(type, num_ranks, max_logits, monkeypatch):
+    monkeypatch.setattr(losses, "MAX_LOGITS", max_logits)
+    batch, train = make_batch(type), Train(temperature=0.05, distillation="kl_div", matryoshka=[4])
+    ours, theirs = (unit_vectors(len(batch.texts), 0).requires_grad_() for _ in range(2))
+    expected = batch_loss(theirs, batch, 0.05, "kl_div", [4])
+    expected.backward()
+    terms = [list(loss_terms(batch, train, rank, num_ranks)) for rank in range(num_ranks)]
+    assert sum(map(len, terms)) == (5 if num_ranks > 2 else 3 if num_ranks == 1 else 2), "20 logits a row"
+    total = sum(term(ours) for own in terms for term in own)
+    total.backward()
+    assert total.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert torch.allclose(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("chunk_tokens", "kept"), [(8, 1), (40, 1), (40, 2), (10**6, 1)])
+def test_the_gradient_of_a_step_is_that_of_the_full_batch_for_any_chunks(chunk_tokens, kept):
     batch = make_batch("retrieval")
     inputs = torch.randn(len(batch.texts), 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     model, reference_model = (torch.nn.Linear(5, 6, dtype=torch.float64) for _ in range(2))
@@ -131,19 +152,21 @@ def test_the_gradient_of_a_step_is_that_of_the_full_batch_for_any_chunks(grad_ca
 
     expected = contrastive_loss(embed(reference_model, np.arange(len(inputs))), batch, 0.05)
     expected.backward()
-    chunks = chunk_by_padded_tokens(np.full(len(inputs), 8), chunk_tokens)
-    step = TrainingStep(lambda tensor: tensor, lambda scalar, last: scalar.backward(), grad_cache)
-    loss, _ = step(
-        lambda chunk: embed(model, chunk), chunks, len(inputs), lambda e: contrastive_loss(e, batch, 0.05)
-    )
+    chunks, passes, flags = chunk_by_padded_tokens(np.full(len(inputs), 8), chunk_tokens), [], []
+
+    def counted(chunk):
+        passes.append((chunk.tolist(), torch.is_grad_enabled()))
+        return embed(model, chunk)
+
+    def backward(scalar, is_last):
+        flags.append(is_last)
+        scalar.backward()
+
+    step = TrainingStep(lambda tensor: tensor, backward)
+    terms, texts = loss_terms(batch, Train(temperature=0.05)), np.arange(len(inputs))
+    loss, _ = step(counted, texts, chunks, kept, len(inputs), terms)
+    assert [chunk for chunk, keeps_graph in passes if keeps_graph] == [chunk.tolist() for chunk in chunks]
+    assert len(passes) == 2 * len(chunks) - kept, "all but the kept ones twice"
+    assert flags == [False] * (len(chunks) - kept) + [True]
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
     assert torch.allclose(model.weight.grad, reference_model.weight.grad, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("cut", [chunk_by_padded_tokens, chunk_by_tokens])
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 300))
-def test_every_text_has_one_chunk_and_all_ranks_have_equally_many(cut, lengths, num_ranks, chunk_tokens):
-    parts = share_chunks(np.array(lengths), num_ranks, lambda part: cut(part, chunk_tokens))
-    assert len(parts) == num_ranks and len({len(chunks) for chunks in parts}) == 1
-    indices = [index for chunks in parts for chunk in chunks for index in chunk.tolist()]
-    assert sorted(indices) == list(range(len(lengths)))

@@ -1,4 +1,4 @@
-"""One run with many options of a recipe: LoRA, distillation, Matryoshka lengths, ZeRO-3, GradCache."""
+"""One run with many options of a recipe: LoRA, distillation, Matryoshka lengths, ZeRO-3, chunks."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def test_adapters_are_trained_and_published_with_all_options(make_recipe, qwen3,
         "query_max_length": 64, "passage_max_length": 32, "distillation": "m3_kd", "matryoshka": [8, 16],
         "lora": {"rank": 3, "alpha": 6, "targets": ["q_proj", "down_proj"]},
         "execution": {"num_workers": 2, "resources_per_worker": {"CPU": 0.5}, "zero_stage": 3,
-                      "gradient_checkpointing": True, "grad_cache": True, "save_every_steps": 2},
+                      "gradient_checkpointing": True, "chunk_tokens": 128, "save_every_steps": 2},
     }  # fmt: skip
     data = {"tasks": [{"name": "scored", "path": scored_rows(tmp_path / "scored.jsonl")}]}
     recipe = make_recipe(qwen3, train=train, data=data, bags={"ratios": [100]}, evaluate={})

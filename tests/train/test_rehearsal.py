@@ -56,7 +56,7 @@ def test_a_family_is_rehearsed_up_to_its_last_position(family, make_recipe, tmp_
 @pytest.mark.parametrize("settings", [{"precision": "bf16"},
     {"matryoshka": [8, 16], "save_dtype": "bfloat16"},
     {"lora": {"rank": 2, "targets": ["all-linear"]}, "distillation": "m3_kd"},
-    {"execution": {"grad_cache": True, "gradient_checkpointing": True, "chunk_tokens": 64}}])  # fmt: skip
+    {"execution": {"gradient_checkpointing": True, "chunk_tokens": 64}}])  # fmt: skip
 @pytest.mark.parametrize("family", ["bert-mlm", "llama"])
 def test_settings_are_rehearsed(family, settings, make_recipe, tmp_path):
     rehearse(

@@ -1,0 +1,99 @@
+"""The share of one rank in a global batch: its texts, their chunks, and the counts that ranks exchange."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+Chunk = np.ndarray
+UNLIMITED = np.iinfo(np.int32).max
+
+
+class Counts(NamedTuple):
+    """Counts of one rank's share in a step, or of all of them.
+
+    Attributes:
+        chunks: Chunks; all ranks need as many as any.
+        kept: First chunks whose activations fit; `UNLIMITED` if all do.
+        tokens: Tokens of the texts.
+        computed: The same with padding.
+        truncated: Texts that reach their maximum length.
+        waited: Microseconds that the step waited for the share.
+    """
+
+    chunks: int
+    kept: int
+    tokens: int
+    computed: int
+    truncated: int
+    waited: int
+
+    @classmethod
+    def of_all(cls, counts: np.ndarray) -> "Counts":
+        """The counts of all ranks together.
+
+        Args:
+            counts: [num_ranks, 6] int64, those of each.
+        """
+        chunks, kept, tokens, computed, truncated, waited = counts.T
+        return cls(
+            chunks=int(chunks.max()),
+            kept=int(kept.min()),
+            tokens=int(tokens.sum()),
+            computed=int(computed.sum()),
+            truncated=int(truncated.sum()),
+            waited=int(waited.max()),
+        )
+
+
+def snake(num_items: int, num_hands: int) -> np.ndarray:
+    """[num_items] int64, whose turn it is when cards are dealt back and forth: 0 1 2 2 1 0 0 1 2 …"""
+    turn = np.arange(num_items) % (2 * num_hands)
+    return np.minimum(turn, 2 * num_hands - 1 - turn)
+
+
+def deal(texts: Sequence[str], rank: int, num_ranks: int) -> np.ndarray:
+    """The texts of one rank, which are about as many tokens as those of any other.
+
+    Texts are dealt by their size in UTF-8, which is known before any is tokenized.
+
+    Returns:
+        [m] int64, sorted indices; those of all ranks together contain each of 0..n-1 once.
+    """
+    sizes = np.array([len(text.encode()) for text in texts])
+    order = np.argsort(-sizes, kind="stable")
+    return np.sort(order[snake(len(texts), num_ranks) == rank])
+
+
+def num_kept(chunks: Sequence[Chunk], lengths: np.ndarray, chunk_tokens: int) -> int:
+    """Number of first chunks that together have at most `chunk_tokens` tokens with padding, at least one.
+
+    Args:
+        chunks: Indices into `lengths`.
+        lengths: [m] tokens of each text.
+
+    Returns:
+        `UNLIMITED` if all of them do.
+    """
+    sizes = [len(chunk) * int(lengths[chunk].max(initial=0)) for chunk in chunks]
+    fitting = int((np.cumsum(sizes) <= chunk_tokens).sum())
+    return UNLIMITED if fitting == len(chunks) else max(1, fitting)
+
+
+def split(chunks: Sequence[Chunk], num_chunks: int) -> list[Chunk]:
+    """As many chunks as every other rank has, none larger than before.
+
+    ZeRO-3 gathers parameters in every forward pass, and a rank with fewer passes would block the others.
+
+    Args:
+        num_chunks: At least their number. The chunk with the most texts is halved, or an empty one appended
+            if none has two.
+    """
+    chunks = list(chunks)
+    while len(chunks) < num_chunks:
+        largest = max(range(len(chunks)), key=lambda index: len(chunks[index]), default=None)
+        if largest is None or len(chunks[largest]) < 2:
+            chunks.append(np.empty(0, dtype=np.int64))
+        else:
+            chunks[largest : largest + 1] = np.array_split(chunks[largest], 2)
+    return chunks
