@@ -60,6 +60,7 @@ def test_a_late_section_is_killed(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_all_sections(tmp_path):
     run, lines = bench(tmp_path, "--tiny")
     assert run.returncode == 0, run.stderr
