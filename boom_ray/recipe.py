@@ -179,7 +179,8 @@ class TrainExecution(Section):
         offload: What DeepSpeed keeps in host memory.
         attention: Implementation of attention; `varlen` and `flash_attention_2` pack texts instead of padding
             them. `auto` is varlen on GPUs in half precision if the model allows it, else sdpa, else eager.
-        chunk_tokens: Tokens, padding included, whose activations a rank keeps, and most of one forward pass.
+        chunk_tokens: Tokens, padding included, whose activations a rank keeps, and most of one forward pass;
+            `auto` is what the memory of a GPU allows, and a fixed number on CPUs.
             Those of further texts are computed twice (GradCache).
         deterministic: Use deterministic kernels, so that a GPU computes the same weights again.
         save_every_steps: Steps between checkpoints.
@@ -194,7 +195,7 @@ class TrainExecution(Section):
     zero_stage: Literal[0, 1, 2, 3] = 1
     offload: Literal["none", "optimizer", "all"] = "none"
     attention: Attention = "auto"
-    chunk_tokens: int = Field(16384, ge=1)
+    chunk_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     gradient_checkpointing: bool = False
     deterministic: bool = False
     save_every_steps: int = Field(200, ge=1)

@@ -59,7 +59,7 @@ def model_flops(shape: ModelShape, load: BatchLoad) -> float:
 
 def chunks_of(train: Train, load: BatchLoad, num_ranks: int) -> int:
     """Chunks that a rank cuts its part of a batch into."""
-    return max(1, ceil(load.computed / num_ranks / train.execution.chunk_tokens))
+    return max(1, ceil(load.computed / num_ranks / memory.chunk_tokens(train)))
 
 
 def computed_flops(shape: ModelShape, train: Train, load: BatchLoad, num_ranks: int) -> float:

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from boom_ray.planner.assumptions import Assumptions
 from boom_ray.planner.shape import ModelShape
 from boom_ray.recipe import Train
-from boom_ray.train.buffers import MAX_LOGITS, REDUCE_BUCKET
+from boom_ray.train.buffers import (
+    CHUNK_TOKENS_ON_CPU,
+    LEAST_CHUNK_TOKENS,
+    MAX_LOGITS,
+    MOST_CHUNK_TOKENS,
+    REDUCE_BUCKET,
+    USED,
+)
 
 BUCKET = 5e8  # elements: DeepSpeed's buckets, except those of ZeRO 2
 LIVE = 1e9  # elements that ZeRO-3 keeps gathered: DeepSpeed's stage3_max_live_parameters
@@ -79,6 +86,37 @@ def table(
     )
 
 
+def with_chunk_tokens(
+    train: Train, shape: ModelShape, num_ranks: int, available: float, assume: Assumptions
+) -> Train:
+    """The settings with a number for `chunk_tokens: auto`, as training measures it on GPUs.
+
+    Args:
+        available: Bytes that a rank has.
+    """
+    execution = train.execution
+    if execution.chunk_tokens != "auto":
+        return train
+    tokens = CHUNK_TOKENS_ON_CPU
+    if execution.use_gpu:
+        least = _with(train, LEAST_CHUNK_TOKENS)
+        own = on_rank(shape, least, num_ranks, execution.zero_stage, train.batch_size, assume)
+        fitting = int(USED * largest_chunk(own, shape, train, available))
+        tokens = min(max(fitting, LEAST_CHUNK_TOKENS), MOST_CHUNK_TOKENS)
+    return _with(train, tokens)
+
+
+def _with(train: Train, chunk_tokens: int) -> Train:
+    execution = train.execution.model_copy(update={"chunk_tokens": chunk_tokens})
+    return train.model_copy(update={"execution": execution})
+
+
+def chunk_tokens(train: Train) -> int:
+    """Most tokens of a chunk; for `auto`, before a number is found, those of CPUs."""
+    chosen = train.execution.chunk_tokens
+    return CHUNK_TOKENS_ON_CPU if chosen == "auto" else chosen
+
+
 def element_bytes(train: Train) -> int:
     """Bytes of one weight in the precision of the forward pass."""
     return 4 if train.precision == "fp32" else 2
@@ -134,7 +172,7 @@ def on_rank(
     """Memory of one rank when all texts of a global batch have their maximum length."""
     element, execution = element_bytes(train), train.execution
     most = batch_size * (train.query_max_length + train.group_size * train.passage_max_length) / num_ranks
-    tokens = min(most, execution.chunk_tokens)
+    tokens = min(most, chunk_tokens(train))
     buffers = buffer_bytes(shape, train, stage) if num_ranks > 1 else 0.0
     libraries = 3e9 if execution.use_gpu else 0.6e9
     overhead = assume.take("memory.overhead", libraries, "B", "CUDA context, NCCL, workspaces; a guess")

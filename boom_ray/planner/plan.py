@@ -13,7 +13,7 @@ from boom_ray.planner.assumptions import Assumption, Assumptions
 from boom_ray.planner.calibration import Calibration
 from boom_ray.planner.estimate import Estimate, Workload, estimate
 from boom_ray.planner.forecast import Forecast, forecast
-from boom_ray.planner.hardware import ClusterSpec
+from boom_ray.planner.hardware import ClusterSpec, RankSpec
 from boom_ray.planner.memory import MemoryTable
 from boom_ray.planner.texts import BatchLoads
 from boom_ray.recipe import Recipe
@@ -107,9 +107,10 @@ def plan(recipe: Recipe, options: PlanOptions | None = None) -> RunPlan:
     assume = Assumptions(overrides, found.values if found else None)
     workload = gather(recipe, options.config_file, assume, options.baseline)
     cluster = hardware.cluster(gpu_type, num_gpus, recipe.train.execution, assume)
+    workload = sized(workload, hardware.rank(cluster, recipe.train.precision, assume), assume)
     planned = on_cluster(workload, cluster, assume)
     forecasted = forecast(planned, assume)
-    train, longest = recipe.train, planned.longest
+    train, longest = workload.recipe.train, planned.longest
     held = cluster.num_gpus * (forecasted.makespan + planned.merge + planned.evaluate) / 3600
     rate = assume.take("price.per_gpu_hour", 0.0, "", "no price given")
     made = RunPlan(
@@ -145,6 +146,15 @@ def gather(recipe: Recipe, config_file: str | None, assume: Assumptions, baselin
     by_task = {task.name: loads.of(task) for task in recipe.data.tasks}
     base = shape.read(recipe.base_model.path, config_file, recipe.train.lora, assume)
     return Workload(recipe, base, num_rows, by_task, loads.evaluation(recipe.evaluate), baseline)
+
+
+def sized(workload: Workload, rank: RankSpec, assume: Assumptions) -> Workload:
+    """The workload with the number of tokens that `chunk_tokens: auto` allows on a rank."""
+    recipe = workload.recipe
+    num_workers = recipe.train.execution.num_workers
+    num_ranks = 1 if num_workers == "auto" else num_workers
+    train = memory.with_chunk_tokens(recipe.train, workload.shape, num_ranks, rank.memory, assume)
+    return replace(workload, recipe=recipe.model_copy(update={"train": train}))
 
 
 def on_cluster(workload: Workload, cluster: ClusterSpec, assume: Assumptions) -> Estimate:

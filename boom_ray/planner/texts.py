@@ -19,6 +19,7 @@ from boom_ray.data.training_row import SCHEMA, BadRow, normalize
 from boom_ray.errors import BoomError
 from boom_ray.evaluation import beir
 from boom_ray.planner.assumptions import Assumptions
+from boom_ray.planner.memory import chunk_tokens
 from boom_ray.recipe import Evaluate, Recipe, Task
 from boom_ray.runs.layout import Layout
 
@@ -136,7 +137,7 @@ class BatchLoads:
             limits = np.where(batch.is_query, self.query_limit, self.passage_limit)
             lengths = np.minimum(self._lengths(batch.texts), limits)
             row_bytes = sum(len(text.encode()) for text in batch.texts) / len(batch_rows)
-            measured.append(_load(lengths, self.train.execution.chunk_tokens, self._packed, row_bytes))
+            measured.append(_load(lengths, chunk_tokens(self.train), self._packed, row_bytes))
         means = np.mean([[m.texts, m.tokens, m.computed, m.length, m.row_bytes] for m in measured], axis=0)
         texts, tokens, computed, length, row_bytes = means.tolist()
         return BatchLoad(texts, tokens, computed, length, row_bytes, measured=True)

@@ -15,6 +15,7 @@ from boom_ray.model import directory
 from boom_ray.model.encoder import Encoder
 from boom_ray.model.tokens import Tokens
 from boom_ray.train.bag_job import BagJob
+from boom_ray.train.buffers import CHUNK_TOKENS_ON_CPU
 from boom_ray.train.share import Chunk, Counts, deal, num_kept
 
 
@@ -40,11 +41,17 @@ class TokenizedBatch:
 
 
 class BatchLoader:
-    """All global batches of a bag, by step number, for one of its ranks."""
+    """All global batches of a bag, by step number, for one of its ranks.
+
+    Attributes:
+        chunk_tokens: Most tokens of a chunk. If the recipe leaves them open, `chunk_size` measures them.
+    """
 
     def __init__(self, job: BagJob, encoder: Encoder, rank: int = 0, num_ranks: int = 1) -> None:
         self.train, self.encoder = job.recipe.train, encoder
         self.rank, self.num_ranks = rank, num_ranks
+        chosen = self.train.execution.chunk_tokens
+        self.chunk_tokens = CHUNK_TOKENS_ON_CPU if chosen == "auto" else chosen
         self.bag = bags.read(job.bags, job.index)
         tasks = {task.name: task for task in job.recipe.data.tasks}
         prompts = directory.prompts_of(job.recipe.data, encoder.spec)
@@ -100,7 +107,7 @@ class BatchLoader:
         """Tokenize this rank's share of a batch, and cut it into chunks."""
         texts, layout = deal(batch.texts, self.rank, self.num_ranks), self.encoder.layout
         tokens = self.tokens(batch, texts if len(texts) else np.arange(1))
-        lengths, chunk_tokens = tokens.lengths[: len(texts)], self.train.execution.chunk_tokens
+        lengths, chunk_tokens = tokens.lengths[: len(texts)], self.chunk_tokens
         chunks = layout.chunks(lengths, chunk_tokens) if len(texts) else []
         counts = Counts(
             chunks=len(chunks),

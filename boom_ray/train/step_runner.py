@@ -101,7 +101,7 @@ class StepRunner:
         """[n, d] embeddings of the texts of a small batch; every rank embeds all of them."""
         tokens = self.loader.tokens(batch, np.arange(len(batch.texts)))
         embed = embedder(self.engine, self.encoder.collate, tokens)
-        chunks = self.encoder.layout.chunks(tokens.lengths, self.train.execution.chunk_tokens)
+        chunks = self.encoder.layout.chunks(tokens.lengths, self.loader.chunk_tokens)
         vectors = torch.cat([embed(chunk) for chunk in chunks])
         return vectors[torch.from_numpy(np.argsort(np.concatenate(chunks)))]
 

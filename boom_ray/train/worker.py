@@ -13,6 +13,7 @@ from boom_ray.train import retrieval_check
 from boom_ray.train.agreement import on_all_ranks
 from boom_ray.train.bag_checkpoints import BagCheckpoints
 from boom_ray.train.bag_job import BagJob
+from boom_ray.train.chunk_size import measured_chunk_tokens
 from boom_ray.train.engine import create_engine
 from boom_ray.train.export import base_weights, is_rounded, write_model
 from boom_ray.train.lasting import without_retry
@@ -50,6 +51,10 @@ class BagTraining:
         self.engine = create_engine(self.encoder, self.train, self.loader.num_steps, self.num_ranks)
         if is_rounded(job.recipe):
             set_master_weights(self.engine, self.encoder.transformer, base_weights(job.recipe))
+        if self.train.execution.chunk_tokens == "auto" and self.train.execution.use_gpu:
+            longest = max(self.train.query_max_length, self.train.passage_max_length)
+            longest = min(longest, self.encoder.spec.max_length)
+            self.loader.chunk_tokens = measured_chunk_tokens(self.encoder, longest)
         self.steps = StepRunner(job, self.encoder, self.loader, self.engine, self.rank, self.num_ranks)
         self.reporter = TrainingReporter(job, self.loader.num_steps)
         self.checkpoints = BagCheckpoints(job, self.engine, self.reporter.log, self.rank, self.num_ranks)

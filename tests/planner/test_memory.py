@@ -67,3 +67,15 @@ def test_the_largest_chunk_fits_exactly():
     assert tokens > 0
     at_most = train(chunk_tokens=int(tokens))
     assert memory.on_rank(BILLION, at_most, 64, 3, 256, assume).total == pytest.approx(80e9, rel=1e-3)
+
+
+def test_automatic_chunks_fill_the_memory_of_a_gpu():
+    small, assume = ModelShape(6e8, 4.4e8, 0, 28, 1024, 2048, 1024, 3072, 1, 0), Assumptions()
+    automatic = train(use_gpu=True, chunk_tokens="auto", gradient_checkpointing=True)
+    chosen = memory.with_chunk_tokens(automatic, small, 1, 40e9, assume)
+    assert isinstance(chosen.execution.chunk_tokens, int)
+    assert 0.7 * 40e9 < memory.on_rank(small, chosen, 1, 1, 256, assume).total < 40e9
+    less = memory.with_chunk_tokens(automatic, small, 1, 30e9, assume)
+    assert less.execution.chunk_tokens < chosen.execution.chunk_tokens
+    fixed = train(use_gpu=True, chunk_tokens=7)
+    assert memory.with_chunk_tokens(fixed, small, 1, 40e9, assume) is fixed
