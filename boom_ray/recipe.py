@@ -8,9 +8,7 @@ import os
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
@@ -20,7 +18,8 @@ from pydantic import (
 
 from boom_ray import recipe_file, storage
 from boom_ray.errors import InputError
-from boom_ray.recipe_fields import Density, DocumentTemplate, Name, QueryTemplate, Text, Uri
+from boom_ray.recipe_execution import EvaluateExecution, MergeExecution, TrainExecution
+from boom_ray.recipe_fields import Density, DocumentTemplate, Name, QueryTemplate, Section, Text, Uri
 from boom_ray.storage import absolute
 
 TaskType = Literal["retrieval", "sts", "classification", "clustering"]
@@ -28,7 +27,6 @@ TaskType = Literal["retrieval", "sts", "classification", "clustering"]
 OWN_NEGATIVES: frozenset[TaskType] = frozenset({"classification", "clustering"})
 Pooling = Literal["mean", "cls", "lasttoken"]
 Precision = Literal["fp32", "bf16", "fp16"]
-Attention = Literal["auto", "varlen", "flash_attention_2", "sdpa", "eager"]
 Distillation = Literal["kl_div", "m3_kd"]
 SaveDtype = Literal["float32", "bfloat16", "float16"]
 #: The names of all merge methods; `boom_ray.merge` registers one implementation for each.
@@ -55,12 +53,6 @@ PRESETS: dict[str, tuple[list[float], bool]] = {
 
 #: A published model has a prompt for each task, and these.
 RESERVED_PROMPTS = {"query", "document", "passage", "corpus"}
-
-
-class Section(BaseModel):
-    """A part of the recipe; an unknown key is an error, and so is a number that is not finite."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BaseModelSource(Section):
@@ -169,48 +161,6 @@ class Bags(Section):
         return self
 
 
-class TrainExecution(Section):
-    """How a bag is trained; none of it changes the weights beyond rounding.
-
-    Attributes:
-        num_workers: Ranks per bag; `auto` divides the cluster so that the last bag ends soonest.
-        resources_per_worker: Ray resources of one rank, e.g. `{CPU: 4, GPU: 1}`.
-        zero_stage: DeepSpeed ZeRO stage.
-        offload: What DeepSpeed keeps in host memory.
-        attention: Implementation of attention; `varlen` and `flash_attention_2` pack texts instead of padding
-            them. `auto` is varlen on GPUs in half precision if the model allows it, else sdpa, else eager.
-        chunk_tokens: Tokens, padding included, whose activations a rank keeps, and most of one forward pass;
-            `auto` is what the memory of a GPU allows, and a fixed number on CPUs.
-            Those of further texts are computed twice (GradCache).
-        deterministic: Use deterministic kernels, so that a GPU computes the same weights again.
-        save_every_steps: Steps between checkpoints.
-        max_failures: Times a bag is restarted from its last checkpoint.
-        start_timeout_s: Seconds to wait until the cluster has capacity for one bag.
-        collective_timeout_s: Seconds after which a silent rank ends the bag's attempt.
-    """
-
-    num_workers: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
-    use_gpu: bool = False
-    resources_per_worker: dict[Text, float] = {}
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    offload: Literal["none", "optimizer", "all"] = "none"
-    attention: Attention = "auto"
-    chunk_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    gradient_checkpointing: bool = False
-    deterministic: bool = False
-    save_every_steps: int = Field(200, ge=1)
-    max_failures: int = Field(3, ge=0)
-    start_timeout_s: float = Field(600.0, gt=0)
-    collective_timeout_s: int = Field(600, ge=1)
-
-    @model_validator(mode="after")
-    def _offload_fits(self) -> "TrainExecution":
-        if self.offload != "none" and self.zero_stage < (3 if self.offload == "all" else 1):
-            least = "zero_stage 3" if self.offload == "all" else "zero_stage 1 or more"
-            raise ValueError(f"offload {self.offload!r} needs {least}")
-        return self
-
-
 class Lora(Section):
     """Low-rank adapters (arXiv 2106.09685), trained and published in place of the whole weights.
 
@@ -245,7 +195,7 @@ class Train(Section):
     group_size: int = Field(8, ge=2)
     temperature: float = Field(0.02, gt=0)
     distillation: Distillation | None = None
-    matryoshka: list[Annotated[int, Field(ge=1)]] = []
+    matryoshka: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
     lora: Lora | None = None
     learning_rate: float = Field(5e-5, gt=0)
     weight_decay: float = Field(0.0, ge=0)
@@ -266,20 +216,6 @@ class Train(Section):
                 "zero_stage 1, 2 or 3, which sum them in fp32, or precision fp32"
             )
         return self
-
-
-class MergeExecution(Section):
-    """How the merge runs; none of it changes the weights.
-
-    Attributes:
-        num_workers: Worker actors; each has one CPU.
-        memory_bytes: Anonymous memory of one worker.
-        max_shard_bytes: Size limit of an output file; a single tensor may exceed it.
-    """
-
-    num_workers: int = Field(1, ge=1)
-    memory_bytes: int = Field(1 << 30, ge=1 << 29)
-    max_shard_bytes: int = Field(4 << 30, ge=1)
 
 
 class Merge(Section):
@@ -321,19 +257,6 @@ class Merge(Section):
     def densities(self, num_models: int) -> list[float]:
         """The density of each of `num_models` models."""
         return list(self.density) if isinstance(self.density, list) else [self.density] * num_models
-
-
-class EvaluateExecution(Section):
-    """How models are measured; none of it changes the scores beyond rounding.
-
-    Attributes:
-        use_gpu: Measure in bfloat16 on GPUs, instead of float32 on CPUs.
-        resources_per_model: Ray resources of a model while it is measured, e.g. `{CPU: 4, GPU: 1}`; `CPU` is
-            also its number of threads, by default those of the cluster divided by the models.
-    """
-
-    use_gpu: bool = False
-    resources_per_model: dict[Text, float] = {}
 
 
 class Evaluate(Section):

@@ -1,11 +1,17 @@
-"""Types of fields in a recipe: names, URIs, texts and templates, each with its rule."""
+"""Types in a recipe: its sections, and names, URIs, texts and templates, each with its rule."""
 
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, ValidationInfo
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 
 from boom_ray.storage import absolute
+
+
+class Section(BaseModel):
+    """A part of the recipe; an unknown key is an error, and so is a number that is not finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _identifier(name: str) -> str:

@@ -166,7 +166,7 @@ def test_the_reference_has_exactly_the_keys_of_each_section(name: str, section: 
     assert list(rows) == list(section.model_fields)
     for key, default in rows.items():
         assert default == expected_default(section.model_fields[key]) or (
-            yaml.safe_load(default.strip("`")) == section.model_fields[key].get_default()
+            yaml.safe_load(default.strip("`")) == section.model_fields[key].get_default(call_default_factory=True)
         ), key
 
 

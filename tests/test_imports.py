@@ -47,6 +47,7 @@ FLOORS = [
     ["data", "model"],
     ["artifacts"],
     ["recipe"],
+    ["recipe_execution"],
     ["recipe_file", "recipe_fields"],
     ["storage"],
     ["runtime"],

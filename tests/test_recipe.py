@@ -7,7 +7,8 @@ import yaml
 
 from boom_ray import recipe
 from boom_ray.errors import InputError, NotFoundError
-from boom_ray.recipe import Recipe, Section
+from boom_ray.recipe import Recipe
+from boom_ray.recipe_fields import Section
 from boom_ray.runs.updates import UpdateRequest
 
 VALUES = {"name": "x", "base_model": "base", "data": {"tasks": [{"name": "a", "path": "a.jsonl"}]}}
@@ -30,6 +31,12 @@ def load(tmp_path, **sections):
         ),
         ({"bag": {}}, "bag: unknown key; did you mean 'bags'?"),
         ({"train": {"batch_size": "many"}}, "train.batch_size: Input should be a valid integer"),
+        ({"train": {"execution": {"offload": "all"}}}, "offload 'all' needs zero_stage 3"),
+        ({"train": {"execution": {"zero_stage": 0}}}, "zero_stage 1, 2 or 3"),
+        (
+            {"train": {"execution": {"use_gpu": True, "deterministic": True}}},
+            "deterministic needs a number for chunk_tokens",
+        ),
         (
             {"train": {"precision": "fp8"}},
             "train.precision: Input should be 'fp32', 'bf16' or 'fp16', got 'fp8'",

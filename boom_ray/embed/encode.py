@@ -114,7 +114,8 @@ class PartitionEncoder:
         skipped = np.full_like(lengths, encoder.skipped_tokens(self.plan.prompt))
         pieces = Pieces(Tokens(ids, lengths, skipped), text)
         vectors = encoder.encode_tokens(pieces.tokens, budget)
-        seconds, padded = time.perf_counter() - started, encoder.layout.computed_tokens(lengths, budget)
+        seconds, layout = time.perf_counter() - started, encoder.layout
+        padded = sum(layout.chunk_sizes(lengths, layout.chunks(lengths, budget)))
         return replace(partition, encode=seconds, padded=padded, began=began).to_arrow(
             self._with_vectors(rows, vectors, pieces)
         )

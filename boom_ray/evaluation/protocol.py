@@ -4,7 +4,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from boom_ray.recipe import BaseModelSource, EvaluateExecution, Recipe
+from boom_ray.recipe import BaseModelSource, Recipe
+from boom_ray.recipe_execution import EvaluateExecution
 
 R = TypeVar("R")
 

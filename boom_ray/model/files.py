@@ -16,8 +16,8 @@ from boom_ray.artifacts.record import CARD
 from boom_ray.errors import InputError
 
 CONFIG = "config.json"
-#: The same of the encoder that an adapter makes of its base model. Beside an adapter, transformers takes a
-#: `config.json` as the sign that all weights are there as well.
+#: The same of the encoder that an adapter makes of its base model. With an adapter in the same directory,
+#: transformers takes a `config.json` as the sign that the directory has all weights.
 ADAPTED_CONFIG = "transformer_config.json"
 FRONT_MATTER = re.compile(r"\A\ufeff?\s*---\s*\n(.*?)^---\s*$", re.DOTALL | re.MULTILINE)
 

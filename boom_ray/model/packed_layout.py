@@ -1,5 +1,6 @@
 """Batches of texts one after another in a single sequence: no padding, and few large forward passes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,9 +53,9 @@ class PackedLayout:
         """Cut texts into the fewest chunks; see `chunk_by_tokens`."""
         return chunk_by_tokens(lengths, chunk_tokens)
 
-    def computed_tokens(self, lengths: np.ndarray, chunk_tokens: int) -> int:
-        """Number of tokens in all chunks; none is padding."""
-        return int(lengths.sum())
+    def chunk_sizes(self, lengths: np.ndarray, chunks: Sequence[np.ndarray]) -> list[int]:
+        """Number of tokens of each chunk, none of which is padding."""
+        return [int(lengths[chunk].sum()) for chunk in chunks]
 
     def collate(self, tokens: Tokens) -> tuple[Tensor | int, ...]:
         """The arguments of `pooled`."""
@@ -100,6 +101,12 @@ class PackedLayout:
         return pool_packed(output.last_hidden_state[0], bounds[:-1].long(), lengths, skipped, self.pooling)
 
 
+def snake(num_items: int, num_hands: int) -> np.ndarray:
+    """[num_items] int64, whose turn it is when cards are dealt back and forth: 0 1 2 2 1 0 0 1 2 …"""
+    turn = np.arange(num_items) % (2 * num_hands)
+    return np.minimum(turn, 2 * num_hands - 1 - turn)
+
+
 def chunk_by_tokens(lengths: np.ndarray, chunk_tokens: int) -> list[np.ndarray]:
     """Deal texts, longest first, to the fewest chunks of at most `chunk_tokens` tokens, all about as large.
 
@@ -115,8 +122,7 @@ def chunk_by_tokens(lengths: np.ndarray, chunk_tokens: int) -> list[np.ndarray]:
     ordered = np.minimum(lengths[order], chunk_tokens)
     num_chunks = max(1, -(-int(ordered.sum()) // chunk_tokens))
     while True:
-        turn = np.arange(len(order)) % (2 * num_chunks)
-        chunk_of = np.minimum(turn, 2 * num_chunks - 1 - turn)  # 0 1 2 2 1 0 0 1 2 …
+        chunk_of = snake(len(order), num_chunks)
         if np.bincount(chunk_of, ordered, minlength=num_chunks).max() <= chunk_tokens:
             return [order[chunk_of == chunk] for chunk in range(num_chunks) if chunk < len(order)]
         num_chunks += 1

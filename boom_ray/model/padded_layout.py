@@ -4,6 +4,7 @@ With causal attention no token attends to the padding after it, so that such a b
 and the fast attention kernels apply.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,10 +61,9 @@ class PaddedLayout:
         """Cut texts into chunks of similar lengths; see `chunk_by_padded_tokens`."""
         return chunk_by_padded_tokens(lengths, chunk_tokens, self.min_chunk_tokens)
 
-    def computed_tokens(self, lengths: np.ndarray, chunk_tokens: int) -> int:
-        """Number of tokens in all chunks, padding included."""
-        chunks = self.chunks(lengths, chunk_tokens)
-        return sum(len(chunk) * max(1, int(lengths[chunk].max())) for chunk in chunks)
+    def chunk_sizes(self, lengths: np.ndarray, chunks: Sequence[np.ndarray]) -> list[int]:
+        """Number of tokens of each chunk, padding included."""
+        return [len(chunk) * int(lengths[chunk].max(initial=0)) for chunk in chunks]
 
     def collate(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """The arguments of `pooled`: token ids [n, longest], lengths [n], and skipped tokens [n], int64."""

@@ -16,7 +16,7 @@ from boom_ray.train.buffers import (
     MAX_LOGITS,
     MOST_CHUNK_TOKENS,
     REDUCE_BUCKET,
-    USED,
+    USED_MEMORY,
 )
 
 BUCKET = 5e8  # elements: DeepSpeed's buckets, except those of ZeRO 2
@@ -101,7 +101,7 @@ def with_chunk_tokens(
     if execution.use_gpu:
         least = _with(train, LEAST_CHUNK_TOKENS)
         own = on_rank(shape, least, num_ranks, execution.zero_stage, train.batch_size, assume)
-        fitting = int(USED * largest_chunk(own, shape, train, available))
+        fitting = int(USED_MEMORY * largest_chunk(own, shape, train, available))
         tokens = min(max(fitting, LEAST_CHUNK_TOKENS), MOST_CHUNK_TOKENS)
     return _with(train, tokens)
 

@@ -137,17 +137,22 @@ class BatchLoads:
             limits = np.where(batch.is_query, self.query_limit, self.passage_limit)
             lengths = np.minimum(self._lengths(batch.texts), limits)
             row_bytes = sum(len(text.encode()) for text in batch.texts) / len(batch_rows)
-            measured.append(_load(lengths, chunk_tokens(self.train), self._packed, row_bytes))
+            measured.append(_load(lengths, *self._chunking, row_bytes))
         means = np.mean([[m.texts, m.tokens, m.computed, m.length, m.row_bytes] for m in measured], axis=0)
         texts, tokens, computed, length, row_bytes = means.tolist()
         return BatchLoad(texts, tokens, computed, length, row_bytes, measured=True)
 
     @property
-    def _packed(self) -> bool:
-        """Whether batches are expected to run packed; see `boom_ray.model.packing`."""
-        attention = self.train.execution.attention
-        on_gpu = self.train.execution.use_gpu and self.train.precision != "fp32"
-        return attention in ("varlen", "flash_attention_2") or (attention == "auto" and on_gpu)
+    def _chunking(self) -> tuple[int, int | None]:
+        """Maximum tokens of a chunk, and the number below which it is not cut to save padding; None for that
+        if batches are expected to run packed, see `boom_ray.model.packing`."""
+        from boom_ray.model.padded_layout import MIN_CHUNK_TOKENS, MIN_CHUNK_TOKENS_ON_GPU
+
+        execution, most = self.train.execution, chunk_tokens(self.train)
+        automatic = execution.attention == "auto" and execution.use_gpu and self.train.precision != "fp32"
+        if automatic or execution.attention in ("varlen", "flash_attention_2"):
+            return most, None
+        return most, MIN_CHUNK_TOKENS_ON_GPU if execution.use_gpu else MIN_CHUNK_TOKENS
 
     def _lengths(self, texts: list[str]) -> np.ndarray:
         assert self.tokenizer is not None
@@ -166,7 +171,10 @@ class BatchLoads:
         return [self._evaluation_task(uri, limit) for uri in uris]
 
     def _evaluation_task(self, uri: str, limit: int) -> BatchLoad:
-        """The load of one task, from a sample of its texts."""
+        """The load of one task, from a sample of its texts, in the chunks that the evaluation makes."""
+        from boom_ray.model.encoder import CHUNK_TOKENS
+        from boom_ray.model.padded_layout import MIN_CHUNK_TOKENS
+
         texts = [
             row["text"]
             for name in ("corpus.jsonl", "queries.jsonl")
@@ -177,18 +185,19 @@ class BatchLoads:
             lengths = np.full(len(sample), limit * self.assumed().length / self.passage_limit)
         else:
             lengths = np.minimum(self._lengths([texts[index] for index in sample]), limit)
-        load, scale = _load(lengths, 4096, False, 0.0), len(texts) / max(1, len(sample))
+        least = None if self.recipe.evaluate.execution.use_gpu else MIN_CHUNK_TOKENS
+        load, scale = _load(lengths, CHUNK_TOKENS, least, 0.0), len(texts) / max(1, len(sample))
         measured = self.tokenizer is not None
         return BatchLoad(len(texts), load.tokens * scale, load.computed * scale, load.length, 0.0, measured)
 
 
-def _load(lengths: np.ndarray, chunk_tokens: int, packed: bool, row_bytes: float) -> BatchLoad:
-    """The load of texts with these lengths, in the chunks that training would make of them."""
+def _load(lengths: np.ndarray, most: int, least: int | None, row_bytes: float) -> BatchLoad:
+    """The load of texts with these lengths, in chunks of `least` to `most` tokens; packed if there is no least."""
     from boom_ray.model.padded_layout import chunk_by_padded_tokens
 
     padded = np.array(lengths, dtype=float)
-    if not packed:
-        for chunk in chunk_by_padded_tokens(lengths, chunk_tokens):
+    if least is not None:
+        for chunk in chunk_by_padded_tokens(lengths, most, least):
             padded[chunk] = lengths[chunk].max()
     computed = float(padded.sum())
     length = float((padded**2).sum() / computed)

@@ -107,13 +107,14 @@ class BatchLoader:
         """Tokenize this rank's share of a batch, and cut it into chunks."""
         texts, layout = deal(batch.texts, self.rank, self.num_ranks), self.encoder.layout
         tokens = self.tokens(batch, texts if len(texts) else np.arange(1))
-        lengths, chunk_tokens = tokens.lengths[: len(texts)], self.chunk_tokens
-        chunks = layout.chunks(lengths, chunk_tokens) if len(texts) else []
+        lengths = tokens.lengths[: len(texts)]
+        chunks = layout.chunks(lengths, self.chunk_tokens)
+        sizes = layout.chunk_sizes(lengths, chunks)
         counts = Counts(
             chunks=len(chunks),
-            kept=num_kept(chunks, lengths, chunk_tokens),
+            kept=num_kept(sizes, self.chunk_tokens),
             tokens=int(lengths.sum()),
-            computed=layout.computed_tokens(lengths, chunk_tokens) if len(texts) else 0,
+            computed=sum(sizes),
             truncated=int((lengths >= self.limits(batch)[texts]).sum()),
             waited=0,
         )

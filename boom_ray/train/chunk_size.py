@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from boom_ray.model.encoder import Encoder
 from boom_ray.model.tokens import Tokens
-from boom_ray.train.buffers import LEAST_CHUNK_TOKENS, MAX_LOGITS, MOST_CHUNK_TOKENS, USED
+from boom_ray.train.buffers import LEAST_CHUNK_TOKENS, MAX_LOGITS, MOST_CHUNK_TOKENS, USED_MEMORY
 
 STEP = 1024  # results are multiples of it
 PROBES = (4 * STEP, 8 * STEP)  # tokens of the two passes
@@ -49,7 +49,7 @@ def fitting_tokens(peaks: list[float], free: float) -> int:
     small, large = PROBES
     per_token = max((peaks[1] - peaks[0]) / (large - small), 1.0)
     fixed = max(0.0, peaks[0] - per_token * small)
-    tokens = int((USED * free - fixed) / per_token)
+    tokens = int((USED_MEMORY * free - fixed) / per_token)
     return min(max(tokens // STEP * STEP, LEAST_CHUNK_TOKENS), MOST_CHUNK_TOKENS)
 
 

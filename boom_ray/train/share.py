@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from boom_ray.model.packed_layout import snake
+
 Chunk = np.ndarray
 UNLIMITED = np.iinfo(np.int32).max
 
@@ -46,12 +48,6 @@ class Counts(NamedTuple):
         )
 
 
-def snake(num_items: int, num_hands: int) -> np.ndarray:
-    """[num_items] int64, whose turn it is when cards are dealt back and forth: 0 1 2 2 1 0 0 1 2 …"""
-    turn = np.arange(num_items) % (2 * num_hands)
-    return np.minimum(turn, 2 * num_hands - 1 - turn)
-
-
 def deal(texts: Sequence[str], rank: int, num_ranks: int) -> np.ndarray:
     """The texts of one rank, which are about as many tokens as those of any other.
 
@@ -65,19 +61,17 @@ def deal(texts: Sequence[str], rank: int, num_ranks: int) -> np.ndarray:
     return np.sort(order[snake(len(texts), num_ranks) == rank])
 
 
-def num_kept(chunks: Sequence[Chunk], lengths: np.ndarray, chunk_tokens: int) -> int:
-    """Number of first chunks that together have at most `chunk_tokens` tokens with padding, at least one.
+def num_kept(sizes: Sequence[int], chunk_tokens: int) -> int:
+    """Number of first chunks that together have at most `chunk_tokens` tokens, at least one.
 
     Args:
-        chunks: Indices into `lengths`.
-        lengths: [m] tokens of each text.
+        sizes: Tokens of each chunk, padding included.
 
     Returns:
         `UNLIMITED` if all of them do.
     """
-    sizes = [len(chunk) * int(lengths[chunk].max(initial=0)) for chunk in chunks]
     fitting = int((np.cumsum(sizes) <= chunk_tokens).sum())
-    return UNLIMITED if fitting == len(chunks) else max(1, fitting)
+    return UNLIMITED if fitting == len(sizes) else max(1, fitting)
 
 
 def split(chunks: Sequence[Chunk], num_chunks: int) -> list[Chunk]:

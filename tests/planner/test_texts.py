@@ -6,7 +6,6 @@ import pytest
 from boom_ray.data import bags, corpus
 from boom_ray.errors import InputError
 from boom_ray.model import directory
-from boom_ray.planner import memory
 from boom_ray.planner.assumptions import Assumptions, duration, quantity
 from boom_ray.planner.texts import BatchLoads
 from boom_ray.train.bagging import make_job
@@ -27,8 +26,7 @@ def test_a_measured_load_is_that_of_training(name, make_recipe, request):
         assert load.measured
         assert load.texts == pytest.approx(np.mean([len(one.tokens) for one in own]), rel=0.1)
         assert load.tokens == pytest.approx(np.mean([len(one.tokens.ids) for one in own]), rel=0.1)
-        chunk_tokens = memory.chunk_tokens(recipe.train)
-        computed = [encoder.layout.computed_tokens(one.tokens.lengths, chunk_tokens) for one in own]
+        computed = [one.counts.computed for one in own]
         assert load.computed == pytest.approx(np.mean(computed), rel=0.1)
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from boom_ray.data import bags, corpus
 from boom_ray.model import directory
-from boom_ray.model.packed_layout import chunk_by_tokens
-from boom_ray.model.padded_layout import chunk_by_padded_tokens
+from boom_ray.model.packed_layout import PackedLayout, chunk_by_tokens
+from boom_ray.model.padded_layout import PaddedLayout
 from boom_ray.recipe import Recipe
 from boom_ray.train.bagging import make_job
 from boom_ray.train.batch_loader import BatchLoader
@@ -31,22 +31,21 @@ def test_texts_are_dealt_once_and_evenly(sizes, num_ranks):
     assert max(totals) - min(totals) <= max(sizes)
 
 
-@pytest.mark.parametrize("cut", [chunk_by_padded_tokens, chunk_by_tokens])
+@pytest.mark.parametrize("layout", [PaddedLayout("mean", 0, False), PackedLayout("mean", 0, False)])
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 300))
-def test_all_ranks_have_equally_many_chunks_of_which_those_kept_fit(cut, lengths, num_ranks, chunk_tokens):
+def test_all_ranks_have_equally_many_chunks_of_which_those_kept_fit(layout, lengths, num_ranks, chunk_tokens):
     lengths = np.array(lengths)
     shares = [np.arange(rank, len(lengths), num_ranks) for rank in range(num_ranks)]
-    chunks = [cut(lengths[share], chunk_tokens) if len(share) else [] for share in shares]
-    kept = min(num_kept(own, lengths[share], chunk_tokens) for own, share in zip(chunks, shares, strict=True))
+    chunks = [layout.chunks(lengths[share], chunk_tokens) for share in shares]
+    sizes = [layout.chunk_sizes(lengths[share], own) for own, share in zip(chunks, shares, strict=True)]
+    kept = min(num_kept(own, chunk_tokens) for own in sizes)
     num_chunks = max(map(len, chunks))
     for share, own in zip(shares, chunks, strict=True):
         equal = split(own, num_chunks)
         assert len(equal) == num_chunks
         assert sorted(np.concatenate(equal).tolist()) == list(range(len(share)))
-        padded = [len(chunk) * max(lengths[share][chunk], default=0) for chunk in equal[:kept]]
-        assert kept == 1 or sum(padded) <= chunk_tokens
-    everything = sum(len(chunk) * lengths[shares[0]][chunk].max() for chunk in chunks[0])
-    assert num_ranks > 1 or (kept == UNLIMITED) == (everything <= chunk_tokens)
+        assert kept == 1 or sum(layout.chunk_sizes(lengths[share], equal[:kept])) <= chunk_tokens
+    assert num_ranks > 1 or (kept == UNLIMITED) == (sum(sizes[0]) <= chunk_tokens)
 
 
 def test_counts_of_all_ranks_are_the_most_chunks_the_fewest_kept_and_sums():

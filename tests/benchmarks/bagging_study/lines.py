@@ -18,7 +18,7 @@ class Scores(BaseModel):
 
     @classmethod
     def pack(cls, values: np.ndarray) -> "Scores":
-        """Of [n] float values in [0, 1], in the order of the queries."""
+        """The scores of n queries, [n] floats in [0, 1], in their order."""
         units = np.round(np.asarray(values) * STEPS).astype("<u2")
         return cls(packed=base64.b85encode(zlib.compress(units.tobytes(), 9)).decode())
 
