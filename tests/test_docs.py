@@ -165,9 +165,9 @@ def test_the_reference_has_exactly_the_keys_of_each_section(name: str, section: 
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+?) \|", match[1], re.MULTILINE))
     assert list(rows) == list(section.model_fields)
     for key, default in rows.items():
-        assert default == expected_default(section.model_fields[key]) or (
-            yaml.safe_load(default.strip("`")) == section.model_fields[key].get_default(call_default_factory=True)
-        ), key
+        field = section.model_fields[key]
+        value = field.get_default(call_default_factory=True)
+        assert default == expected_default(field) or yaml.safe_load(default.strip("`")) == value, key
 
 
 def expected_default(field: FieldInfo) -> str | None:

@@ -192,7 +192,7 @@ class BatchLoads:
 
 
 def _load(lengths: np.ndarray, most: int, least: int | None, row_bytes: float) -> BatchLoad:
-    """The load of texts with these lengths, in chunks of `least` to `most` tokens; packed if there is no least."""
+    """The load of texts with these lengths, in chunks of `least` to `most` tokens; packed without `least`."""
     from boom_ray.model.padded_layout import chunk_by_padded_tokens
 
     padded = np.array(lengths, dtype=float)
