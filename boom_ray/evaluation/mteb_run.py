@@ -44,8 +44,10 @@ class MtebEvaluationTask(EvaluationTask[MtebResult]):
                 f"{subject.uri}: is an adapter of {base}, which sentence-transformers cannot read. Measure "
                 "the merged model"
             )
-        settings = {"use_safetensors": True, "dtype": precision(protocol.device)}
-        model = SentenceTransformer(local_path, device=protocol.device, model_kwargs=settings)
+        dtype = precision(protocol.device)
+        model = SentenceTransformer(
+            local_path, device=protocol.device, model_kwargs={"use_safetensors": True, "dtype": dtype}
+        )
         if protocol.max_length:
             model.max_seq_length = protocol.max_length
         return model
