@@ -43,7 +43,7 @@ def combination(settings: Merge, weights: Tensor, name: str) -> Combination:
     """
     method = METHODS[settings.method]
     if method.coefficients is not None:
-        return ByGram(method.coefficients, weights, settings)
+        return ByGram.of(settings, weights)
     return _class_of(method)(weights, settings, name)
 
 
@@ -64,6 +64,13 @@ class ByGram:
     def __init__(self, method: Coefficients, weights: Tensor, settings: Merge) -> None:
         self.method, self.weights, self.settings = method, weights, settings
         self.coefficients = weights
+
+    @classmethod
+    def of(cls, settings: Merge, weights: Tensor) -> "ByGram":
+        """The method that settings name."""
+        method = METHODS[settings.method].coefficients
+        assert method is not None, f"{settings.method} has no coefficients"
+        return cls(method, weights, settings)
 
     def scan(self, number: int, pieces: Pieces, work: torch.dtype, is_last: bool) -> None:
         """Needs only the Gram matrix."""

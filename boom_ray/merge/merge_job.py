@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from boom_ray.artifacts.record import FileEntry, TensorEntry
 from boom_ray.artifacts.tensors import ELEMENT_BYTES, NAMES
 from boom_ray.merge.inputs import MergeInput
+from boom_ray.merge.methods import METHODS
 from boom_ray.recipe import Merge
 
 GramMatrix = list[list[float]]  # [M, M] inner products of one tensor of M models, in float64
@@ -44,6 +45,13 @@ class MergeJob:
         """Safetensors name of the dtype that a tensor is written in; integer tensors keep theirs."""
         place = self.inputs[0].places[name]
         return self.dtype if place.is_floating else place.dtype
+
+    def is_low_rank(self, name: str) -> bool:
+        """Whether a tensor is merged from the factors of adapters: all task vectors are such products, or 0."""
+        if self.base is None or METHODS[self.settings.method].coefficients is None:
+            return False
+        stored = {model.places[name] for model in self.all_inputs}
+        return len(stored) == 1 and any(name in model.adapter for model in self.inputs)
 
     def num_elements(self, name: str) -> int:
         """Number of elements of a tensor."""

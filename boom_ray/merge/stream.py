@@ -15,8 +15,9 @@ from torch import Tensor
 
 from boom_ray.errors import InputError, StorageError
 from boom_ray.merge import gram
-from boom_ray.merge.elementwise import Combination, combination, num_scans
+from boom_ray.merge.elementwise import ByGram, Combination, combination, num_scans
 from boom_ray.merge.gram import Pieces
+from boom_ray.merge.low_rank import Factors, row_blocks
 from boom_ray.merge.merge_job import GramMatrix, MergeJob, WrittenShard
 from boom_ray.merge.methods import DirectionsCancel, keeps_equal_tensors
 from boom_ray.merge.read_ahead import Piece, piece_bytes, read_ahead
@@ -90,11 +91,15 @@ class TensorMerger:
 
     def pieces(self, names: list[str]) -> PieceStream:
         """The pieces that `merged` needs for these tensors, in its order, read ahead."""
-        order = (piece for name in names for piece in self._all_passes(name))
-        return read_ahead(order, self.readers, self._memory_for(names))
+        dense = [name for name in names if not self.job.is_low_rank(name)]
+        order = (piece for name in dense for piece in self._all_passes(name))
+        return read_ahead(order, self.readers, self._memory_for(dense))
 
     def merged(self, name: str, stream: PieceStream) -> Iterator[Tensor]:
         """The merged tensor, in pieces of at most `OUTPUT_ELEMENTS`."""
+        if self.job.is_low_rank(name):
+            yield from self._from_factors(name, 0, self.job.num_elements(name))
+            return
         method = combination(self.job.settings, self.weights, name)
         chunks = self._chunks(name)
         pieces, copied = self._scan(name, method, stream)
@@ -104,7 +109,12 @@ class TensorMerger:
             yield from self._combined(name, None if copied else method, pieces, chunk.start)
 
     def partial_gram(self, name: str, start: int, count: int) -> tuple[GramMatrix, bool]:
-        """The Gram matrix of a slice of a tensor, and whether it is copied."""
+        """The Gram matrix of a slice of a tensor, and whether it is copied.
+
+        That of factors is of the whole tensor, and counts for its first slice.
+        """
+        if self.job.is_low_rank(name):
+            return (self._zeros() if start else self._factors(name).gram()).tolist(), False
         products, equal = self._zeros(), True
         for _, pieces in self._slice(name, start, count):
             gram.accumulate(products, pieces, self.work)
@@ -113,6 +123,9 @@ class TensorMerger:
 
     def merged_slice(self, name: str, start: int, count: int, equal: bool) -> Iterator[Tensor]:
         """A slice of the merged tensor, from the Gram matrix of the whole tensor in `job.grams`."""
+        if self.job.is_low_rank(name):
+            yield from self._from_factors(name, start, count)
+            return
         method = combination(self.job.settings, self.weights, name)
         if not equal:
             self._finalize(name, method, torch.tensor(self.job.grams[name], dtype=torch.float64))
@@ -129,6 +142,39 @@ class TensorMerger:
         if computed.hexdigest() != model.recorded_hash(name):
             raise StorageError(damaged(model.places[name]))
 
+    def _factors(self, name: str) -> Factors:
+        return Factors.read(self.readers[: len(self.job.inputs)], name)
+
+    def _from_factors(self, name: str, start: int, count: int) -> Iterator[Tensor]:
+        """A range of a tensor that adapters alone change: base rows plus one product of all factors."""
+        method, factors = ByGram.of(self.job.settings, self.weights), self._factors(name)
+        self.grams[name] = self._finalize(name, method, factors.gram()).tolist()
+        b, a = factors.combined(method.coefficients).to(self.work), factors.a.to(self.work)
+        end, width, computed = start + count, a.shape[1], xxhash.xxh3_128()
+        for piece, (stored,) in self._base_rows(name, start, end):
+            computed.update(memoryview(cast(Any, stored.view(torch.uint8).numpy())))
+            first, last = piece.start // width, (piece.start + piece.count) // width
+            rows = torch.addmm(stored.view(-1, width).to(self.work), b[first:last], a).view(-1)
+            if not rows.isfinite().all():
+                raise self._refuse_values(name)
+            yield self._rounded(name, rows[max(start - piece.start, 0) : end - piece.start])
+        whole = count == self.job.num_elements(name)
+        if whole and self.job.all_inputs[-1].recorded_hash(name):
+            self.refuse_damaged(name, len(self.job.inputs), computed)
+
+    def _base_rows(self, name: str, start: int, end: int) -> PieceStream:
+        base, shape = self.readers[-1:], self.job.inputs[0].places[name].shape
+        order = [Piece(name, *rows) for rows in row_blocks(shape, OUTPUT_ELEMENTS, start, end)]
+        memory = PIECES_AT_A_TIME * max((piece_bytes(base, name, piece.count) for piece in order), default=0)
+        return read_ahead(order, base, memory)
+
+    def _rounded(self, name: str, merged: Tensor) -> Tensor:
+        """Values in the dtype of the output; refuses those beyond float16, if it is that."""
+        rounded = merged.to(TORCH_DTYPES[self.job.dtype])
+        if self.job.dtype == "F16" and not rounded.isfinite().all():
+            raise InputError(f"tensor {name}: has values beyond float16. Use dtype bfloat16 or float32")
+        return rounded
+
     def _slice(self, name: str, start: int, count: int) -> PieceStream:
         end, size = start + count, self._chunk_of(self.job.num_elements(name))
         order = (Piece(name, first, min(size, end - first)) for first in range(start, end, size))
@@ -144,9 +190,7 @@ class TensorMerger:
         for begin in range(0, len(pieces[0]), OUTPUT_ELEMENTS):
             part = _cut(pieces, begin, OUTPUT_ELEMENTS)
             merged = method.combined(part, start + begin, self.work, TORCH_DTYPES[self.job.dtype])
-            if self.job.dtype == "F16" and not merged.isfinite().all():
-                raise InputError(f"tensor {name}: has values beyond float16. Use dtype bfloat16 or float32")
-            yield merged
+            yield self._rounded(name, merged)
 
     def _chunks(self, name: str) -> list[Piece]:
         total = self.job.num_elements(name)
@@ -244,10 +288,7 @@ class TensorMerger:
         if self.work == torch.float32 and not gram.is_certain(products, self.weights):
             products = self._exact_products(name)
         if not products.isfinite().all():
-            raise InputError(
-                f"{self._not_finite(name)}: tensor {name} has NaN or Inf. Leave that model out, or train it "
-                "again"
-            )
+            raise self._refuse_values(name)
         try:
             method.finalize(products)
         except DirectionsCancel:
@@ -259,19 +300,25 @@ class TensorMerger:
 
     def _exact_products(self, name: str) -> Tensor:
         """The Gram matrix from float64 products: for extreme squares, or directions that nearly cancel."""
+        if self.job.is_low_rank(name):
+            return self._factors(name).gram()
         products = self._zeros()
         for _, pieces in self._whole(name):
             gram.accumulate(products, pieces, torch.float64)
         return products
 
-    def _not_finite(self, name: str) -> str:
+    def _refuse_values(self, name: str) -> InputError:
+        """The error for a tensor with NaN or Inf, which names the models that have them."""
         culprits = {
             reader.model.uri: None
             for _, pieces in self._whole(name)
             for reader, piece in zip(self.readers, pieces, strict=True)
             if not piece.isfinite().all()
         }
-        return ", ".join(culprits) or "the models"
+        return InputError(
+            f"{', '.join(culprits) or 'the models'}: tensor {name} has NaN or Inf. Leave that model out, or "
+            "train it again"
+        )
 
     def _whole(self, name: str) -> PieceStream:
         """One more pass over a tensor, apart from the stream of planned pieces."""

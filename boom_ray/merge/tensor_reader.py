@@ -93,17 +93,26 @@ class TensorReader:
             raise StorageError(damaged(place))
         return values.view(place.shape).float()
 
+    def factors(self, name: str) -> tuple[Tensor, Tensor]:
+        """The matrices of the adapter for a tensor, as it is stored: `a` [rank, in], `b` [out, rank], float32.
+
+        Raises:
+            StorageError: if one differs from the record of the adapter.
+        """
+        found = self._factors.get(name)
+        if found is None:
+            low = self.model.adapter[name]
+            found = self._factor(low.a), self._factor(low.b)
+            if low.transposed:
+                found = found[1].T.contiguous(), found[0].T.contiguous()
+            # Only the factors used last are kept. Threads that read different tensors replace each other's
+            # dictionary, but none changes one, so `found` always belongs to `name`.
+            self._factors = {name: found}
+        return found
+
     def _update(self, name: str, low: LowRank, start: int, count: int) -> Tensor:
         """Elements of `scale * b @ a`, computed for the rows they are in: [count] float32."""
-        factors = self._factors.get(name)
-        if factors is None:
-            factors = self._factor(low.a), self._factor(low.b)
-            if low.transposed:
-                factors = factors[1].T.contiguous(), factors[0].T.contiguous()
-            # Only the factors used last are kept. Threads that read different tensors replace each other's
-            # dictionary, but none changes one, so `factors` always belongs to `name`.
-            self._factors = {name: factors}
-        a, b = factors
+        a, b = self.factors(name)
         first, last = start // a.shape[1], -(-(start + count) // a.shape[1])
         rows = (b[first:last] @ a).mul_(low.scale)
         return rows.view(-1)[start - first * a.shape[1] :][:count]
