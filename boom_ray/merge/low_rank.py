@@ -1,11 +1,11 @@
-"""Task vectors that are products of LoRA factors: their Gram matrix and their combination, without densifying.
+"""Task vectors that are products of LoRA factors: their Gram matrix and their combination, never dense.
 
 Model i adds s_i B_i A_i to one tensor of the base model, with B_i [out, r_i] and A_i [r_i, in]. Then
 
     <s_i B_i A_i, s_j B_j A_j> = s_i s_j sum((B_iᵀ B_j) ∘ (A_i A_jᵀ))
     Σ c_i s_i B_i A_i = [c_1 s_1 B_1 … c_M s_M B_M] [A_1; …; A_M]
 
-The first has r_i × r_j numbers instead of out × in, and the second is one product of rank Σ r_i.
+The first has r_i r_j numbers instead of out times in, and the second is one product of rank Σ r_i.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,9 +42,7 @@ class Factors:
         scales = [readers[index].model.adapter[name].scale for index in found]
         owners = torch.tensor([index for index, (a, _) in found.items() for _ in a])
         return cls(
-            b=torch.cat(
-                [b.double() * scale for (_, b), scale in zip(found.values(), scales, strict=True)], 1
-            ),
+            b=torch.cat([b.double() * s for (_, b), s in zip(found.values(), scales, strict=True)], 1),
             a=torch.cat([a.double() for a, _ in found.values()]),
             members=torch.nn.functional.one_hot(owners, len(readers)).double(),
         )
@@ -82,7 +80,7 @@ class Truncated:
 
 
 def truncate(b: Tensor, a: Tensor, rank: int) -> Truncated:
-    """The closest product of two matrices of a rank (Eckart and Young), from the SVD of an R × R core.
+    """The closest product of two matrices of a rank (Eckart and Young), from the SVD of an R by R core.
 
     With b = Q_b R_b and aᵀ = Q_a R_a, b a = Q_b (R_b R_aᵀ) Q_aᵀ.
 

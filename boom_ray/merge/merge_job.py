@@ -47,7 +47,7 @@ class MergeJob:
         return self.dtype if place.is_floating else place.dtype
 
     def is_low_rank(self, name: str) -> bool:
-        """Whether a tensor is merged from the factors of adapters: all task vectors are such products, or 0."""
+        """Whether a tensor is merged from factors: all task vectors are products of adapters, or zero."""
         if self.base is None or METHODS[self.settings.method].coefficients is None:
             return False
         stored = {model.places[name] for model in self.all_inputs}

@@ -94,7 +94,9 @@ class TensorReader:
         return values.view(place.shape).float()
 
     def factors(self, name: str) -> tuple[Tensor, Tensor]:
-        """The matrices of the adapter for a tensor, as it is stored: `a` [rank, in], `b` [out, rank], float32.
+        """The matrices of the adapter for a tensor: `a` [rank, in] and `b` [out, rank], float32.
+
+        `in` and `out` are the columns and rows of the tensor as it is stored.
 
         Raises:
             StorageError: if one differs from the record of the adapter.
