@@ -232,6 +232,7 @@ class Merge(Section):
             model.
         seed: Seed of the random choice of `dare_linear`.
         normalize: Whether to divide the merged sum by the sum of the weights; None for the method's default.
+        adapter_rank: Merge adapters into one of at most this rank, instead of a model with all weights.
         dtype: Floating-point type of the merged model's tensors, in which the merge rounds once.
     """
 
@@ -243,15 +244,17 @@ class Merge(Section):
     density: Density = 0.5
     seed: int = 0
     normalize: bool | None = None
+    adapter_rank: int | None = Field(None, ge=1)
     dtype: SaveDtype = "bfloat16"
     execution: MergeExecution = MergeExecution()
 
     @model_serializer(mode="wrap")
-    def _without_default_normalize(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # `normalize` is newer than published recipes: a None in the identity would change their fingerprints.
+    def _without_newer_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # These are newer than published recipes: a None in the identity would change their fingerprints.
         values: dict[str, Any] = serialize(self)
-        if self.normalize is None:
-            values.pop("normalize", None)
+        for key in ("normalize", "adapter_rank"):
+            if getattr(self, key) is None:
+                values.pop(key, None)
         return values
 
     def densities(self, num_models: int) -> list[float]:
@@ -307,6 +310,15 @@ class Recipe(Section):
                 raise ValueError(
                     f"merge.{key}: got {len(values)} {noun} for {num_bags} bags; give one per bag"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _merges_adapters_into_one(self) -> "Recipe":
+        if self.merge.adapter_rank and (not self.train.lora or self.merge.space == "weights"):
+            raise ValueError(
+                "merge.adapter_rank: only task vectors of adapters can be merged into an adapter; set "
+                "train.lora and merge.space deltas, or leave adapter_rank out"
+            )
         return self
 
     @classmethod

@@ -23,6 +23,7 @@ def merge(
     iterations: int = 10,
     density: float | Sequence[float] = 0.5,
     seed: int = 0,
+    adapter_rank: int | None = None,
     mergekit_config: PathLike | None = None,
     search_data: PathLike | None = None,
     trials: int = 12,
@@ -43,6 +44,8 @@ def merge(
         iterations: Steps of `karcher`; 1 is the formula of the BOOM paper.
         density: Fraction of a task vector that is kept (`ties`, `dare_linear`); one number, or one per model.
         seed: Seed of the random choice of `dare_linear`.
+        adapter_rank: Merge adapters of `base` into one of at most this rank;
+            `record.config.merge.adapter_error` is what it leaves out.
         mergekit_config: A YAML file of mergekit that names models, base, method and settings instead.
         search_data: A directory of evaluation tasks: try methods and weights, and publish the best.
         trials: Number of merges that a search tries.
@@ -70,6 +73,7 @@ def merge(
         "iterations": iterations,
         "density": density if isinstance(density, float | int) else list(density),
         "seed": seed,
+        "adapter_rank": adapter_rank,
         "space": "weights" if base is None else "deltas",
         "execution": {"num_workers": num_workers, "memory_bytes": int(memory_gib * (1 << 30))},
     }
@@ -83,7 +87,7 @@ def merge(
     with reported_to(progress):
         if mergekit_config is not None:
             uris, base_uri, settings = mergekit.read(arguments.path(mergekit_config))
-            settings = settings.model_copy(update={"execution": execution})
+            settings = settings.model_copy(update={"execution": execution, "adapter_rank": adapter_rank})
         elif len(uris) < 2 and base_uri is None:
             raise InputError(f"models: got {len(uris)}; a merge needs two or more")
         cluster.connect(dashboard=False)

@@ -102,7 +102,12 @@ class TrainingConfig(Content):
 
 
 class MergeConfig(Content):
-    """A merge: settings, and per model the resolved weight and [min, mean, max] of its coefficients."""
+    """A merge: settings, and per model the resolved weight and [min, mean, max] of its coefficients.
+
+    Attributes:
+        adapter_rank: Bound of the rank, if the result is an adapter.
+        adapter_error: Frobenius norm of what that rank leaves out, relative to the merged task vectors.
+    """
 
     method: str
     space: Literal["deltas", "weights"]
@@ -113,6 +118,8 @@ class MergeConfig(Content):
     density: float | list[float]
     seed: int
     normalize: bool | None = None
+    adapter_rank: int | None = None
+    adapter_error: float | None = None
     coefficients: list[list[float]] | None = None
 
 

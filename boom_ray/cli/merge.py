@@ -44,6 +44,13 @@ def _weights(context: click.Context, parameter: click.Parameter, value: str) -> 
     help="Fraction of each task vector that is kept: ties, dare_linear.",
 )
 @click.option("--seed", default=0, help="Seed of the random choice of dare_linear.")
+@click.option(
+    "--as-adapter",
+    "adapter_rank",
+    type=click.IntRange(min=1),
+    metavar="RANK",
+    help="Merge adapters into one of at most this rank.",
+)
 @click.option("--mergekit-config", metavar="FILE", help="Models and method from a YAML file of mergekit.")
 @click.option("--report", metavar="FILE.json", help="Write the distances between the models, and a picture.")
 @click.option("--search", is_flag=True, help="Choose method and weights by a development set.")

@@ -9,6 +9,7 @@ import ray
 
 from boom_ray import storage
 from boom_ray.artifacts.tensors import create_file
+from boom_ray.merge.as_adapter import plan_adapter
 from boom_ray.merge.check_inputs import check_inputs
 from boom_ray.merge.merge_job import GramMatrix, MergeJob, WrittenShard
 from boom_ray.merge.merge_metrics import MergeMetrics
@@ -69,19 +70,19 @@ class MergeWorker:
     def __init__(self, name: str) -> None:
         import torch
 
-        from boom_ray.merge import cut, stream
+        from boom_ray.merge import adapter_writer, cut, stream
 
         torch.set_num_threads(1)  # workers are the unit of parallelism; each has one CPU
-        self.name, self.cut, self.stream = name, cut, stream
+        self.name, self.cut, self.stream, self.adapter_writer = name, cut, stream, adapter_writer
 
     def __repr__(self) -> str:
         return self.name
 
     def merge(self, job: MergeJob, shard: Shard, coordinator: Any) -> WrittenShard:
-        """Write one file, and report progress to the coordinator; see `merge_shard`."""
-        return self.stream.merge_shard(
-            job, shard, lambda written: coordinator.report.remote(shard.file, written)
-        )
+        """Write one file, and report progress to the coordinator; see `merge_shard` and `write_adapter`."""
+        as_adapter = job.settings.adapter_rank is not None
+        write = self.adapter_writer.write_adapter if as_adapter else self.stream.merge_shard
+        return write(job, shard, lambda written: coordinator.report.remote(shard.file, written))
 
     def partial_gram(self, job: MergeJob, name: str, start: int, count: int) -> tuple[GramMatrix, bool]:
         """See `boom_ray.merge.cut`."""
@@ -170,10 +171,7 @@ class MergeCoordinator:
             target=target,
             grams=grams or {},
         )
-        sizes = {name: job.num_bytes(name) for name in job.inputs[0].places}
-        # Slices are combined from one Gram matrix; thresholds of TIES would have to be shared as well.
-        can_cut = METHODS[settings.method].coefficients is not None
-        shards = plan_shards(sizes, len(workers), settings.execution.max_shard_bytes, can_cut)
+        sizes, shards = plan_adapter(job) if settings.adapter_rank else _plan(job, len(workers))
         ray.wait([worker.__ray_ready__.remote() for worker in workers])
         self.total, self.started = sum(sizes.values()), time.monotonic()
         self.read = sum(
@@ -182,6 +180,14 @@ class MergeCoordinator:
         written = _ShardSchedule(job, shards, workers, coordinator).run()
         seconds = time.monotonic() - self.started
         return MergeOutput(checked.directory, job.weights, shards, sizes, written, self.read, seconds)
+
+
+def _plan(job: MergeJob, num_workers: int) -> tuple[dict[str, int], list[Shard]]:
+    """Bytes of each tensor as it is written, and the files."""
+    sizes = {name: job.num_bytes(name) for name in job.inputs[0].places}
+    # Slices are combined from one Gram matrix; thresholds of TIES would have to be shared as well.
+    can_cut = METHODS[job.settings.method].coefficients is not None
+    return sizes, plan_shards(sizes, num_workers, job.settings.execution.max_shard_bytes, can_cut)
 
 
 class _ShardSchedule:

@@ -20,14 +20,14 @@ from boom_ray.merge.methods import METHODS, DirectionsCancel
 from boom_ray.merge.placement import placements
 from boom_ray.merge.settings import check_settings
 from boom_ray.merge.shards import index_json
-from boom_ray.model import directory
-from boom_ray.recipe import Merge
+from boom_ray.model import adapter, directory
+from boom_ray.recipe import Lora, Merge
 from boom_ray.runtime.cluster import here, result_of
 from boom_ray.runtime.progress import Progress
 
 POLL_SECONDS = 0.1
 MIB = 1 << 20
-RECORDED = ("method", "space", "dtype", "scale", "iterations", "density", "seed", "normalize")
+RECORDED = ("method", "space", "dtype", "scale", "iterations", "density", "seed", "normalize", "adapter_rank")
 
 
 def merge_into(
@@ -54,18 +54,27 @@ def merge_into(
     """
     check_settings(settings, len(models), base)
     labels = [storage.name_of(model) for model in models]
-    models, base = [_readable(model) for model in models], _readable(base) if base else None
-    merged = _merge_on_ray(models, base, settings, stage.uri, grams)
+    readable = [_readable(model) for model in models], _readable(base) if base else None
+    merged = _merge_on_ray(*readable, settings, stage.uri, grams)
     for part in merged.written:
         stage.entries[part.name] = part.file
         stage.tensors |= part.tensors
     if len(merged.shards) > 1:
         with open(os.path.join(stage.local, INDEX), "w", encoding="utf-8") as file:
             file.write(index_json(merged.shards, merged.sizes))
+    if settings.adapter_rank and base:
+        _write_adapter_config(stage, base)
     directory.copy_all_but_weights(merged.directory, stage.local, settings.dtype)
     directory.complete(stage.local)
     distances.write_summary(labels, settings.space, merged.grams, stage.local)
     return _summary(settings, merged), merged
+
+
+def _write_adapter_config(stage: Stage, base: str) -> None:
+    """Write the settings of a merged adapter, whose factors have one rank and the scale 1."""
+    layers = {name.removeprefix(adapter.PREFIX).partition(".lora_")[0] for name in stage.tensors}
+    rank = next(entry.shape[0] for name, entry in stage.tensors.items() if ".lora_A." in name)
+    adapter.write_config(stage.local, Lora(rank=rank, alpha=rank), layers, base)
 
 
 def _merge_on_ray(
@@ -113,7 +122,18 @@ def _summary(settings: Merge, merged: MergeOutput) -> MergeConfig:
         stacked = np.stack([np.min(found, axis=0), np.mean(found, axis=0), np.max(found, axis=0)], axis=1)
         ranges = [[float(f"{value:.6g}") for value in values] for values in stacked]
     recorded = {key: getattr(settings, key) for key in RECORDED}
-    return MergeConfig(**recorded, weights=merged.weights, coefficients=ranges)
+    return MergeConfig(
+        **recorded, weights=merged.weights, coefficients=ranges, adapter_error=_adapter_error(merged)
+    )
+
+
+def _adapter_error(merged: MergeOutput) -> float | None:
+    """Relative Frobenius error of all layers of a merged adapter, before it is rounded to its dtype."""
+    squares = np.array([pair for part in merged.written for pair in part.truncation.values()])
+    if not len(squares):
+        return None
+    norm, error = squares.sum(axis=0)
+    return float(np.sqrt(error / norm)) if norm else 0.0
 
 
 def coefficients_of(settings: Merge, weights: list[float], gram: GramMatrix) -> NDArray[np.float64] | None:

@@ -76,6 +76,8 @@ class WrittenShard:
         tensors: Entries of its tensors in the record.
         grams: Gram matrix of each of its tensors.
         equal: Names of the tensors that are equal in all models and were copied.
+        truncation: For tensors that became part of an adapter: squared Frobenius norms of the merged task
+            vector, and of what the rank of the adapter leaves out.
     """
 
     name: str
@@ -83,3 +85,4 @@ class WrittenShard:
     tensors: dict[str, TensorEntry]
     grams: dict[str, GramMatrix]
     equal: set[str]
+    truncation: dict[str, tuple[float, float]] = field(default_factory=dict)

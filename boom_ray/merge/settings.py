@@ -46,6 +46,12 @@ def check_settings(settings: Merge, num_models: int, base: str | None) -> None:
         raise InputError(f"{name} merges task vectors. Give base_model, and use space deltas")
     if not method.takes_weights and settings.weights != "equal":
         raise InputError(f"{name} computes its own weights; got {settings.weights}. Use weights equal")
+    if settings.adapter_rank and settings.space == "weights":
+        raise InputError(
+            "adapter_rank needs the base model of the adapters. Give base_model, and space deltas"
+        )
+    if settings.adapter_rank and method.coefficients is None:
+        raise InputError(f"{name} decides by element; its result has no bounded rank. Leave adapter_rank out")
     num_densities = len(settings.densities(num_models))
     if num_densities != num_models:
         raise InputError(

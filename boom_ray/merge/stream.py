@@ -132,6 +132,12 @@ class TensorMerger:
         for piece, pieces in self._slice(name, start, count):
             yield from self._combined(name, None if equal else method, pieces, piece.start)
 
+    def combined_factors(self, name: str) -> tuple[Tensor, Tensor]:
+        """Factors of the merged task vector of a low-rank tensor: [out, R] and [R, in], float64."""
+        method, factors = ByGram.of(self.job.settings, self.weights), self._factors(name)
+        self.grams[name] = self._finalize(name, method, factors.gram()).tolist()
+        return factors.combined(method.coefficients), factors.a
+
     def refuse_damaged(self, name: str, index: int, computed: xxhash.xxh3_128) -> None:
         """Compare the hash of one model's tensor with its record.
 
@@ -147,9 +153,7 @@ class TensorMerger:
 
     def _from_factors(self, name: str, start: int, count: int) -> Iterator[Tensor]:
         """A range of a tensor that adapters alone change: base rows plus one product of all factors."""
-        method, factors = ByGram.of(self.job.settings, self.weights), self._factors(name)
-        self.grams[name] = self._finalize(name, method, factors.gram()).tolist()
-        b, a = factors.combined(method.coefficients).to(self.work), factors.a.to(self.work)
+        b, a = (factor.to(self.work) for factor in self.combined_factors(name))
         end, width, computed = start + count, a.shape[1], xxhash.xxh3_128()
         for piece, (stored,) in self._base_rows(name, start, end):
             computed.update(memoryview(cast(Any, stored.view(torch.uint8).numpy())))

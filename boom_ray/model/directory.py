@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # merging imports this module, and starts twice as fast witho
 
 DECODERS = ("ForCausalLM", "GPT2LMHeadModel")
 logger = logging.getLogger(__name__)
-NOT_COPIED = (CARD, RECORD, DISTANCES, adapter.CONFIG, files.ADAPTED_CONFIG)
+NOT_COPIED = (CARD, RECORD, DISTANCES, adapter.CONFIG, files.CONFIG, files.ADAPTED_CONFIG)
 COPIED_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
 
@@ -139,9 +139,13 @@ def _write_settings(
     tokenizers.save(tokenizer, directory)
     if config.get("pad_token_id") is None:
         config["pad_token_id"] = tokenizer.pad_token_id
+    _write_config(directory, config)
+    modules.write(directory, spec, dimension)
+
+
+def _write_config(directory: str, config: dict[str, Any]) -> None:
     name = files.ADAPTED_CONFIG if adapter.is_adapter(directory) else files.CONFIG
     files.write_json(directory, name, config)
-    modules.write(directory, spec, dimension)
 
 
 def copy_all_but_weights(source: str, target: str, dtype: str) -> None:
@@ -149,7 +153,7 @@ def copy_all_but_weights(source: str, target: str, dtype: str) -> None:
 
     Args:
         source: URI of a model directory.
-        target: Local directory.
+        target: Local directory, which may hold the settings of an adapter.
         dtype: Name of the torch dtype that the target's configuration declares.
     """
     for name in storage.list_files(source):
@@ -165,7 +169,7 @@ def copy_all_but_weights(source: str, target: str, dtype: str) -> None:
             file.write(storage.read_bytes(storage.join(source, name)))
     config = files.read_config(source)
     config.pop("torch_dtype", None)
-    files.write_json(target, files.CONFIG, {**config, "dtype": dtype})
+    _write_config(target, {**config, "dtype": dtype})
 
 
 def complete(directory: str) -> None:
