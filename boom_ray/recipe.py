@@ -225,7 +225,8 @@ class Merge(Section):
         method: A registered merge method; `boom_ray/merge/README.md` describes them.
         space: Merge task vectors (differences to the base model), or the weights themselves (the paper's
             formula).
-        weights: `equal`, `size` (rows of training data of each model), or one number per model.
+        weights: `equal`, `size` (rows of training data of each model), one number per model, or such a list
+            for each group of layers.
         scale: Factor on the merged task vector (`task_arithmetic`, `ties`, `dare_linear`).
         iterations: Steps of `karcher`; 1 is the paper's formula.
         density: Fraction of each task vector that is kept (`ties`, `dare_linear`); one number, or one per
@@ -238,7 +239,7 @@ class Merge(Section):
 
     method: MergeMethod = "multislerp"
     space: Literal["deltas", "weights"] = "deltas"
-    weights: Literal["equal", "size"] | list[float] = "equal"
+    weights: Literal["equal", "size"] | list[float] | dict[Text, list[float]] = "equal"
     scale: float = 1.0
     iterations: int = Field(10, ge=1)
     density: Density = 0.5
@@ -304,7 +305,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _one_number_per_bag(self) -> "Recipe":
         num_bags = len(self.bags.ratios)
-        for key, values in (("weights", self.merge.weights), ("density", self.merge.density)):
+        weights = self.merge.weights
+        by_group = [("weights", values) for values in weights.values()] if isinstance(weights, dict) else []
+        for key, values in (("weights", weights), ("density", self.merge.density), *by_group):
             if isinstance(values, list) and len(values) != num_bags:
                 noun = "weights" if key == "weights" else "densities"
                 raise ValueError(

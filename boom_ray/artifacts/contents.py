@@ -104,6 +104,8 @@ class TrainingConfig(Content):
 class MergeConfig(Content):
     """A merge: settings, and per model the resolved weight and [min, mean, max] of its coefficients.
 
+    Weights may be those of groups of layers.
+
     Attributes:
         adapter_rank: Bound of the rank, if the result is an adapter.
         adapter_error: Frobenius norm of what that rank leaves out, relative to the merged task vectors.
@@ -111,7 +113,7 @@ class MergeConfig(Content):
 
     method: str
     space: Literal["deltas", "weights"]
-    weights: list[float]
+    weights: list[float] | dict[str, list[float]]
     dtype: str
     scale: float
     iterations: int

@@ -11,6 +11,7 @@ from boom_ray import storage
 from boom_ray.artifacts.tensors import create_file
 from boom_ray.merge.as_adapter import plan_adapter
 from boom_ray.merge.check_inputs import check_inputs
+from boom_ray.merge.layer_groups import Weights
 from boom_ray.merge.merge_job import GramMatrix, MergeJob, WrittenShard
 from boom_ray.merge.merge_metrics import MergeMetrics
 from boom_ray.merge.methods import METHODS
@@ -32,7 +33,7 @@ class MergeOutput:
 
     Attributes:
         directory: URI of the directory whose configuration and tokenizer the merged model gets.
-        weights: One per model, as they were used.
+        weights: One per model, or by group of layers, as they were used.
         shards: The planned files.
         sizes: Bytes of each tensor.
         written: The written files with their tensors.
@@ -41,7 +42,7 @@ class MergeOutput:
     """
 
     directory: str
-    weights: list[float]
+    weights: Weights
     shards: list[Shard]
     sizes: dict[str, int]
     written: list[WrittenShard]

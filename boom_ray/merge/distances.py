@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from boom_ray import storage
 from boom_ray.artifacts.record import DISTANCES
+from boom_ray.merge.layer_groups import layer_of
 from boom_ray.merge.merge_job import GramMatrix
-
-LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 
 
 def distances(labels: list[str], space: str, grams: dict[str, GramMatrix]) -> dict[str, Any]:
@@ -66,8 +65,8 @@ def write(report: dict[str, Any], uri: str) -> str:
 
 
 def _layer(name: str) -> str:
-    found = LAYER.search(name)
-    return f"layer {found[1]}" if found else name
+    layer = layer_of(name)
+    return name if layer is None else f"layer {layer}"
 
 
 def _in_order(name: str) -> list[tuple[int, str]]:

@@ -15,6 +15,7 @@ from boom_ray.artifacts.staging import Stage
 from boom_ray.artifacts.tensors import INDEX
 from boom_ray.merge import distances
 from boom_ray.merge.actors import MergeCoordinator, MergeOutput, MergeWorker
+from boom_ray.merge.layer_groups import weights_of
 from boom_ray.merge.merge_job import GramMatrix
 from boom_ray.merge.methods import METHODS, DirectionsCancel
 from boom_ray.merge.placement import placements
@@ -115,7 +116,10 @@ def _readable(uri: str) -> str:
 
 def _summary(settings: Merge, merged: MergeOutput) -> MergeConfig:
     """Settings for the record, with least, mean and largest coefficient of each model over all tensors."""
-    per_tensor = [coefficients_of(settings, merged.weights, gram) for gram in merged.grams.values()]
+    per_tensor = [
+        coefficients_of(settings, weights_of(merged.weights, name), gram)
+        for name, gram in merged.grams.items()
+    ]
     found = [coefficients for coefficients in per_tensor if coefficients is not None]
     ranges: list[list[float]] | None = None
     if found:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from boom_ray.artifacts.record import FileEntry, TensorEntry
 from boom_ray.artifacts.tensors import ELEMENT_BYTES, NAMES
 from boom_ray.merge.inputs import MergeInput
+from boom_ray.merge.layer_groups import Weights
 from boom_ray.merge.methods import METHODS
 from boom_ray.recipe import Merge
 
@@ -19,7 +20,7 @@ class MergeJob:
         inputs: The M models.
         base: The base model, if task vectors are merged; None if weights are.
         settings: How the models are merged.
-        weights: One per model: `settings.weights` as numbers.
+        weights: `settings.weights` as numbers.
         target: URI of the directory that the files are written to.
         grams: Gram matrices cached from an earlier merge of the same models in the same space, by tensor.
     """
@@ -27,7 +28,7 @@ class MergeJob:
     inputs: list[MergeInput]
     base: MergeInput | None
     settings: Merge
-    weights: list[float]
+    weights: Weights
     target: str
     grams: dict[str, GramMatrix] = field(default_factory=dict)
 

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from boom_ray.errors import InputError
 from boom_ray.merge.inputs import MergeInput
+from boom_ray.merge.layer_groups import Weights, check_groups
 from boom_ray.merge.methods import METHODS
 from boom_ray.recipe import Merge
 from boom_ray.recipe_file import explain
@@ -59,12 +60,24 @@ def check_settings(settings: Merge, num_models: int, base: str | None) -> None:
         )
 
 
-def resolve_weights(inputs: list[MergeInput], settings: Merge) -> list[float]:
-    """One weight per model; with sum 1 if the settings, or by default the method, normalize.
+def resolve_weights(inputs: list[MergeInput], settings: Merge) -> Weights:
+    """One weight per model, or by group of layers; with sum 1 if the settings, or the method, normalize.
 
     Raises:
-        InputError: if the number of weights is wrong, their sum is zero, or a model has no recorded rows.
+        InputError: if the number of weights is wrong, their sum is zero, a model has no recorded rows, or
+            groups do not divide the tensors.
     """
+    if not isinstance(settings.weights, dict):
+        return _resolved(inputs, settings)
+    check_groups(settings.weights, inputs[0].places)
+    return {
+        group: _resolved(inputs, settings.model_copy(update={"weights": weights}))
+        for group, weights in settings.weights.items()
+    }
+
+
+def _resolved(inputs: list[MergeInput], settings: Merge) -> list[float]:
+    assert not isinstance(settings.weights, dict)
     count = len(inputs)
     if settings.weights == "equal":
         values = [1.0] * count

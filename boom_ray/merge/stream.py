@@ -17,6 +17,7 @@ from boom_ray.errors import InputError, StorageError
 from boom_ray.merge import gram
 from boom_ray.merge.elementwise import ByGram, Combination, combination, num_scans
 from boom_ray.merge.gram import Pieces
+from boom_ray.merge.layer_groups import weights_of
 from boom_ray.merge.low_rank import Factors, row_blocks
 from boom_ray.merge.merge_job import GramMatrix, MergeJob, WrittenShard
 from boom_ray.merge.methods import DirectionsCancel, keeps_equal_tensors
@@ -77,8 +78,6 @@ class TensorMerger:
         self.readers = [TensorReader(model) for model in job.all_inputs]
         self.chunk = chunk_elements(job)
         self.work = gram.work_dtype(TORCH_DTYPES[job.dtype])
-        self.weights = torch.tensor(job.weights, dtype=torch.float64)
-        self.keeps_equal = keeps_equal_tensors(job.settings, job.weights)
         self.grams: dict[str, GramMatrix] = {}
         self.equal: set[str] = set()
 
@@ -100,7 +99,7 @@ class TensorMerger:
         if self.job.is_low_rank(name):
             yield from self._from_factors(name, 0, self.job.num_elements(name))
             return
-        method = combination(self.job.settings, self.weights, name)
+        method = combination(self.job.settings, self._weights(name), name)
         chunks = self._chunks(name)
         pieces, copied = self._scan(name, method, stream)
         for chunk in chunks:
@@ -118,7 +117,7 @@ class TensorMerger:
         products, equal = self._zeros(), True
         for _, pieces in self._slice(name, start, count):
             gram.accumulate(products, pieces, self.work)
-            equal = equal and self._is_copied(pieces)
+            equal = equal and self._is_copied(name, pieces)
         return products.tolist(), equal
 
     def merged_slice(self, name: str, start: int, count: int, equal: bool) -> Iterator[Tensor]:
@@ -126,7 +125,7 @@ class TensorMerger:
         if self.job.is_low_rank(name):
             yield from self._from_factors(name, start, count)
             return
-        method = combination(self.job.settings, self.weights, name)
+        method = combination(self.job.settings, self._weights(name), name)
         if not equal:
             self._finalize(name, method, torch.tensor(self.job.grams[name], dtype=torch.float64))
         for piece, pieces in self._slice(name, start, count):
@@ -134,7 +133,7 @@ class TensorMerger:
 
     def combined_factors(self, name: str) -> tuple[Tensor, Tensor]:
         """Factors of the merged task vector of a low-rank tensor: [out, R] and [R, in], float64."""
-        method, factors = ByGram.of(self.job.settings, self.weights), self._factors(name)
+        method, factors = ByGram.of(self.job.settings, self._weights(name)), self._factors(name)
         self.grams[name] = self._finalize(name, method, factors.gram()).tolist()
         return factors.combined(method.coefficients), factors.a
 
@@ -223,22 +222,27 @@ class TensorMerger:
             largest = max(largest, piece_bytes(self.readers, name, count))
         return PIECES_AT_A_TIME * largest
 
+    def _weights(self, name: str) -> Tensor:
+        return torch.tensor(weights_of(self.job.weights, name), dtype=torch.float64)
+
     def _zeros(self) -> Tensor:
         count = len(self.job.inputs)
         return torch.zeros(count, count, dtype=torch.float64)
 
-    def _is_copied(self, pieces: Pieces) -> bool:
+    def _is_copied(self, name: str, pieces: Pieces) -> bool:
         """Whether all models are equal in these pieces, and their merge is the same again."""
-        return self._are_equal(pieces) and self._comes_back(pieces)
+        return self._are_equal(pieces) and self._comes_back(name, pieces)
 
-    def _comes_back(self, pieces: Pieces) -> bool:
+    def _comes_back(self, name: str, pieces: Pieces) -> bool:
         """Whether equal models are their own merge; always if they equal the base: task vectors are zero.
 
         Never if they have NaN or Inf, which their Gram matrix shows: it is refused like that of one model.
         """
         if not pieces[0].isfinite().all():
             return False
-        if self.keeps_equal or not pieces[0].is_floating_point():
+        if not pieces[0].is_floating_point():
+            return True
+        if keeps_equal_tensors(self.job.settings, weights_of(self.job.weights, name)):
             return True
         return self.job.base is not None and _same_tensor(pieces[0], pieces[-1])
 
@@ -265,7 +269,7 @@ class TensorMerger:
                 if number == 0:
                     gram.accumulate(products, pieces, self.work)
                     equal = equal and self._are_equal(pieces)
-                    copied = copied and equal and self._comes_back(pieces)
+                    copied = copied and equal and self._comes_back(name, pieces)
                     _update(hashes, pieces)
                 method.scan(number, pieces, self.work, index == len(chunks) - 1)
         if not self._num_scans(name):
@@ -289,7 +293,7 @@ class TensorMerger:
                 f"tensor {name}: is not floating-point and differs between the models. Only floating-point "
                 "tensors can be merged"
             )
-        if self.work == torch.float32 and not gram.is_certain(products, self.weights):
+        if self.work == torch.float32 and not gram.is_certain(products, self._weights(name)):
             products = self._exact_products(name)
         if not products.isfinite().all():
             raise self._refuse_values(name)

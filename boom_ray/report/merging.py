@@ -11,7 +11,10 @@ from boom_ray.runs.versions import labels_of_parents
 
 @dataclass(frozen=True)
 class MergedModel:
-    """A merged model: norm, weight, and smallest, mean and largest coefficient over all tensors."""
+    """A merged model: norm, weight, and smallest, mean and largest coefficient over all tensors.
+
+    The weight is the mean over groups of layers, if they have weights of their own.
+    """
 
     label: str
     norm: float
@@ -59,12 +62,13 @@ def merging(found: RunContents) -> Merging | None:
     layers = {name: angles for name, angles in layers.items() if angles}
     across = axis([0.0, *itertools.chain(*layers.values())]) if layers else None
     coefficients: Sequence[list[float] | None] = merge.coefficients or [None] * len(labels)
+    by_group = merge.weights.values() if isinstance(merge.weights, dict) else [merge.weights]
+    weights = [sum(values) / len(values) for values in zip(*by_group, strict=True)]
     return Merging(
         method=merge.method,
         space=merge.space,
         models=[
-            MergedModel(*facts)
-            for facts in zip(labels, whole.norms, merge.weights, coefficients, strict=True)
+            MergedModel(*facts) for facts in zip(labels, whole.norms, weights, coefficients, strict=True)
         ],
         angles=_shaded(whole.angles),
         axis=across,
