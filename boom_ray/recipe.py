@@ -227,7 +227,7 @@ class Merge(Section):
             formula).
         weights: `equal`, `size` (rows of training data of each model), one number per model, or such a list
             for each group of layers.
-        scale: Factor on the merged task vector (`task_arithmetic`, `ties`, `dare_linear`).
+        scale: Factor on the merged task vector: 0 is the base model, 1 the merge; it may exceed 1.
         iterations: Steps of `karcher`; 1 is the paper's formula.
         density: Fraction of each task vector that is kept (`ties`, `dare_linear`); one number, or one per
             model.
@@ -249,18 +249,45 @@ class Merge(Section):
     dtype: SaveDtype = "bfloat16"
     execution: MergeExecution = MergeExecution()
 
+    @model_validator(mode="after")
+    def _scales_a_task_vector(self) -> "Merge":
+        if self.scale != 1 and self.space == "weights":
+            raise ValueError(
+                f"scale: got {self.scale:g}, a factor on task vectors, of which space weights has none; "
+                "allowed: 1, or space deltas with a base model"
+            )
+        return self
+
     @model_serializer(mode="wrap")
     def _without_newer_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # These are newer than published recipes: a None in the identity would change their fingerprints.
+        # These are newer than published recipes: a default in the identity would change their fingerprints.
         values: dict[str, Any] = serialize(self)
         for key in ("normalize", "adapter_rank"):
             if getattr(self, key) is None:
                 values.pop(key, None)
+        if self.scale == 1:
+            values.pop("scale_from", None)
         return values
+
+    @property
+    def origin(self) -> int | None:
+        """Index of the model that is scale 0; None for the base model."""
+        return None
 
     def densities(self, num_models: int) -> list[float]:
         """The density of each of `num_models` models."""
         return list(self.density) if isinstance(self.density, list) else [self.density] * num_models
+
+
+class UpdateMerge(Merge):
+    """The merge of an update with its parent, the first model: scale 0 is the parent instead of the base."""
+
+    scale_from: Literal["parent"] = "parent"
+
+    @property
+    def origin(self) -> int | None:
+        """See `Merge.origin`."""
+        return 0
 
 
 class Evaluate(Section):

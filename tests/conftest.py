@@ -215,17 +215,20 @@ def http_tasks(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return f"{home}/http.jsonl", f"{home}/new"
 
 
+UPDATE_SCALE = 0.8
+
+
 @pytest.fixture(scope="session")
 def finished_update(
     finished_run: FinishedRun, http_tasks: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> FinishedRun:
-    """A copy of the finished run to which `boom-ray update` added v0002."""
+    """A copy of the finished run to which `boom-ray update` added v0002, with scale `UPDATE_SCALE`."""
     rows, evaluation = http_tasks
 
     def make(home: str) -> None:
         os.mkdir(home)
         copy_run(finished_run.recipe, f"{home}/runs")
-        arguments = ["--new-data", rows, "--new-evaluation", evaluation]
+        arguments = ["--new-data", rows, "--new-evaluation", evaluation, "--scale", str(UPDATE_SCALE)]
         Path(home, "output").write_text(done("update", f"{home}/recipe.yaml", *arguments))
 
     return FinishedRun.read(made_once(tmp_path_factory, "finished_update", make))

@@ -128,6 +128,7 @@ def update(
     method: MergeMethod | None = None,
     weights: Literal["equal", "mass"] = "equal",
     flat: bool = False,
+    scale: float = 1.0,
     new_evaluation: PathLike | None = None,
     requirements: str | Mapping[str, float] = "",
     progress: ProgressCallback | None = None,
@@ -142,6 +143,7 @@ def update(
         method: Merge method; by default the recipe's.
         weights: Weights of the merge: `equal`, or `mass`, by the rows behind each model.
         flat: Merge all models that contribute, instead of the parent with the update.
+        scale: 0 is the parent, 1 the merge; it may exceed 1.
         new_evaluation: Directory of tasks for the new data.
         requirements: Publish only if `old_mean` and `new_mean` change by at least so many percent, compared
             with the parent: `"old_mean >= -0.5%, new_mean >= +1%"` or `{"old_mean": -0.5, "new_mean": 1}`.
@@ -175,6 +177,7 @@ def update(
         "method": method,
         "weights": weights,
         "flat": flat,
+        "scale": scale,
         "new_evaluation": arguments.optional_path(new_evaluation),
         "requirements": requirements if isinstance(requirements, str) else dict(requirements),
     }

@@ -40,7 +40,7 @@ def merge(
         method: Merge method.
         weights: `equal`, `size` (rows behind each model), or one number per model.
         dtype: Floating-point type of the merged model.
-        scale: Factor on the merged task vector (`task_arithmetic`, `ties`, `dare_linear`).
+        scale: Factor on the merged task vector: 0 is the base model, 1 the merge; it may exceed 1.
         iterations: Steps of `karcher`; 1 is the formula of the BOOM paper.
         density: Fraction of a task vector that is kept (`ties`, `dare_linear`); one number, or one per model.
         seed: Seed of the random choice of `dare_linear`.

@@ -107,6 +107,7 @@ class MergeConfig(Content):
     Weights may be those of groups of layers.
 
     Attributes:
+        scale_from: The model of scale 0; None for the base model.
         adapter_rank: Bound of the rank, if the result is an adapter.
         adapter_error: Frobenius norm of what that rank leaves out, relative to the merged task vectors.
     """
@@ -116,6 +117,7 @@ class MergeConfig(Content):
     weights: list[float] | dict[str, list[float]]
     dtype: str
     scale: float
+    scale_from: Literal["parent"] | None = None
     iterations: int
     density: float | list[float]
     seed: int
@@ -123,6 +125,11 @@ class MergeConfig(Content):
     adapter_rank: int | None = None
     adapter_error: float | None = None
     coefficients: list[list[float]] | None = None
+
+    def __str__(self) -> str:
+        """Method and space, and the scale if it is not 1."""
+        origin = f" from the {self.scale_from}" if self.scale_from else ""
+        return f"{self.method}, {self.space}" + ("" if self.scale == 1 else f", scale {self.scale:g}{origin}")
 
 
 class UpdateConfig(Content):

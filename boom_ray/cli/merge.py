@@ -33,7 +33,7 @@ def _weights(context: click.Context, parameter: click.Parameter, value: str) -> 
     help="Merge task vectors from this base model instead of the weights.",
 )
 @click.option("--dtype", type=click.Choice(get_args(SaveDtype)), default="bfloat16", show_default=True)
-@click.option("--scale", default=1.0, help="Factor on the task vector: task_arithmetic, ties, dare_linear.")
+@click.option("--scale", default=1.0, help="Factor on the merged task vector.")
 @click.option(
     "--iterations", default=10, type=click.IntRange(min=1), help="Steps of karcher; 1 is the paper's formula."
 )

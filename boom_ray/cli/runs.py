@@ -138,6 +138,12 @@ def train(recipe: str, bag: int | None, storage_uri: str | None) -> None:
     "--flat", is_flag=True, help="Merge all contributing models instead of the parent and the update."
 )
 @click.option(
+    "--scale",
+    default=1.0,
+    show_default=True,
+    help="Strength of the update: 0 is the parent, 1 the merge; it may exceed 1.",
+)
+@click.option(
     "--require",
     "requirements",
     default="",

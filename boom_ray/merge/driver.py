@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import ray
-from numpy.typing import NDArray
 
 from boom_ray import storage
 from boom_ray.artifacts.contents import MergeConfig
@@ -17,7 +16,7 @@ from boom_ray.merge import distances
 from boom_ray.merge.actors import MergeCoordinator, MergeOutput, MergeWorker
 from boom_ray.merge.layer_groups import weights_of
 from boom_ray.merge.merge_job import GramMatrix
-from boom_ray.merge.methods import METHODS, DirectionsCancel
+from boom_ray.merge.methods import METHODS, Array, DirectionsCancel, coefficients_of
 from boom_ray.merge.placement import placements
 from boom_ray.merge.settings import check_settings
 from boom_ray.merge.shards import index_json
@@ -117,7 +116,7 @@ def _readable(uri: str) -> str:
 def _summary(settings: Merge, merged: MergeOutput) -> MergeConfig:
     """Settings for the record, with least, mean and largest coefficient of each model over all tensors."""
     per_tensor = [
-        coefficients_of(settings, weights_of(merged.weights, name), gram)
+        recorded_coefficients(settings, weights_of(merged.weights, name), gram)
         for name, gram in merged.grams.items()
     ]
     found = [coefficients for coefficients in per_tensor if coefficients is not None]
@@ -127,7 +126,11 @@ def _summary(settings: Merge, merged: MergeOutput) -> MergeConfig:
         ranges = [[float(f"{value:.6g}") for value in values] for values in stacked]
     recorded = {key: getattr(settings, key) for key in RECORDED}
     return MergeConfig(
-        **recorded, weights=merged.weights, coefficients=ranges, adapter_error=_adapter_error(merged)
+        **recorded,
+        scale_from=None if settings.origin is None else "parent",
+        weights=merged.weights,
+        coefficients=ranges,
+        adapter_error=_adapter_error(merged),
     )
 
 
@@ -140,14 +143,13 @@ def _adapter_error(merged: MergeOutput) -> float | None:
     return float(np.sqrt(error / norm)) if norm else 0.0
 
 
-def coefficients_of(settings: Merge, weights: list[float], gram: GramMatrix) -> NDArray[np.float64] | None:
+def recorded_coefficients(settings: Merge, weights: list[float], gram: GramMatrix) -> Array | None:
     """The coefficients of one tensor; None if a model has norm zero in it, or the method has none."""
-    method = METHODS[settings.method].coefficients
     products = np.array(gram)
-    if method is None or not products.diagonal().all():
+    if METHODS[settings.method].coefficients is None or not products.diagonal().all():
         return None
     try:
-        return method(products, np.array(weights), settings)
+        return coefficients_of(settings, np.array(weights), products)
     except DirectionsCancel:
         return None
 

@@ -12,7 +12,7 @@ import xxhash
 from torch import Tensor
 
 from boom_ray.merge.gram import BLOCK, Pieces, blocks, combine
-from boom_ray.merge.methods import METHODS, Coefficients, Method
+from boom_ray.merge.methods import METHODS, Method, coefficients_of
 from boom_ray.recipe import Merge
 
 FINE_BITS = 15  # of the 31 bits of a float32 magnitude; the first histogram counts the other 16
@@ -43,7 +43,7 @@ def combination(settings: Merge, weights: Tensor, name: str) -> Combination:
     """
     method = METHODS[settings.method]
     if method.coefficients is not None:
-        return ByGram.of(settings, weights)
+        return ByGram(weights, settings)
     return _class_of(method)(weights, settings, name)
 
 
@@ -61,16 +61,9 @@ class ByGram:
 
     num_scans = 1
 
-    def __init__(self, method: Coefficients, weights: Tensor, settings: Merge) -> None:
-        self.method, self.weights, self.settings = method, weights, settings
+    def __init__(self, weights: Tensor, settings: Merge) -> None:
+        self.weights, self.settings = weights, settings
         self.coefficients = weights
-
-    @classmethod
-    def of(cls, settings: Merge, weights: Tensor) -> "ByGram":
-        """The method that settings name."""
-        method = METHODS[settings.method].coefficients
-        assert method is not None, f"{settings.method} has no coefficients"
-        return cls(method, weights, settings)
 
     def scan(self, number: int, pieces: Pieces, work: torch.dtype, is_last: bool) -> None:
         """Needs only the Gram matrix."""
@@ -78,7 +71,7 @@ class ByGram:
     def finalize(self, products: Tensor) -> None:
         """Compute the coefficients; raises what the method raises."""
         self.coefficients = torch.from_numpy(
-            self.method(products.numpy(), self.weights.numpy(), self.settings)
+            coefficients_of(self.settings, self.weights.numpy(), products.numpy())
         )
 
     def combined(self, pieces: Pieces, start: int, work: torch.dtype, output: torch.dtype) -> Tensor:
@@ -91,7 +84,7 @@ class Ties:
 
     Each task vector keeps its `density` largest magnitudes, and all that equal the smallest of those. The
     sign of an element is the sign of the weighted sum. The result is the weighted mean of the values with
-    that sign, times `scale`.
+    that sign.
     """
 
     num_scans = 2
@@ -143,7 +136,7 @@ class Ties:
             if self.settings.normalize is not False:
                 divisor = (agrees * weights).sum(dim=0)
                 mean /= torch.where(divisor == 0, 1.0, divisor)
-            result[begin : begin + BLOCK] = block[-1] + self.settings.scale * mean
+            result[begin : begin + BLOCK] = _scaled(block, mean, self.settings)
         return result
 
 
@@ -169,11 +162,11 @@ class DareLinear:
         """The sum of the thinned task vectors, added to the base."""
         assert start % BLOCK == 0  # blocks are the unit of the random choice
         result = torch.empty(len(pieces[0]), dtype=output)
-        factors = (self.settings.scale * self.weights / self._densities).to(work)
+        factors = (self.weights / self._densities).to(work)
         for begin, block in blocks(pieces, work, centred=True):
             position, count = start + begin, block.shape[1]
             kept = torch.stack([self._kept(model, position, count) for model in range(len(factors))])
-            result[begin : begin + BLOCK] = block[-1] + factors @ (block[:-1] * kept)
+            result[begin : begin + BLOCK] = _scaled(block, factors @ (block[:-1] * kept), self.settings)
         return result
 
     def _kept(self, model: int, start: int, count: int) -> Tensor:
@@ -181,6 +174,17 @@ class DareLinear:
         key = f"{self.settings.seed}/{self.name}/{model}/{start // BLOCK}"
         generator = torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(key.encode()) >> 1)
         return torch.rand(BLOCK, generator=generator)[:count] < self._densities[model]
+
+
+def _scaled(block: Tensor, merged: Tensor, settings: Merge) -> Tensor:
+    """The merged weights, [n]: `scale` of the merged task vector, and the rest of that of scale 0.
+
+    Args:
+        block: [M + 1, n] task vectors, and the base.
+        merged: [n] the merged task vector.
+    """
+    result = block[-1] + settings.scale * merged
+    return result if settings.origin is None else result + (1 - settings.scale) * block[settings.origin]
 
 
 def _magnitude_bits(values: Tensor) -> Tensor:

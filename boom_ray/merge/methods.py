@@ -6,6 +6,8 @@ vectors whose combination is added to the base model. Below, n_i = ||W_i||, u_i 
 sum 1 unless stated otherwise. An input of norm zero has no direction and contributes nothing to a mean
 direction.
 
+`coefficients_of` multiplies the result of every method by `Merge.scale`.
+
 Methods that decide element by element are in `boom_ray.merge.elementwise`. All methods are in `METHODS`,
 under the names that `boom_ray.recipe.MergeMethod` allows.
 """
@@ -66,20 +68,42 @@ METHODS: dict[str, Method] = {
 }
 
 
+def coefficients_of(settings: Merge, weights: Array, gram: Array) -> Array:
+    """Coefficients of the scaled merge: scale * c_i, plus 1 - scale for the model that is scale 0, if any.
+
+    Args:
+        settings: Of a method with coefficients.
+
+    Returns:
+        [M] float64.
+
+    Raises:
+        DirectionsCancel: as the method does.
+    """
+    method = METHODS[settings.method].coefficients
+    assert method is not None
+    found = settings.scale * method(gram, weights, settings)
+    if settings.origin is not None:
+        found[settings.origin] += 1 - settings.scale
+    return found
+
+
 def keeps_equal_tensors(settings: Merge, weights: list[float]) -> bool:
     """Whether a tensor that is equal in all models is its own merge.
 
-    It is not where weights that are not normalized sum to another number than 1 (`task_arithmetic`, by
-    default), or where elements are dropped: then the tensor is merged like any other.
+    It is not where coefficients sum to another number than 1, because weights are not normalized
+    (`task_arithmetic`, by default) or scaled, or where elements are dropped: then the tensor is merged like
+    any other.
     """
     method = METHODS[settings.method]
     if method.coefficients is None:
         normalized = method.divides_by_weights and settings.normalize is not False
         total = settings.scale * (1.0 if normalized else math.fsum(weights))
+        total += 0.0 if settings.origin is None else 1 - settings.scale
         return min(settings.densities(len(weights))) == 1 and math.isclose(total, 1)
     try:
         same = np.ones((len(weights), len(weights)))
-        return math.isclose(float(method.coefficients(same, np.array(weights), settings).sum()), 1)
+        return math.isclose(float(coefficients_of(settings, np.array(weights), same).sum()), 1)
     except DirectionsCancel:
         return False
 
@@ -102,8 +126,8 @@ def linear(gram: Array, weights: Array, settings: Merge) -> Array:
 
 @merge_method(needs_base=True, normalizes=False)
 def task_arithmetic(gram: Array, weights: Array, settings: Merge) -> Array:
-    """Sum of task vectors: c_i = scale * w_i, weights not normalized (arXiv 2212.04089)."""
-    return settings.scale * weights
+    """Sum of task vectors: c_i = w_i, weights not normalized (arXiv 2212.04089)."""
+    return weights
 
 
 @merge_method()

@@ -133,7 +133,7 @@ class TensorMerger:
 
     def combined_factors(self, name: str) -> tuple[Tensor, Tensor]:
         """Factors of the merged task vector of a low-rank tensor: [out, R] and [R, in], float64."""
-        method, factors = ByGram.of(self.job.settings, self._weights(name)), self._factors(name)
+        method, factors = ByGram(self._weights(name), self.job.settings), self._factors(name)
         self.grams[name] = self._finalize(name, method, factors.gram()).tolist()
         return factors.combined(method.coefficients), factors.a
 

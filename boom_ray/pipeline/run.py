@@ -18,6 +18,7 @@ from boom_ray.evaluation import compare, tables
 from boom_ray.evaluation.measure import find_tasks, measure, scores_of
 from boom_ray.evaluation.protocol import EvaluationProtocol, Measurements, Subject
 from boom_ray.merge.driver import merge_into
+from boom_ray.merge.settings import check_settings
 from boom_ray.pipeline.publish import Publication, publish, self_test_of
 from boom_ray.pipeline.training import baseline_name, prepare_and_train
 from boom_ray.recipe import Recipe
@@ -89,6 +90,7 @@ def _check(recipe: Recipe, baseline: bool) -> None:
         )
     if baseline and not recipe.evaluate.data:
         raise InputError("a baseline is compared on evaluation tasks: set evaluate.data in the recipe")
+    check_settings(recipe.merge, len(recipe.bags.ratios), recipe.base_model.path)
 
 
 def _merge_and_publish(recipe: Recipe, models: list[str], stage: Stage, driver: Driver) -> ModelRecord:

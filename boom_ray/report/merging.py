@@ -41,6 +41,7 @@ class Merging:
     """
 
     method: str
+    scale: float
     space: str
     models: list[MergedModel]
     angles: list[list[tuple[float, int] | None]]
@@ -66,6 +67,7 @@ def merging(found: RunContents) -> Merging | None:
     weights = [sum(values) / len(values) for values in zip(*by_group, strict=True)]
     return Merging(
         method=merge.method,
+        scale=merge.scale,
         space=merge.space,
         models=[
             MergedModel(*facts) for facts in zip(labels, whole.norms, weights, coefficients, strict=True)

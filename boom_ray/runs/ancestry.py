@@ -6,6 +6,7 @@ from rich.tree import Tree
 
 from boom_ray import artifacts, storage
 from boom_ray.artifacts import AnyRecord, ModelRecord, Parent, Record
+from boom_ray.artifacts.contents import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,13 @@ def _branch(ancestor: Ancestor, branch: Tree) -> Tree:
 
 def _title(record: Record) -> str:
     seed = "" if record.seed is None else f", seed {record.seed}"
-    rows = f", {record.config.rows:,} rows" if isinstance(record, ModelRecord) and record.config.rows else ""
+    config = record.config if isinstance(record, ModelRecord) else ModelConfig()
+    merge = f", {config.merge}" if config.merge else ""
+    rows = f", {config.rows:,} rows" if config.rows else ""
     made = f"boom-ray {record.code_version}, {record.created}"
-    return f"{record.kind} {record.name} {record.version}{rows}{seed} [dim]{record.digest}, {made}[/dim]"
+    return (
+        f"{record.kind} {record.name} {record.version}{merge}{rows}{seed} [dim]{record.digest}, {made}[/dim]"
+    )
 
 
 def artifacts_below(root: str) -> dict[str, AnyRecord]:

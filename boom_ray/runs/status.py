@@ -186,7 +186,7 @@ def _parts(
         ]
     if published:
         merge = published.config.merge
-        parts.append(_done("merge", f"{merge.method}, {merge.space}" if merge else ""))
+        parts.append(_done("merge", str(merge or "")))
         means = versions.means_of(published)
         parts += [_done("evaluation", f"mean score {means}")] if means != "-" else []
     else:

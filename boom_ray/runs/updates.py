@@ -4,12 +4,20 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from boom_ray import artifacts, recipe_file, storage
 from boom_ray.data.rows import data_files
 from boom_ray.errors import InputError, StorageError
-from boom_ray.recipe import Merge, MergeMethod, Recipe, Task, identity
+from boom_ray.recipe import Merge, MergeMethod, Recipe, Task, UpdateMerge, identity
 from boom_ray.runs import versions
 from boom_ray.runs.layout import Layout
 
@@ -27,6 +35,8 @@ class UpdateRequest(BaseModel):
         method: Merge method; None for the recipe's.
         weights: `equal` (the paper) or `mass`, by the rows behind each model.
         flat: Merge all models that contribute, instead of the parent with the update.
+        scale: 0 is the parent, 1 the merge of parent and update; may exceed 1. A flat merge has the scale of
+            the recipe.
         new_evaluation: Directory of tasks for the new data.
         requirements: Least relative change of a mean compared with the parent, in percent, by its name.
     """
@@ -39,6 +49,7 @@ class UpdateRequest(BaseModel):
     method: MergeMethod | None = None
     weights: Literal["equal", "mass"] = "equal"
     flat: bool = False
+    scale: float = 1.0
     new_evaluation: str | None = None
     requirements: dict[Literal["old_mean", "new_mean"], float] = {}
 
@@ -47,11 +58,24 @@ class UpdateRequest(BaseModel):
     def _parse_text(cls, value: object) -> object:
         return parse_requirements(value) if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _has_a_parent_to_scale_from(self) -> "UpdateRequest":
+        if self.flat and self.scale != 1:
+            raise ValueError(
+                f"scale: got {self.scale:g} with flat, which does not merge the parent; allowed: 1"
+            )
+        return self
+
     def merge(self, recipe: Recipe) -> Merge:
-        """Settings of the merge of the update."""
+        """Settings of the merge of the update.
+
+        The scale of the recipe is in the parent already: merged with its update, it is not applied again.
+        """
         method = self.method or recipe.merge.method
-        weights = {"equal": "equal", "mass": "size"}[self.weights]
-        return recipe.merge.model_copy(update={"method": method, "weights": weights})
+        changes = {"method": method, "weights": {"equal": "equal", "mass": "size"}[self.weights]}
+        if self.flat:
+            return recipe.merge.model_copy(update=changes)
+        return UpdateMerge.model_validate(recipe.merge.model_dump() | changes | {"scale": self.scale})
 
 
 class StoredRequest(BaseModel):

@@ -41,7 +41,9 @@ def textbook(
     origin = torch.zeros((), dtype=torch.float64) if base is None else base.double()
     deltas = [(tensor.double() - origin).flatten() for tensor in tensors]
     formula: Any = globals()[f"_{method}"]
-    merged: Tensor = formula(deltas, list(weights), settings)
+    merged: Tensor = settings.scale * formula(deltas, list(weights), settings)
+    if settings.origin is not None:
+        merged = merged + (1 - settings.scale) * deltas[settings.origin]
     return merged.view(tensors[0].shape) + origin
 
 
@@ -54,7 +56,7 @@ def _linear(deltas: list[Tensor], weights: list[float], settings: Merge) -> Tens
 
 
 def _task_arithmetic(deltas: list[Tensor], weights: list[float], settings: Merge) -> Tensor:
-    return settings.scale * _sum(weights, deltas)
+    return _sum(weights, deltas)
 
 
 def _directions(deltas: list[Tensor], weights: list[float]) -> tuple[list[Tensor], list[float], float]:
@@ -132,7 +134,7 @@ def _ties(deltas: list[Tensor], weights: list[float], settings: Merge) -> Tensor
     sign = torch.where(stacked.sum(0) >= 0, 1.0, -1.0)
     agrees = stacked.sign() == sign
     total = (agrees * torch.tensor(weights, dtype=torch.float64)[:, None]).sum(0)
-    return settings.scale * (stacked * agrees).sum(0) / torch.where(total == 0, 1.0, total)
+    return (stacked * agrees).sum(0) / torch.where(total == 0, 1.0, total)
 
 
 def ours(

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from boom_ray.errors import InputError
-from boom_ray.merge.methods import METHODS
-from boom_ray.recipe import Merge
+from boom_ray.merge.methods import METHODS, keeps_equal_tensors
+from boom_ray.recipe import Merge, UpdateMerge
 from tests.merge.oracle import EXACT_METHODS, FLOOR, SMALL, ours, textbook
 
 SETTINGS = Merge(scale=0.7, iterations=3, density=0.4)
@@ -97,6 +97,27 @@ def test_equal_tensors_are_merged_by_the_formula_and_frozen_ones_copied(method):
     assert torch.equal(ours(method, [base] * count, weights, base, torch.float32, SETTINGS), base)
     if method not in ("ties", "task_arithmetic"):
         assert torch.equal(ours(method, [moved] * count, [1 / count] * count, base, torch.float32), moved)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_scales_lead_from_the_base_or_the_parent_through_the_merge_and_beyond(method):
+    generator = torch.Generator().manual_seed(8)
+    base = torch.randn(5000, generator=generator)
+    tensors = [base + 0.1 * torch.randn(5000, generator=generator) for _ in range(count_for(method))]
+    weights = WEIGHTS[len(tensors)]
+    merged = ours(method, tensors, weights, base, torch.float32, Merge(density=0.4)).double()
+    for kind, origin in ((Merge, base), (UpdateMerge, tensors[0])):
+        for scale in (-0.5, 0.0, 1.0, 1.5):
+            settings = kind(scale=scale, density=0.4)
+            scaled = ours(method, tensors, weights, base, torch.float32, settings).double()
+            expected = origin.double() + scale * (merged - origin.double())
+            assert torch.allclose(scaled, expected, rtol=1e-6, atol=1e-7), (kind, scale)
+    frozen = [tensors[0]] * len(tensors)
+    if keeps_equal_tensors(Merge(method=method, density=1.0), weights):
+        assert torch.equal(
+            ours(method, frozen, weights, base, torch.bfloat16, UpdateMerge(scale=2, density=1)),
+            tensors[0].bfloat16(),
+        )
 
 
 @pytest.mark.parametrize("method", ["multislerp", "karcher"])

@@ -17,7 +17,7 @@ from boom_ray.merge.inputs import MergeInput
 from boom_ray.merge.mergekit import PARAMETERS
 from boom_ray.merge.methods import METHODS
 from boom_ray.merge.settings import check_settings, merge_settings, resolve_weights
-from boom_ray.recipe import Merge, MergeMethod, identity
+from boom_ray.recipe import Merge, MergeMethod, UpdateMerge, identity
 
 
 def test_every_method_of_the_recipe_is_registered():
@@ -46,6 +46,13 @@ def test_the_identity_of_published_settings_is_stable(settings, digest):
 def test_normalize_is_part_of_the_identity_once_it_is_set():
     assert "normalize" not in identity(Merge()) and identity(Merge(normalize=False))["normalize"] is False
     assert Merge.model_validate(Merge(normalize=True, density=[0.1, 1]).model_dump()).normalize is True
+
+
+def test_a_scale_from_the_parent_is_part_of_the_identity_and_one_of_weights_is_refused():
+    assert identity(UpdateMerge()) == identity(Merge())
+    assert identity(UpdateMerge(scale=0.5)) == identity(Merge(scale=0.5)) | {"scale_from": "parent"}
+    with pytest.raises(InputError, match=r"scale: got 0\.5.*\n?.*space deltas"):
+        merge_settings(scale=0.5, space="weights")
 
 
 def test_all_invalid_values_are_listed_at_once():

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 from pydantic import ValidationError
 
@@ -21,14 +22,16 @@ from boom_ray.pipeline.reproduce import reproduce
 from boom_ray.pipeline.update import measure
 from boom_ray.pipeline.update.cost import cost
 from boom_ray.pipeline.update.make import update
-from boom_ray.recipe import Recipe, Task
+from boom_ray.recipe import Merge, Recipe, Task, UpdateMerge
 from boom_ray.report.collect import collect
 from boom_ray.report.render import page
 from boom_ray.runs import status, updates, versions
 from boom_ray.runs.layout import Layout
 from boom_ray.runs.updates import UpdateRequest, parse_requirements, read_tasks
 from tests import texts
-from tests.conftest import copy_run, done
+from tests.conftest import UPDATE_SCALE, copy_run, done
+from tests.merge.oracle import textbook
+from tests.merge.test_actors import tensors_of
 from tests.pages import Reader
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -41,7 +44,8 @@ def new_rows(path: Any, package: str) -> str:
 
 
 def wanted(parent: str | None, tasks: list[Task], **settings: Any) -> UpdateRequest:
-    return UpdateRequest(parent=parent, tasks=tasks, **settings)
+    scale = 1.0 if settings.get("flat") else UPDATE_SCALE
+    return UpdateRequest(parent=parent, tasks=tasks, **{"scale": scale} | settings)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +94,16 @@ def test_an_update_makes_a_child_that_names_its_parent_and_can_be_made_again(run
     assert small.config.rows == sum(core.values()) + 24
     assert set(child.metrics.update.change) == {"old_mean", "new_mean"}
     assert child.self_test == pytest.approx(self_test.compute(child_uri), abs=1e-5) != parent.self_test
+
+    merge = child.config.merge
+    assert (merge.scale, merge.scale_from) == (UPDATE_SCALE, "parent") and merge.dtype == "float32"
+    paths = (f"{recipe.root}/{path}" for path in ("models/v0001", "updates/v0002/models/bag-1"))
+    inputs, base = [tensors_of(path) for path in paths], tensors_of(recipe.base_model.path)
+    for name, tensor in tensors_of(child_uri).items():
+        origin = base.get(name, base.get(f"model.{name}"))
+        models = [model[name] for model in inputs]
+        expected = textbook(merge.method, models, [0.5, 0.5], origin, UpdateMerge(scale=UPDATE_SCALE))
+        assert torch.allclose(tensor.double(), expected, rtol=1e-6, atol=1e-9), name
 
     request = wanted("v0001", read_tasks(rows), new_evaluation=evaluation)
     assert update(recipe, request).model == child_uri, "the same request is the same child"
@@ -141,6 +155,7 @@ def test_a_request_without_a_parent_resumes_or_starts_from_the_current_version(r
         wanted("v0002", read_tasks(rows)),
         wanted(None, read_tasks(rows), method="linear"),
         wanted(None, read_tasks(rows), core_percent=30),
+        wanted(None, read_tasks(rows), scale=0.7),
         wanted(None, other),
     ):
         assert updates.find(recipe, request) is None
@@ -220,6 +235,11 @@ def test_impossible_requests_are_refused_before_training(run, child, tmp_path):
     ]
     with pytest.raises(ValidationError, match="method"):
         wanted("v0001", tasks, method="mean")
+    with pytest.raises(ValidationError, match=r"scale: got 0\.7 with flat"):
+        wanted("v0001", tasks, flat=True, scale=0.7)
+    doubled = recipe.model_copy(update={"merge": Merge(scale=2)})
+    assert wanted("v0001", tasks, flat=True).merge(doubled) == Merge(scale=2)
+    assert wanted("v0001", tasks, scale=1).merge(doubled).scale == 1
     before = sorted(os.listdir(f"{recipe.root}/updates"))
     for used, request, message in refusals:
         with pytest.raises(BoomError, match=message):
@@ -292,6 +312,7 @@ def test_versions_are_listed_compared_drawn_and_rolled_back(run, child):
     shown = capture.get()
     assert "v0001" in shown and "v0002  (current)" in shown and "bag-1" in shown
     assert "2 tasks" in shown and "+http" in shown and "v0001, update of v0002" in shown
+    assert f"scale {UPDATE_SCALE} from the parent" in shown
     corpus = artifacts.read_record(f"{recipe.root}/corpus")
     assert corpus.digest in shown and f"seed {recipe.train.seed}" in shown
     different = done("models", "diff", f"{recipe.root}/models/v0001", child)

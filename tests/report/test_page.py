@@ -30,7 +30,7 @@ from boom_ray.evaluation import compare
 from boom_ray.evaluation.measure import scores_of
 from boom_ray.evaluation.protocol import Measurement
 from boom_ray.merge import distances, gram
-from boom_ray.merge.driver import coefficients_of
+from boom_ray.merge.driver import recorded_coefficients
 from boom_ray.recipe import Bags, BaseModelSource, Data, Evaluate, Merge, Recipe, Task
 from boom_ray.report.collect import collect
 from boom_ray.report.render import page, write
@@ -145,7 +145,7 @@ class StoredRun:
             sums = torch.zeros(number, number, dtype=torch.float64)
             gram.accumulate(sums, [piece[key].flatten() for piece in [*pieces, self.base]], torch.float64)
             products[key] = sums.tolist()
-        found = np.array([coefficients_of(settings, weights, sums) for sums in products.values()])
+        found = np.array([recorded_coefficients(settings, weights, sums) for sums in products.values()])
         ranges = np.stack([found.min(0), found.mean(0), found.max(0)], axis=1).tolist()
         merged = self.weights(like) if like else {k: sum(p[k] for p in pieces) / number for k in self.base}
         config = MergeConfig(
