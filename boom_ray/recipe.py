@@ -4,6 +4,7 @@ Every setting that changes the weights is part of a recipe's identity. Settings 
 in the `execution` sections, in `storage` and in paths, and never enter a fingerprint.
 """
 
+import difflib
 import os
 from typing import Annotated, Any, Literal
 
@@ -49,8 +50,8 @@ PRESETS: dict[str, tuple[list[float], bool]] = {
     "{60,60,60}": ([60, 60, 60], False),
     "{50}-and-rest": ([50, 50], True),
 }
-
-
+#: Settings of a bag that can be null, as in `train`: no limit, no adapters.
+MAY_BE_NULL = {"max_steps", "lora"}
 #: A published model has a prompt for each task, and these.
 RESERVED_PROMPTS = {"query", "document", "passage", "corpus"}
 
@@ -128,15 +129,103 @@ class Data(Section):
         return self.document_template and self.document_template.removesuffix("{document}")
 
 
+class Lora(Section):
+    """Low-rank adapters (arXiv 2106.09685), trained and published in place of the whole weights.
+
+    Attributes:
+        targets: Names of the linear layers that get an adapter, or `all-linear`.
+    """
+
+    rank: int = Field(32, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    targets: list[Text] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1
+    )
+
+
+class Bag(Section):
+    """One bag: its sample of the tasks, and settings that replace those of the recipe's `train`.
+
+    In a recipe, a bag without settings of its own is a number, its ratio.
+
+    Attributes:
+        ratio: Percentage of every task.
+        tasks: Percentages of single tasks by name, instead of `ratio`; 0 leaves a task out.
+        lora: As in `train`; null to train all weights where the recipe trains adapters.
+        max_steps: As in `train`; null for no limit where the recipe has one.
+    """
+
+    ratio: float = Field(gt=0, le=100)
+    tasks: dict[str, Annotated[float, Field(ge=0, le=100)]] = Field(default_factory=dict)
+    epochs: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, gt=0)
+    lora: Lora | None = None
+    learning_rate: float | None = Field(None, gt=0)
+    seed: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number(cls, values: Any) -> Any:
+        return values if isinstance(values, dict | Bag) else {"ratio": values}
+
+    @model_validator(mode="after")
+    def _has_values(self) -> "Bag":
+        for key in sorted(self.model_fields_set - MAY_BE_NULL):
+            if getattr(self, key) is None:
+                raise ValueError(f"{key} has no value; leave it out for that of the recipe")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, serialize: SerializerFunctionWrapHandler) -> float | dict[str, Any]:
+        # A bag without settings of its own stays a number: fingerprints of published recipes depend on it.
+        values: dict[str, Any] = serialize(self)
+        own = {key: value for key, value in values.items() if key in self.model_fields_set}
+        return self.ratio if self.is_plain else own
+
+    def ratio_of(self, task: str) -> float:
+        """Percentage of a task."""
+        return self.tasks.get(task, self.ratio)
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The settings of `train` that the bag has of its own, by key."""
+        keys = [key for key in type(self).model_fields if key not in ("ratio", "tasks")]
+        return {key: getattr(self, key) for key in keys if key in self.model_fields_set}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the bag is a number in a recipe, without settings of its own."""
+        return not self.tasks and not self.training
+
+    @property
+    def sample(self) -> "Bag":
+        """The bag without settings of training: all that its rows depend on."""
+        return Bag(ratio=self.ratio, tasks=self.tasks)
+
+    def describe(self) -> str:
+        """The bag in words: `60 % of every task, 20 % of web, learning_rate 6e-05`."""
+        parts = [f"{self.ratio:g} % of every task"]
+        parts += [f"{ratio:g} % of {task}" for task, ratio in self.tasks.items()]
+        parts += [f"{key} {_in_words(value)}" for key, value in self.training.items()]
+        return ", ".join(parts)
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, Lora):
+        return f"of rank {value.rank}"
+    return "none" if value is None else f"{value:g}"
+
+
 class Bags(Section):
     """The bags: percentages of every task, sampled without replacement.
 
     Attributes:
-        ratios: One percentage per bag, or the name of one of `PRESETS`.
+        ratios: One entry per bag, a percentage or a `Bag`; or the name of one of `PRESETS`.
         partition: Make the bags disjoint instead of independent of each other.
     """
 
-    ratios: list[Annotated[float, Field(gt=0, le=100)]] = Field(min_length=1)
+    ratios: list[Bag] = Field(min_length=1)
     partition: bool = False
     seed: int = 42
 
@@ -154,25 +243,20 @@ class Bags(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "Bags":
-        if self.partition and sum(self.ratios) > 100:
-            raise ValueError(
-                f"disjoint bags cannot hold {sum(self.ratios):g} % of the corpus; lower the ratios"
-            )
+        if not self.partition:
+            return self
+        wholes = {"the corpus": sum(bag.ratio for bag in self.ratios)}
+        named = sorted({task for bag in self.ratios for task in bag.tasks})
+        wholes |= {f"task {task}": sum(bag.ratio_of(task) for bag in self.ratios) for task in named}
+        for name, whole in wholes.items():
+            if whole > 100:
+                raise ValueError(f"disjoint bags cannot hold {whole:g} % of {name}; lower the ratios")
         return self
 
-
-class Lora(Section):
-    """Low-rank adapters (arXiv 2106.09685), trained and published in place of the whole weights.
-
-    Attributes:
-        targets: Names of the linear layers that get an adapter, or `all-linear`.
-    """
-
-    rank: int = Field(32, ge=1)
-    alpha: float = Field(32.0, gt=0)
-    targets: list[Text] = Field(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1
-    )
+    @property
+    def samples(self) -> "Bags":
+        """The bags without settings of training: all that their rows depend on."""
+        return self.model_copy(update={"ratios": [bag.sample for bag in self.ratios]})
 
 
 class Train(Section):
@@ -324,7 +408,7 @@ class Recipe(Section):
         BaseModelSource, BeforeValidator(lambda value: {"path": value} if isinstance(value, str) else value)
     ]
     data: Data
-    bags: Bags = Bags(ratios=PRESETS["{20,40,60,80,100}"][0])
+    bags: Bags = Bags(ratios=[Bag(ratio=ratio) for ratio in PRESETS["{20,40,60,80,100}"][0]])
     train: Train = Train()
     merge: Merge = Merge()
     evaluate: Evaluate = Evaluate()
@@ -344,11 +428,26 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _merges_adapters_into_one(self) -> "Recipe":
-        if self.merge.adapter_rank and (not self.train.lora or self.merge.space == "weights"):
+        trains = [self.train, *map(self.train_of, range(len(self.bags.ratios)))]
+        if self.merge.adapter_rank and (
+            not all(train.lora for train in trains) or self.merge.space == "weights"
+        ):
             raise ValueError(
                 "merge.adapter_rank: only task vectors of adapters can be merged into an adapter; set "
-                "train.lora and merge.space deltas, or leave adapter_rank out"
+                "train.lora, in no bag to null, and merge.space deltas, or leave adapter_rank out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _bags_of_known_tasks(self) -> "Recipe":
+        names = [task.name for task in self.data.tasks]
+        for index, bag in enumerate(self.bags.ratios):
+            for name in sorted(bag.tasks.keys() - set(names)):
+                nearest = difflib.get_close_matches(name, names, n=1)
+                hint = f"did you mean {nearest[0]!r}?" if nearest else f"allowed: {', '.join(names)}"
+                raise ValueError(f"bags.ratios.{index}.tasks: no task {name!r}; {hint}")
+            if not any(map(bag.ratio_of, names)):
+                raise ValueError(f"bags.ratios.{index}.tasks: 0 % of every task; a bag holds one or more")
         return self
 
     @classmethod
@@ -376,6 +475,10 @@ class Recipe(Section):
             return cls.model_validate(recipe_file.expand(values, path), context=context)
         except ValidationError as error:
             raise InputError.of(recipe_file.explain(error, cls), f"{path}: not a valid recipe:") from None
+
+    def train_of(self, index: int) -> Train:
+        """The settings of one bag's training: those of the recipe, replaced by the bag's own."""
+        return self.train.model_copy(update=self.bags.ratios[index].training)
 
     @property
     def root(self) -> str:

@@ -7,10 +7,11 @@ import yaml
 
 from boom_ray import recipe
 from boom_ray.errors import InputError, NotFoundError
-from boom_ray.recipe import Recipe
+from boom_ray.recipe import Lora, Recipe
 from boom_ray.recipe_fields import Section
 from boom_ray.runs.updates import UpdateRequest
 
+OWN = {"ratio": 50}
 VALUES = {"name": "x", "base_model": "base", "data": {"tasks": [{"name": "a", "path": "a.jsonl"}]}}
 
 
@@ -57,8 +58,17 @@ def load(tmp_path, **sections):
         ),
         ({"base_model": "\ud800"}, "a path must be valid Unicode"),
         ({"evaluate": {"data": "a\0b"}}, "a path cannot contain a null character"),
-        ({"bags": {"ratios": [120]}}, "bags.ratios.0: Input should be less than or equal to 100"),
+        ({"bags": {"ratios": [120]}}, "bags.ratios.0.ratio: Input should be less than or equal to 100"),
         ({"bags": {"ratios": [60, 60], "partition": True}}, "disjoint bags cannot hold 120 %"),
+        ({"bags": {"ratios": [OWN | {"learning_rat": 1}]}}, "did you mean 'learning_rate'?"),
+        ({"bags": {"ratios": [OWN | {"lora": {"rnk": 1}}]}}, "bags.ratios.0.lora.rnk: unknown key; did you"),
+        ({"bags": {"ratios": [OWN | {"epochs": None}]}}, "bags.ratios.0: epochs has no value"),
+        ({"bags": {"ratios": [5, OWN | {"tasks": {"aa": 5}}]}}, "bags.ratios.1.tasks: no task 'aa'; did you"),
+        ({"bags": {"ratios": [OWN | {"tasks": {"a": 0}}]}}, "bags.ratios.0.tasks: 0 % of every task"),
+        (
+            {"bags": {"ratios": [OWN | {"tasks": {"a": 80}}, 50], "partition": True}},
+            "disjoint bags cannot hold 130 % of task a",
+        ),
         ({"merge": {"weights": [1, 2, 3]}}, "got 3 weights for 5 bags"),
         ({"data": {"tasks": [], "query_template": "{query}!"}}, "it must end in {query}"),
         ({"name": "a/b"}, "allowed: letters, digits"),
@@ -104,7 +114,7 @@ def test_paths_are_relative_to_the_recipe_and_uris_are_kept(tmp_path, monkeypatc
 )
 def test_presets_have_the_costs_of_the_paper(tmp_path, preset, cost):
     bags = load(tmp_path, bags={"ratios": preset}).bags
-    assert sum(bags.ratios) / 100 == pytest.approx(cost)
+    assert sum(bag.ratio for bag in bags.ratios) / 100 == pytest.approx(cost)
     assert bags.partition == (preset == "{50}-and-rest")
 
 
@@ -114,6 +124,35 @@ def test_identity_holds_what_changes_the_weights_and_nothing_else(tmp_path):
     plain = load(tmp_path)
     assert recipe.identity(one.train) == recipe.identity(plain.train)
     assert recipe.identity(other.train) != recipe.identity(plain.train)
+
+
+def test_a_bag_has_settings_of_its_own_and_otherwise_those_of_the_recipe(tmp_path):
+    own = {"ratio": 60, "learning_rate": 1e-4, "epochs": 2, "seed": 1, "temperature": 0.05}
+    own |= {"tasks": {"a": 20}, "max_steps": None, "lora": None}
+    adapted = {"ratio": 60, "lora": {"rank": 4}}
+    bags, train = {"ratios": [60, {"ratio": 60}, own, adapted]}, {"max_steps": 9, "lora": {"rank": 8}}
+    loaded = load(tmp_path, bags=bags, train=train)
+    trained = [loaded.train_of(index) for index in range(4)]
+    assert trained[0] == trained[1] == loaded.train
+    changed = {"learning_rate": 1e-4, "epochs": 2, "seed": 1, "temperature": 0.05, "max_steps": None}
+    assert trained[2] == loaded.train.model_copy(update=changed | {"lora": None})
+    assert trained[3] == loaded.train.model_copy(update={"lora": Lora(rank=4)})
+    assert [bag.ratio_of("a") for bag in loaded.bags.ratios] == [60, 60, 20, 60]
+    words = loaded.bags.ratios[2].describe()
+    assert words.startswith("60 % of every task, 20 % of a, ") and "lora none" in words
+    again = Recipe.model_validate_json(loaded.model_dump_json())
+    assert again == loaded and [again.train_of(index) for index in range(4)] == trained
+
+
+def test_bags_without_settings_of_their_own_have_the_identity_of_plain_numbers(tmp_path):
+    plain = {"ratios": [50.0, 100.0], "partition": False, "seed": 42}
+    written = load(tmp_path, bags={"ratios": [{"ratio": 50}, 100]}).bags
+    assert recipe.identity(written) == plain
+    own = load(
+        tmp_path, bags={"ratios": [{"ratio": 50, "epochs": 2}, {"ratio": 100, "tasks": {"a": 5}}]}
+    ).bags
+    assert recipe.identity(own) != plain
+    assert recipe.identity(own.samples) == plain | {"ratios": [50.0, {"ratio": 100.0, "tasks": {"a": 5.0}}]}
 
 
 PYTHON = {

@@ -35,11 +35,14 @@ def test_a_recipe_can_be_planned(path, home, minilm):
     on_hub = recipe.base_model.path.startswith("hf://")
     config_file = None if on_hub else os.path.join(minilm, "config.json")
     made = plan(recipe, PlanOptions(num_gpus=64, config_file=config_file))
-    assert [bag.ratio for bag in made.estimate.bags] == recipe.bags.ratios
+    assert [bag.planned.bag for bag in made.estimate.bags] == recipe.bags.ratios
     for bag in made.estimate.bags:
-        rows = {task: round(n * bag.ratio / 100) for task, n in made.estimate.workload.num_rows.items()}
+        rows = {
+            task: round(n * bag.planned.bag.ratio / 100)
+            for task, n in made.estimate.workload.num_rows.items()
+        }
         assert bag.rows == sum(rows.values()) and bag.steps == num_steps(rows.values(), recipe.train)
-    assert made.estimate.passes == pytest.approx(sum(recipe.bags.ratios) / 100, rel=0.01)
+    assert made.estimate.passes == pytest.approx(sum(bag.ratio for bag in recipe.bags.ratios) / 100, rel=0.01)
     assert sum(bag.ranks for bag in made.estimate.bags if bag.start == 0) <= 64
     if not on_hub:
         sizes = dict.fromkeys(TASKS, NUM_ROWS)

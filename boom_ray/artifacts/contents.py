@@ -13,7 +13,7 @@ from pydantic import (
     model_serializer,
 )
 
-from boom_ray.recipe import Train, identity
+from boom_ray.recipe import Bag, Train, identity
 
 TaskScores = dict[str, float]  # metric -> value, the main score first
 Scores = dict[str, TaskScores]  # task -> metric -> value
@@ -85,9 +85,9 @@ class CoreConfig(Content):
 
 
 class BagsConfig(Content):
-    """Bag manifests: the sampling settings; rows of each bag, in total and by task."""
+    """Bag manifests: the recipe's `bags` section; rows of each bag, in total and by task."""
 
-    ratios: list[float]
+    ratios: list[Bag]
     partition: bool
     seed: int
     rows: list[int]
@@ -95,9 +95,14 @@ class BagsConfig(Content):
 
 
 class TrainingConfig(Content):
-    """The fine-tuning of one bag: percentage of every task's rows, and the recipe's `train` section."""
+    """The fine-tuning of one bag.
 
-    ratio: float
+    Attributes:
+        bag: Its entry in the recipe.
+        settings: The recipe's `train` section with the bag's own settings.
+    """
+
+    bag: Bag
     settings: Annotated[Train, PlainSerializer(identity)]
 
 
@@ -158,12 +163,12 @@ class ModelConfig(Content):
 
     def facts(self) -> dict[str, Any]:
         """All settings by name, flattened over the sections."""
-        sections = (self.training and self.training.settings, self.training, self.merge, self.update)
-        merged: dict[str, Any] = {} if self.rows is None else {"rows": self.rows}
-        for section in filter(None, sections):
-            values = identity(section) if isinstance(section, Train) else section.model_dump(mode="json")
-            merged |= {key: value for key, value in values.items() if key != "settings" and value is not None}
-        return merged
+        merged: dict[str, Any] = {"rows": self.rows}
+        if self.training:
+            merged |= identity(self.training.settings) | {"bag": self.training.bag.describe()}
+        for section in filter(None, (self.merge, self.update)):
+            merged |= section.model_dump(mode="json")
+        return {key: value for key, value in merged.items() if value is not None}
 
 
 class SelfCheck(Content):

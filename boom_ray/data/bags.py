@@ -16,7 +16,7 @@ from boom_ray import artifacts, storage
 from boom_ray.artifacts import BagsRecord, CorpusRecord, staging
 from boom_ray.artifacts.contents import BagsConfig
 from boom_ray.errors import ConflictError, InputError
-from boom_ray.recipe import Bags, identity
+from boom_ray.recipe import Bags, Recipe, identity
 
 BASELINE = "baseline"  # the model of the full corpus, and the manifest of its bag
 Bag = dict[str, np.ndarray]
@@ -37,10 +37,15 @@ def counts(sizes: dict[str, int], bags: Bags) -> list[dict[str, int]]:
     """Rows of each task in each bag, without drawing them; arguments and errors are those of `sample`."""
     if not bags.partition:
         return [
-            {task: max(1, round(size * ratio / 100)) for task, size in sizes.items()} for ratio in bags.ratios
+            {task: _count(size, bag.ratio_of(task)) for task, size in sizes.items()} for bag in bags.ratios
         ]
     parts = {task: np.diff(_partition_ends(task, n, bags), prepend=0).tolist() for task, n in sizes.items()}
     return [{task: part[bag] for task, part in parts.items()} for bag in range(len(bags.ratios))]
+
+
+def _count(size: int, ratio: float) -> int:
+    """Rows of a task in a bag: at least one, unless the bag leaves the task out."""
+    return max(1, round(size * ratio / 100)) if ratio else 0
 
 
 def sample(sizes: dict[str, int], bags: Bags) -> list[Bag]:
@@ -51,7 +56,8 @@ def sample(sizes: dict[str, int], bags: Bags) -> list[Bag]:
         bags: Percentages, seed, and whether the bags are disjoint.
 
     Returns:
-        Per bag, task -> sorted row indices (int64). A bag holds at least one row of every task.
+        Per bag, task -> sorted row indices (int64). Independent bags hold at least one row of every task
+        that they do not leave out.
     """
     if bags.partition:
         return _partition(sizes, bags)
@@ -65,9 +71,12 @@ def sample(sizes: dict[str, int], bags: Bags) -> list[Bag]:
     return drawn
 
 
-def whole(bags: Bags) -> int | None:
-    """Index of a bag that holds every row of the corpus."""
-    return next((index for index, ratio in enumerate(bags.ratios) if ratio == 100), None)
+def whole(recipe: Recipe) -> int | None:
+    """Index of a bag that holds every row of the corpus, and is trained with the settings of the recipe."""
+    for index, bag in enumerate(recipe.bags.ratios):
+        if {bag.ratio, *bag.tasks.values()} == {100} and recipe.train_of(index) == recipe.train:
+            return index
+    return None
 
 
 def _partition(sizes: dict[str, int], bags: Bags) -> list[Bag]:
@@ -82,9 +91,11 @@ def _partition(sizes: dict[str, int], bags: Bags) -> list[Bag]:
 
 def _partition_ends(task: str, size: int, bags: Bags) -> np.ndarray:
     """End of each bag's part in the permuted rows of a task."""
-    if size < len(bags.ratios):
-        raise InputError(f"task {task}: {size} rows cannot be split over {len(bags.ratios)} disjoint bags")
-    return np.round(np.cumsum(bags.ratios) * size / 100).astype(int)
+    ratios = [bag.ratio_of(task) for bag in bags.ratios]
+    num_bags = np.count_nonzero(ratios)
+    if size < num_bags:
+        raise InputError(f"task {task}: {size} rows cannot be split over {num_bags} disjoint bags")
+    return np.round(np.cumsum(ratios) * size / 100).astype(int)
 
 
 def publish(corpus: CorpusRecord, bags: Bags, target: str) -> BagsRecord:
@@ -96,7 +107,7 @@ def publish(corpus: CorpusRecord, bags: Bags, target: str) -> BagsRecord:
     Raises:
         ConflictError: if `target` holds bags of another corpus or other settings.
     """
-    fingerprint = artifacts.fingerprint([corpus.fingerprint, identity(bags)])
+    fingerprint = artifacts.fingerprint([corpus.fingerprint, identity(bags.samples)])
     existing = artifacts.find(target, BagsRecord)
     if existing:
         if existing.fingerprint != fingerprint:

@@ -5,7 +5,7 @@ import logging
 from boom_ray.artifacts import CorpusRecord, Parent
 from boom_ray.data import bags, corpus
 from boom_ray.data.bags import BASELINE
-from boom_ray.recipe import Bags, Recipe
+from boom_ray.recipe import Bag, Bags, Recipe
 from boom_ray.runs.heartbeat import Driver, driving
 from boom_ray.runs.identity import claim
 from boom_ray.runs.layout import FIRST_VERSION, Layout
@@ -46,8 +46,8 @@ def prepare_and_train(
     sizes = ", ".join(f"{bags.name_of(index)} {rows} rows" for index, rows in enumerate(drawn.config.rows))
     logger.info("bags: %s", sizes)
     full = None
-    if baseline and bags.whole(recipe.bags) is None:
-        full = bags.publish(prepared, Bags(ratios=[100], seed=recipe.bags.seed), layout.baseline)
+    if baseline and bags.whole(recipe) is None:
+        full = bags.publish(prepared, Bags(ratios=[Bag(ratio=100)], seed=recipe.bags.seed), layout.baseline)
     driver.begin("train")
     cluster.connect()
     return train_bags(recipe, prepared, drawn, base, driver, only, full)
@@ -55,7 +55,7 @@ def prepare_and_train(
 
 def baseline_name(recipe: Recipe) -> str:
     """Name of the model of the full corpus: a bag that holds all of it, or the baseline."""
-    whole = bags.whole(recipe.bags)
+    whole = bags.whole(recipe)
     return BASELINE if whole is None else bags.name_of(whole)
 
 

@@ -31,12 +31,13 @@ from boom_ray.model.tokens import Tokens
 from boom_ray.planner import cost, hardware, stages
 from boom_ray.planner.assumptions import Assumptions
 from boom_ray.planner.calibration import Calibration, store
-from boom_ray.planner.estimate import Workload, schedule_of
+from boom_ray.planner.estimate import schedule_of
 from boom_ray.planner.hardware import DATA_SHEETS, ClusterSpec, RankSpec
 from boom_ray.planner.plan import PlanOptions, gather
 from boom_ray.planner.shape import ModelShape
 from boom_ray.planner.texts import BatchLoad
-from boom_ray.recipe import Bags, Evaluate, Recipe, Train
+from boom_ray.planner.workload import Workload, planned_bags
+from boom_ray.recipe import Bag, Bags, Evaluate, Recipe, Train
 from boom_ray.runs.heartbeat import driving
 from boom_ray.runs.layout import Layout
 from boom_ray.runtime.cluster import connect, result_of
@@ -102,9 +103,10 @@ def miniature(recipe: Recipe, num_rows: Mapping[str, int], steps: int) -> Recipe
         steps: Optimizer steps of each bag.
     """
     train, capacity = recipe.train, await_capacity(recipe.train.execution)
-    counts = bags.counts(dict(num_rows), recipe.bags)
-    schedule = schedule_of(recipe, [num_steps(tasks.values(), train) for tasks in counts], capacity)
-    num_concurrent = sum(start == 0 for start, _ in schedule.spans)
+    counts = enumerate(bags.counts(dict(num_rows), recipe.bags))
+    bag_steps = [num_steps(tasks.values(), recipe.train_of(index)) for index, tasks in counts]
+    schedule = schedule_of(recipe, bag_steps, capacity)
+    num_bags = min(MAX_BAGS, max(2, sum(start == 0 for start, _ in schedule.spans)))
     batches = {task: num_batches([rows], train.batch_size) for task, rows in num_rows.items()}
     fraction = steps / sum(batches.values())
     tasks = [
@@ -117,7 +119,7 @@ def miniature(recipe: Recipe, num_rows: Mapping[str, int], steps: int) -> Recipe
             "name": SCRATCH,
             "storage": recipe.root,
             "data": recipe.data.model_copy(update={"tasks": tasks, "max_bad_fraction": 1.0}),
-            "bags": Bags(ratios=[50] * min(MAX_BAGS, max(2, num_concurrent)), seed=recipe.bags.seed),
+            "bags": Bags(ratios=[Bag(ratio=50)] * num_bags, seed=recipe.bags.seed),
             "train": train.model_copy(update={"max_steps": steps, "epochs": 1, "execution": execution}),
             "evaluate": Evaluate(),
         }
@@ -127,7 +129,7 @@ def miniature(recipe: Recipe, num_rows: Mapping[str, int], steps: int) -> Recipe
 def _measured(small: Recipe, workload: Workload, cluster: ClusterSpec, rank: RankSpec) -> dict[str, float]:
     """Values of assumptions, measured with the miniature."""
     models, values = _training(small, workload, cluster, rank)
-    values |= _merging(small, workload.shape, models)
+    values |= _merging(small, workload, models)
     values |= _encoding(workload, cluster, models[0])
     return values | _storing(small.root)
 
@@ -174,14 +176,16 @@ def _arithmetic(
     return step.flops / num_ranks, max(seconds - step.network - step.optimizer, seconds / 10)
 
 
-def _merging(small: Recipe, shape: ModelShape, models: list[str]) -> dict[str, float]:
+def _merging(small: Recipe, workload: Workload, models: list[str]) -> dict[str, float]:
     """Merge the models into a stage that is discarded: the start of the processes and one worker's rate."""
     settings = small.merge.model_copy(update={"weights": "equal", "density": 0.5})
     with staging.staged(storage.join(small.root, "merged")) as stage:
         since = time.time()
         _, merged = merge_into(stage, models, small.base_model.path, settings)
         whole = time.time() - since
-    rate = stages.merge_work(small, shape, len(models)) / merged.seconds / settings.execution.num_workers
+    shapes = [workload.shape] * len(models)
+    planned = planned_bags(small, shapes, workload.num_rows, workload.loads)
+    rate = stages.merge_work(small, planned) / merged.seconds / settings.execution.num_workers
     return {"merge.start_seconds": whole - merged.seconds, "merge.bytes_per_second": rate}
 
 

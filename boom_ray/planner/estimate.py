@@ -2,70 +2,61 @@
 
 from dataclasses import dataclass
 
-from boom_ray.data import bags
-from boom_ray.data.bags import BASELINE
-from boom_ray.data.batches import num_batches, num_steps
 from boom_ray.errors import InputError
 from boom_ray.planner import cost, memory, stages
 from boom_ray.planner.assumptions import Assumptions
 from boom_ray.planner.cost import StepCost
 from boom_ray.planner.hardware import ClusterSpec, RankSpec
-from boom_ray.planner.shape import ModelShape
 from boom_ray.planner.texts import BatchLoad
-from boom_ray.recipe import Bags, Recipe
+from boom_ray.planner.workload import PlannedBag, Workload
+from boom_ray.recipe import Recipe
 from boom_ray.train.schedule import Schedule, best, longest_first
 
 
 @dataclass(frozen=True)
-class Workload:
-    """The part of a plan that does not depend on the cluster.
-
-    Attributes:
-        shape: The base model.
-        num_rows: Rows of each task.
-        loads: The mean global batch of each task.
-        evaluation: The texts of each evaluation task.
-        baseline: Whether the run also trains a model on the full corpus.
-    """
-
-    recipe: Recipe
-    shape: ModelShape
-    num_rows: dict[str, int]
-    loads: dict[str, BatchLoad]
-    evaluation: list[BatchLoad]
-    baseline: bool = False
-
-    def bags(self) -> list[tuple[str, float, dict[str, int]]]:
-        """Name, ratio in percent and rows per task of each bag; the baseline, if any, is the last."""
-        own = self.recipe.bags
-        ratios, counts = list(own.ratios), bags.counts(self.num_rows, own)
-        names = [bags.name_of(index) for index in range(len(counts))]
-        if self.baseline and bags.whole(own) is None:
-            names, ratios = [*names, BASELINE], [*ratios, 100.0]
-            counts = [*counts, *bags.counts(self.num_rows, Bags(ratios=[100]))]
-        return list(zip(names, ratios, counts, strict=True))
-
-
-@dataclass(frozen=True)
 class BagEstimate:
-    """One bag.
+    """One bag on a cluster.
 
     Attributes:
-        ratio: Percentage of every task.
-        load: Its mean global batch.
         step: The cost of one step on its ranks.
         start, end: Seconds since the start of training; startup and publishing are included.
     """
 
-    name: str
-    ratio: float
-    rows: int
-    steps: int
+    planned: PlannedBag
     ranks: int
-    load: BatchLoad
     step: StepCost
     start: float
     end: float
+
+    @property
+    def name(self) -> str:
+        """Name of the bag."""
+        return self.planned.name
+
+    @property
+    def rows(self) -> int:
+        """Rows of all tasks."""
+        return self.planned.num_rows
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return self.planned.steps
+
+    @property
+    def load(self) -> BatchLoad:
+        """The mean global batch."""
+        return self.planned.load
+
+    @property
+    def checkpoint_bytes(self) -> float:
+        """Bytes of a checkpoint."""
+        return memory.checkpoint_bytes(self.planned.shape, self.planned.train)
+
+    @property
+    def published_bytes(self) -> float:
+        """Bytes of the published model."""
+        return stages.published_bytes(self.planned)
 
     @property
     def seconds(self) -> float:
@@ -152,10 +143,10 @@ def estimate(workload: Workload, cluster: ClusterSpec, rank: RankSpec, assume: A
     model = memory.element_bytes(recipe.train) * shape.parameters
     start = assume.take("train.start_seconds", 60 + model / stored, "s", "processes, and reading the model")
     source = "check, write and hash the model"
-    written = stages.published_bytes(recipe, shape)
+    written = max(map(stages.published_bytes, workload.trained))
     finish = assume.take("train.finish_seconds", 10 + 2 * written / stored, "s", source)
     planned = _bags(workload, cluster, rank, start + finish)
-    save, upload = stages.checkpoint_seconds(recipe, shape, max(bag.ranks for bag in planned), stored, assume)
+    save, upload = max(stages.checkpoint_seconds(bag.planned, bag.ranks, stored, assume) for bag in planned)
     # The base model, every trained model, and the merged model.
     num_evaluated = len(planned) + 2
     return Estimate(
@@ -168,7 +159,7 @@ def estimate(workload: Workload, cluster: ClusterSpec, rank: RankSpec, assume: A
         save=save,
         upload=upload,
         train=max(bag.end for bag in planned),
-        merge=stages.merge_seconds(recipe, shape, assume),
+        merge=stages.merge_seconds(recipe, workload.bags, assume),
         evaluate=stages.evaluate_seconds(
             recipe, shape, cluster, rank, workload.evaluation, num_evaluated, assume
         ),
@@ -180,34 +171,17 @@ def estimate(workload: Workload, cluster: ClusterSpec, rank: RankSpec, assume: A
 
 def _bags(workload: Workload, cluster: ClusterSpec, rank: RankSpec, overhead: float) -> list[BagEstimate]:
     """All bags with their times; `overhead` is the seconds of each bag that are not steps."""
-    recipe, train = workload.recipe, workload.recipe.train
-    drawn = workload.bags()
-    steps = [num_steps(tasks.values(), train) for _, _, tasks in drawn]
-    ranks = schedule_of(recipe, steps, cluster.num_ranks).ranks
-    loads = [
-        cost.mean_load(
-            workload.loads, {task: num_batches([n], train.batch_size) for task, n in tasks.items()}
-        )
-        for _, _, tasks in drawn
-    ]
+    drawn = workload.trained
+    ranks = schedule_of(workload.recipe, [bag.steps for bag in drawn], cluster.num_ranks).ranks
     costs = [
-        cost.step(workload.shape, train, load, n, cluster, rank) for load, n in zip(loads, ranks, strict=True)
+        cost.step(bag.shape, bag.train, bag.load, n, cluster, rank)
+        for bag, n in zip(drawn, ranks, strict=True)
     ]
-    work = [n * (overhead + count * one.seconds) for n, count, one in zip(ranks, steps, costs, strict=True)]
+    work = [n * (overhead + bag.steps * one.seconds) for bag, n, one in zip(drawn, ranks, costs, strict=True)]
     spans = longest_first(work, ranks, cluster.num_ranks).spans
     return [
-        BagEstimate(
-            name=name,
-            ratio=ratio,
-            rows=sum(tasks.values()),
-            steps=steps[index],
-            ranks=ranks[index],
-            load=loads[index],
-            step=costs[index],
-            start=spans[index][0],
-            end=spans[index][1],
-        )
-        for index, (name, ratio, tasks) in enumerate(drawn)
+        BagEstimate(bag, n, one, start, end)
+        for bag, n, one, (start, end) in zip(drawn, ranks, costs, spans, strict=True)
     ]
 
 
@@ -219,12 +193,12 @@ def most_at_once(planned: list[BagEstimate]) -> int:
 def _stored(workload: Workload, planned: list[BagEstimate]) -> dict[str, float]:
     recipe, shape = workload.recipe, workload.shape
     saves = any(bag.steps > recipe.train.execution.save_every_steps for bag in planned)
-    checkpoint = memory.checkpoint_bytes(shape, recipe.train)
+    checkpoint = max(bag.checkpoint_bytes for bag in planned)
     num_checkpoints = stages.NUM_KEPT_CHECKPOINTS * most_at_once(planned) if saves else 0
     return {
         "corpus": _corpus_bytes(workload),
         "bag manifests": 4.0 * sum(bag.rows for bag in planned),
-        "models of bags": len(planned) * stages.published_bytes(recipe, shape),
+        "models of bags": sum(bag.published_bytes for bag in planned),
         "merged model": stages.merged_bytes(recipe, shape),
         "checkpoints at once": num_checkpoints * checkpoint,
     }
@@ -233,15 +207,15 @@ def _stored(workload: Workload, planned: list[BagEstimate]) -> dict[str, float]:
 def _transferred(workload: Workload, planned: list[BagEstimate], cluster: ClusterSpec) -> dict[str, float]:
     recipe, shape = workload.recipe, workload.shape
     model = memory.element_bytes(recipe.train) * shape.parameters
-    num_saves = sum((bag.steps - 1) // recipe.train.execution.save_every_steps for bag in planned)
+    save_every = recipe.train.execution.save_every_steps
+    saved = sum((bag.steps - 1) // save_every * bag.checkpoint_bytes for bag in planned)
     num_nodes = cluster.nodes_of(min(cluster.num_ranks, sum(bag.ranks for bag in planned)))
-    num_merged = len(recipe.bags.ratios)
     return {
         "gradients and weights between ranks": sum(bag.steps * bag.ranks * bag.step.sent for bag in planned),
         "base model and corpus to nodes": num_nodes * (model + _corpus_bytes(workload)),
-        "checkpoints to storage": num_saves * memory.checkpoint_bytes(shape, recipe.train),
-        "models to storage": len(planned) * stages.published_bytes(recipe, shape),
-        "merge": stages.merge_bytes(recipe, shape, num_merged),
+        "checkpoints to storage": saved,
+        "models to storage": sum(bag.published_bytes for bag in planned),
+        "merge": stages.merge_bytes(recipe, workload.bags),
     }
 
 

@@ -72,7 +72,7 @@ def table(
     shape: ModelShape, train: Train, num_ranks: int, available: float, assume: Assumptions
 ) -> MemoryTable:
     """Memory with the recipe's settings, and with half, twice and four times its batch size."""
-    own = on_rank(shape, train, num_ranks, train.execution.zero_stage, train.batch_size, assume)
+    own = as_set(shape, train, num_ranks, assume)
     batch_sizes = sorted({max(2, train.batch_size // 2), *(train.batch_size * n for n in (1, 2, 4))})
     return MemoryTable(
         available=available,
@@ -99,8 +99,7 @@ def with_chunk_tokens(
         return train
     tokens = CHUNK_TOKENS_ON_CPU
     if execution.use_gpu:
-        least = _with(train, LEAST_CHUNK_TOKENS)
-        own = on_rank(shape, least, num_ranks, execution.zero_stage, train.batch_size, assume)
+        own = as_set(shape, _with(train, LEAST_CHUNK_TOKENS), num_ranks, assume)
         fitting = int(USED_MEMORY * largest_chunk(own, shape, train, available))
         tokens = min(max(fitting, LEAST_CHUNK_TOKENS), MOST_CHUNK_TOKENS)
     return _with(train, tokens)
@@ -185,6 +184,11 @@ def on_rank(
         loss=loss_bytes(shape, train.group_size, batch_size, num_ranks),
         overhead=overhead,
     )
+
+
+def as_set(shape: ModelShape, train: Train, num_ranks: int, assume: Assumptions) -> RankMemory:
+    """Memory of one rank with the recipe's ZeRO stage and batch size."""
+    return on_rank(shape, train, num_ranks, train.execution.zero_stage, train.batch_size, assume)
 
 
 def buffer_bytes(shape: ModelShape, train: Train, stage: int) -> float:

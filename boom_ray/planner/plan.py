@@ -11,11 +11,13 @@ from boom_ray.model import directory, tokenizer
 from boom_ray.planner import assumptions, calibration, hardware, memory, render, shape
 from boom_ray.planner.assumptions import Assumption, Assumptions
 from boom_ray.planner.calibration import Calibration
-from boom_ray.planner.estimate import Estimate, Workload, estimate
+from boom_ray.planner.estimate import BagEstimate, Estimate, estimate
 from boom_ray.planner.forecast import Forecast, forecast
-from boom_ray.planner.hardware import ClusterSpec, RankSpec
+from boom_ray.planner.hardware import ClusterSpec
 from boom_ray.planner.memory import MemoryTable
+from boom_ray.planner.shape import ModelShape
 from boom_ray.planner.texts import BatchLoads
+from boom_ray.planner.workload import Workload, planned_bags, planned_baseline, sized
 from boom_ray.recipe import Recipe
 from boom_ray.runs.layout import Layout
 
@@ -56,7 +58,7 @@ class RunPlan:
     Attributes:
         estimate: The run without node failures: bags, schedule, stages, bytes.
         forecast: Training with node failures, and the load of the head node.
-        memory: Memory of a rank of the longest bag.
+        memory: Memory of a rank of the bag that needs the most.
         held_hours: GPU-hours (or CPU-hours) if the run holds the whole cluster, with node failures.
         price: Price of `held_hours`; None without a price per hour.
         scale: Estimate and forecast for each of `SIZES`, if requested.
@@ -107,16 +109,16 @@ def plan(recipe: Recipe, options: PlanOptions | None = None) -> RunPlan:
     assume = Assumptions(overrides, found.values if found else None)
     workload = gather(recipe, options.config_file, assume, options.baseline)
     cluster = hardware.cluster(gpu_type, num_gpus, recipe.train.execution, assume)
-    workload = sized(workload, hardware.rank(cluster, recipe.train.precision, assume), assume)
+    rank = hardware.rank(cluster, recipe.train.precision, assume)
+    workload = sized(workload, rank, assume)
     planned = on_cluster(workload, cluster, assume)
     forecasted = forecast(planned, assume)
-    train, longest = workload.recipe.train, planned.longest
     held = cluster.num_gpus * (forecasted.makespan + planned.merge + planned.evaluate) / 3600
     rate = assume.take("price.per_gpu_hour", 0.0, "", "no price given")
     made = RunPlan(
         estimate=planned,
         forecast=forecasted,
-        memory=memory.table(workload.shape, train, longest.ranks, planned.rank.memory, assume),
+        memory=_memory(planned, assume),
         held_hours=held,
         price=rate * held if rate else None,
         scale=_scale(workload, gpu_type, assume) if options.scale else [],
@@ -144,23 +146,42 @@ def gather(recipe: Recipe, config_file: str | None, assume: Assumptions, baselin
     own, limit = _tokenizer(recipe)
     loads = BatchLoads(recipe, limit, own, assume)
     by_task = {task.name: loads.of(task) for task in recipe.data.tasks}
-    base = shape.read(recipe.base_model.path, config_file, recipe.train.lora, assume)
-    return Workload(recipe, base, num_rows, by_task, loads.evaluation(recipe.evaluate), baseline)
+    *of_bags, of_recipe = _shapes(recipe, config_file, assume)
+    return Workload(
+        recipe=recipe,
+        shape=of_recipe,
+        num_rows=num_rows,
+        loads=by_task,
+        evaluation=loads.evaluation(recipe.evaluate),
+        bags=planned_bags(recipe, of_bags, num_rows, by_task),
+        baseline=planned_baseline(recipe, of_recipe, num_rows, by_task) if baseline else None,
+    )
 
 
-def sized(workload: Workload, rank: RankSpec, assume: Assumptions) -> Workload:
-    """The workload with the number of tokens that `chunk_tokens: auto` allows on a rank."""
-    recipe = workload.recipe
-    num_workers = recipe.train.execution.num_workers
-    num_ranks = 1 if num_workers == "auto" else num_workers
-    train = memory.with_chunk_tokens(recipe.train, workload.shape, num_ranks, rank.memory, assume)
-    return replace(workload, recipe=recipe.model_copy(update={"train": train}))
+def _shapes(recipe: Recipe, config_file: str | None, assume: Assumptions) -> list[ModelShape]:
+    """The base model with the adapters of each bag, and last with those of the recipe."""
+    adapters = [recipe.train_of(index).lora for index in range(len(recipe.bags.ratios))]
+    found = dict[str, ModelShape]()
+    for lora in [*adapters, recipe.train.lora]:
+        if repr(lora) not in found:
+            found[repr(lora)] = shape.read(recipe.base_model.path, config_file, lora, assume)
+    return [found[repr(lora)] for lora in [*adapters, recipe.train.lora]]
 
 
 def on_cluster(workload: Workload, cluster: ClusterSpec, assume: Assumptions) -> Estimate:
     """The estimate of a workload on one cluster."""
     rank = hardware.rank(cluster, workload.recipe.train.precision, assume)
     return estimate(workload, cluster, rank, assume)
+
+
+def _memory(planned: Estimate, assume: Assumptions) -> MemoryTable:
+    """Memory of a rank of the bag that needs the most."""
+
+    def needed(bag: BagEstimate) -> float:
+        return memory.as_set(bag.planned.shape, bag.planned.train, bag.ranks, assume).total
+
+    bag = max(planned.bags, key=needed)
+    return memory.table(bag.planned.shape, bag.planned.train, bag.ranks, planned.rank.memory, assume)
 
 
 def _scale(workload: Workload, gpu_type: str, assume: Assumptions) -> list[tuple[Estimate, Forecast]]:

@@ -34,13 +34,13 @@ def bags(estimate: Estimate) -> Iterator[str]:
         tokens, hours = bag.steps * bag.load.tokens, bag.ranks * bag.seconds / 3600
         hours *= estimate.cluster.gpus_per_rank
         yield (
-            f"{bag.name}: {bag.ratio:g} % of every task, {bag.rows:,} rows, {tokens / 1e6:,.1f} M tokens, "
+            f"{bag.name}: {bag.planned.bag.describe()}, {bag.rows:,} rows, {tokens / 1e6:,.1f} M tokens, "
             f"{quantity(bag.steps * bag.step.flops, 'FLOP')}, {bag.steps:,} steps of "
             f"{duration(bag.step.seconds)}, {duration(bag.seconds)}, {hours:,.3g} {kind(estimate)}-hours"
         )
     bag = estimate.longest
     per_rank = bag.ranks * bag.step.seconds
-    useful = cost.model_flops(estimate.workload.shape, bag.load) / per_rank
+    useful = cost.model_flops(bag.planned.shape, bag.load) / per_rank
     yield (
         f"step of {bag.name}: compute {duration(bag.step.compute)}, network {duration(bag.step.network)}, "
         f"optimizer {duration(bag.step.optimizer)}; {quantity(bag.step.flops / per_rank, 'FLOP/s')} per "

@@ -1,6 +1,6 @@
 """The duration of the stages other than training steps: checkpoints, merge, evaluation, embedding."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from boom_ray.evaluation.slots import MAX_THREADS
 from boom_ray.planner import memory
@@ -8,6 +8,7 @@ from boom_ray.planner.assumptions import Assumptions
 from boom_ray.planner.hardware import ClusterSpec, RankSpec
 from boom_ray.planner.shape import ModelShape
 from boom_ray.planner.texts import BatchLoad
+from boom_ray.planner.workload import PlannedBag
 from boom_ray.recipe import Recipe
 from boom_ray.train.schedule import longest_first
 
@@ -15,9 +16,9 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 NUM_KEPT_CHECKPOINTS = 2
 
 
-def published_bytes(recipe: Recipe, shape: ModelShape) -> float:
+def published_bytes(bag: PlannedBag) -> float:
     """Bytes of the model of one bag: all weights, or those of its adapter."""
-    return DTYPE_BYTES[recipe.train.save_dtype] * shape.trained
+    return DTYPE_BYTES[bag.train.save_dtype] * bag.shape.trained
 
 
 def merged_bytes(recipe: Recipe, shape: ModelShape) -> float:
@@ -25,26 +26,28 @@ def merged_bytes(recipe: Recipe, shape: ModelShape) -> float:
     return DTYPE_BYTES[recipe.merge.dtype] * shape.parameters
 
 
-def merge_bytes(recipe: Recipe, shape: ModelShape, num_models: int) -> float:
-    """Bytes that a merge of `num_models` models reads and writes; adapters share one base model."""
-    base = (recipe.merge.space == "deltas" or recipe.train.lora is not None) * _base_bytes(recipe, shape)
-    return num_models * published_bytes(recipe, shape) + base + merged_bytes(recipe, shape)
+def merge_bytes(recipe: Recipe, bags: Sequence[PlannedBag]) -> float:
+    """Bytes that a merge of bags reads and writes; adapters share one base model."""
+    shape, reads_base = bags[0].shape, recipe.merge.space == "deltas" or any(bag.train.lora for bag in bags)
+    read = sum(map(published_bytes, bags)) + reads_base * _base_bytes(recipe, shape)
+    return read + merged_bytes(recipe, shape)
 
 
-def merge_work(recipe: Recipe, shape: ModelShape, num_models: int) -> float:
+def merge_work(recipe: Recipe, bags: Sequence[PlannedBag]) -> float:
     """Bytes that pass through the workers of a merge, where an adapter is a whole model in float32."""
-    model = 4 * shape.parameters if recipe.train.lora else published_bytes(recipe, shape)
+    shape = bags[0].shape
+    models = sum(4 * shape.parameters if bag.train.lora else published_bytes(bag) for bag in bags)
     base = (recipe.merge.space == "deltas") * _base_bytes(recipe, shape)
-    return num_models * model + base + merged_bytes(recipe, shape)
+    return models + base + merged_bytes(recipe, shape)
 
 
 def _base_bytes(recipe: Recipe, shape: ModelShape) -> float:
     return memory.element_bytes(recipe.train) * shape.parameters
 
 
-def merge_seconds(recipe: Recipe, shape: ModelShape, assume: Assumptions) -> float:
+def merge_seconds(recipe: Recipe, bags: Sequence[PlannedBag], assume: Assumptions) -> float:
     """Seconds of the merge: the start of its processes, and its work at the rate of its workers."""
-    size = merge_work(recipe, shape, len(recipe.bags.ratios))
+    size = merge_work(recipe, bags)
     start = assume.take("merge.start_seconds", 10.0, "s", "tests/benchmarks/RESULTS.md")
     rate = assume.take("merge.bytes_per_second", 0.8e9, "B/s", "of one worker, tests/benchmarks/RESULTS.md")
     most = assume.take("storage.total_bytes_per_second", 100e9, "B/s", "of all workers together, a guess")
@@ -95,15 +98,16 @@ def embed_seconds(
 
 
 def checkpoint_seconds(
-    recipe: Recipe, shape: ModelShape, num_ranks: int, stored: float, assume: Assumptions
+    bag: PlannedBag, num_ranks: int, stored: float, assume: Assumptions
 ) -> tuple[float, float]:
     """Seconds that a checkpoint stops training, and seconds of its upload, on the first rank.
 
     Args:
         stored: Bytes per second to storage.
     """
-    whole, stage = memory.checkpoint_bytes(shape, recipe.train), recipe.train.execution.zero_stage
-    weights = memory.element_bytes(recipe.train) * (shape.parameters + shape.adapters)
+    shape, stage = bag.shape, bag.train.execution.zero_stage
+    whole = memory.checkpoint_bytes(shape, bag.train)
+    weights = memory.element_bytes(bag.train) * (shape.parameters + shape.adapters)
     # Below stage 3 the first rank writes all weights; from stage 1 on the optimizer states are partitioned.
     own = whole / num_ranks if stage == 3 else weights + (whole - weights) / (num_ranks if stage else 1)
     disk = assume.take("disk.bytes_per_second", 1e9, "B/s", "a local disk, a guess")

@@ -12,7 +12,7 @@ from boom_ray.artifacts.contents import Comparison
 from boom_ray.artifacts.record import DISTANCES, METRICS_LOG
 from boom_ray.data.bags import BASELINE, name_of
 from boom_ray.errors import NotFoundError
-from boom_ray.recipe import Recipe
+from boom_ray.recipe import Bag, Recipe
 from boom_ray.runs import ancestry
 from boom_ray.runs import identity as identities
 from boom_ray.runs.identity import recipe_of
@@ -52,14 +52,14 @@ class TrainedModel:
 
     Attributes:
         name: `bag-1`, …, `baseline`, or `update`.
-        ratio: Percentage of every task's rows in its bag.
+        bag: Its entry in the recipe.
         tasks: Rows of each task in its bag.
         record: None until it is published.
         steps: Its metrics log.
     """
 
     name: str
-    ratio: float
+    bag: Bag
     tasks: dict[str, int]
     record: ModelRecord | None
     steps: list[LoggedStep]
@@ -166,12 +166,12 @@ def _trained(layout: Layout, inside: Layout, artifacts: dict[str, AnyRecord]) ->
         if not isinstance(drawn, BagsRecord):
             continue
         names = names or [name_of(index) for index in range(len(drawn.config.rows))]
-        for name, ratio, tasks in zip(names, drawn.config.ratios, drawn.config.tasks, strict=True):
+        for name, bag, tasks in zip(names, drawn.config.ratios, drawn.config.tasks, strict=True):
             model = inside.model(name)
             record = artifacts.get(layout.relative(model))
             record = record if isinstance(record, ModelRecord) else None
             steps = _read_steps(storage.join(model, METRICS_LOG)) if record else []
-            found.append(TrainedModel("update" if is_update else name, ratio, tasks, record, steps))
+            found.append(TrainedModel("update" if is_update else name, bag, tasks, record, steps))
     return found
 
 

@@ -101,7 +101,7 @@ def _made(found: RunContents) -> str:
     if not found.bags or found.corpus is None:
         return f"A run that has begun, with the base model {base_of(found)}."
     tasks = found.corpus.config.tasks
-    ratios = names(list(dict.fromkeys(f"{bag.ratio:g}" for bag in found.bags)), most=12)
+    ratios = names(list(dict.fromkeys(f"{bag.bag.ratio:g}" for bag in found.bags)), most=12)
     rows = sum(task.rows for task in tasks.values())
     return (
         f"A text embedding model, {'' if found.record else 'to be '}merged from {len(found.bags)} models. "

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from boom_ray.recipe import Bag
 from boom_ray.report.collect import RunContents, TrainedModel
 from boom_ray.report.scale import Axis, axis, duration
 
@@ -33,11 +34,11 @@ class DataMixture:
     """Rows per task and bag.
 
     Attributes:
-        columns: Names of the models, with their ratios in percent.
+        columns: Names of the models, with their bags.
         totals: Rows of each model.
     """
 
-    columns: list[tuple[str, float]]
+    columns: list[tuple[str, Bag]]
     tasks: list[TaskMixture]
     rows: int
     totals: list[int]
@@ -66,7 +67,7 @@ def mix(found: RunContents) -> DataMixture | None:
         )
         for name, counts in found.corpus.config.tasks.items()
     ]
-    columns = [(model.name, model.ratio) for model in found.trained]
+    columns = [(model.name, model.bag) for model in found.trained]
     return DataMixture(columns, tasks, sum(task.rows for task in tasks), totals)
 
 

@@ -6,7 +6,6 @@ from rich.tree import Tree
 
 from boom_ray import artifacts, storage
 from boom_ray.artifacts import AnyRecord, ModelRecord, Parent, Record
-from boom_ray.artifacts.contents import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -64,13 +63,21 @@ def _branch(ancestor: Ancestor, branch: Tree) -> Tree:
 
 def _title(record: Record) -> str:
     seed = "" if record.seed is None else f", seed {record.seed}"
-    config = record.config if isinstance(record, ModelRecord) else ModelConfig()
-    merge = f", {config.merge}" if config.merge else ""
-    rows = f", {config.rows:,} rows" if config.rows else ""
     made = f"boom-ray {record.code_version}, {record.created}"
     return (
-        f"{record.kind} {record.name} {record.version}{merge}{rows}{seed} [dim]{record.digest}, {made}[/dim]"
+        f"{record.kind} {record.name} {record.version}{_making(record)}{seed} "
+        f"[dim]{record.digest}, {made}[/dim]"
     )
+
+
+def _making(record: Record) -> str:
+    """The merge and the rows behind a model, and the bag it was trained on."""
+    if not isinstance(record, ModelRecord):
+        return ""
+    config = record.config
+    merge = f", {config.merge}" if config.merge else ""
+    rows = f", {config.rows:,} rows" if config.rows else ""
+    return f"{merge}{rows} ({config.training.bag.describe()})" if config.training else f"{merge}{rows}"
 
 
 def artifacts_below(root: str) -> dict[str, AnyRecord]:

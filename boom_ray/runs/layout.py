@@ -61,7 +61,7 @@ class Layout:
 
     @property
     def rehearsal(self) -> str:
-        """The fingerprint of the base model and settings that were rehearsed."""
+        """The fingerprints of base model and settings that were rehearsed."""
         return self._path("rehearsal")
 
     @property

@@ -6,7 +6,7 @@ why none does.
 
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rich.table import Table
@@ -177,13 +177,13 @@ def _parts(
     ]
     recipe = recipe_of(layout.root) if corpus and drawn else None
     if recipe and drawn:
-        sizes_of = {name_of(index): tasks for index, tasks in enumerate(drawn.config.tasks)}
-        full = artifacts.find(layout.baseline, BagsRecord)
-        sizes_of |= {BASELINE: full.config.tasks[0]} if full else {}
-        parts += [
-            _bag(layout, name, num_steps(sizes.values(), recipe.train), maker, now)
-            for name, sizes in sizes_of.items()
-        ]
+        for index, (bag, tasks) in enumerate(zip(recipe.bags.ratios, drawn.config.tasks, strict=True)):
+            steps = num_steps(tasks.values(), recipe.train_of(index))
+            part = _bag(layout, name_of(index), steps, maker, now)
+            parts.append(part if bag.is_plain else replace(part, detail=f"{part.detail}; {bag.describe()}"))
+        if full := artifacts.find(layout.baseline, BagsRecord):
+            steps = num_steps(full.config.tasks[0].values(), recipe.train)
+            parts.append(_bag(layout, BASELINE, steps, maker, now))
     if published:
         merge = published.config.merge
         parts.append(_done("merge", str(merge or "")))

@@ -12,6 +12,7 @@ class BagJob:
     """One bag's training.
 
     Attributes:
+        recipe: The recipe of the run, with the settings of this bag as its `train`.
         index: Index of the bag, from 0.
         name: Name of the bag, and version of its model.
         rows: Number of rows in the bag.

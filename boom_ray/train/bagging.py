@@ -12,7 +12,7 @@ from boom_ray.data import bags as bag_manifests
 from boom_ray.data.bags import BASELINE
 from boom_ray.data.batches import num_steps
 from boom_ray.errors import BoomError, ConflictError
-from boom_ray.recipe import Bags, Recipe, identity
+from boom_ray.recipe import Bag, Bags, Recipe, identity
 from boom_ray.runs.heartbeat import Driver
 from boom_ray.runs.layout import Layout
 from boom_ray.runtime.cluster import here
@@ -22,7 +22,7 @@ from boom_ray.train.bag_job import BagJob
 from boom_ray.train.bag_monitor import BagMonitor
 from boom_ray.train.capacity import await_capacity, rank_capacity
 from boom_ray.train.progress_actor import ProgressActor
-from boom_ray.train.rehearsal_task import rehearse_once
+from boom_ray.train.rehearsal_task import rehearse_new
 from boom_ray.train.schedule import Schedule, best, longest_first, render
 from boom_ray.train.training_state import TrainingState
 
@@ -67,7 +67,7 @@ def train_bags(
     missing = [job for job in jobs if not _is_published(job)]
     if missing:
         capacity = await_capacity(recipe.train.execution)
-        rehearse_once(missing[0])
+        rehearse_new(missing)
         schedule = plan_bags(recipe, missing, capacity)
         logger.info("schedule: %d bags, longest first", len(missing))
         for line in render(schedule, [job.name for job in missing], [job.steps for job in missing]):
@@ -85,14 +85,14 @@ def make_job(
     recipe: Recipe, index: int, corpus: CorpusRecord, bags: BagsRecord, base: Parent, progress_actor: Any
 ) -> BagJob:
     """The job of one bag, on one rank until it is scheduled."""
-    name, layout = bag_manifests.name_of(index), Layout(recipe.root)
-    made_from = [bags.fingerprint, index, base.digest, identity(recipe.base_model), identity(recipe.train)]
+    name, layout, train = bag_manifests.name_of(index), Layout(recipe.root), recipe.train_of(index)
+    made_from = [bags.fingerprint, index, base.digest, identity(recipe.base_model), identity(train)]
     return BagJob(
-        recipe=recipe,
+        recipe=recipe.model_copy(update={"train": train}),
         index=index,
         name=name,
         rows=bags.config.rows[index],
-        steps=num_steps(bags.config.tasks[index].values(), recipe.train),
+        steps=num_steps(bags.config.tasks[index].values(), train),
         num_ranks=1,
         corpus=layout.corpus,
         bags=layout.bags,
@@ -110,7 +110,7 @@ def _baseline_job(
 ) -> BagJob:
     """The job of the baseline, a bag with the full corpus."""
     layout = Layout(recipe.root)
-    whole = recipe.model_copy(update={"bags": Bags(ratios=[100], seed=recipe.bags.seed)})
+    whole = recipe.model_copy(update={"bags": Bags(ratios=[Bag(ratio=100)], seed=recipe.bags.seed)})
     return replace(
         make_job(whole, 0, corpus, full, base, progress_actor),
         name=BASELINE,

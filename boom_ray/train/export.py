@@ -90,7 +90,7 @@ def write_model(
     recipe = job.recipe
     base = storage.local_directory(recipe.base_model.path)
     save_model(recipe, encoder, trained, stage.local)
-    training = TrainingConfig(ratio=recipe.bags.ratios[job.index], settings=recipe.train)
+    training = TrainingConfig(bag=recipe.bags.ratios[job.index], settings=recipe.train)
     record = ModelRecord(
         name=recipe.name,
         version=job.name,

@@ -1,6 +1,7 @@
-"""The rehearsal as a task of Ray, on the resources of a rank, once per run."""
+"""The rehearsal as a task of Ray, on the resources of a rank, once per run and kind of bag."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 import ray
@@ -11,31 +12,45 @@ from boom_ray.runtime.cluster import ProcessLost, result_of
 from boom_ray.train.bag_job import BagJob
 from boom_ray.train.capacity import task_options
 
+WITHOUT_EFFECT = {"epochs", "max_steps", "learning_rate", "seed"}  # on whether a model can be trained
 logger = logging.getLogger(__name__)
 
 
-def rehearse_once(job: BagJob) -> None:
-    """Rehearse a bag, unless it or another bag of the run was rehearsed with the same settings.
+def rehearse_new(jobs: Sequence[BagJob]) -> None:
+    """Rehearse one of the bags with each settings that no bag of the run was rehearsed with.
 
-    All bags of a run have the same base model and settings. A worker with too little memory is no reason to
-    refuse: ranks share what the rehearsal holds alone.
+    Bags differ in few settings, and most of these mean nothing to a rehearsal. A worker with too little
+    memory is no reason to refuse: ranks share what the rehearsal holds alone.
 
     Raises:
         BoomError: if the base model cannot be trained with this recipe, naming the key to change.
     """
-    recipe, uri = job.recipe, Layout(job.recipe.root).rehearsal
-    settings = [recipe.base_model, recipe.train, recipe.data]
+    uri = Layout(jobs[0].recipe.root).rehearsal
+    done = storage.read_bytes(uri).decode().split() if storage.is_file(uri) else []
+    for key, job in {_key(job): job for job in jobs}.items():
+        if key not in done and _is_rehearsed(job):
+            done.append(key)
+            storage.write_bytes(uri, "\n".join(done).encode())
+
+
+def _key(job: BagJob) -> str:
+    """Identity of all that the rehearsal of a bag depends on."""
+    recipe = job.recipe
     made_from = [
         [parent.digest for parent in job.parents],
-        *(section.model_dump(mode="json") for section in settings),
+        recipe.base_model.model_dump(mode="json"),
+        recipe.train.model_dump(mode="json", exclude=WITHOUT_EFFECT),
+        recipe.data.model_dump(mode="json"),
         artifacts.libraries(),
     ]
-    key = artifacts.fingerprint(made_from).encode()
-    if storage.is_file(uri) and storage.read_bytes(uri) == key:
-        return
+    return artifacts.fingerprint(made_from)
+
+
+def _is_rehearsed(job: BagJob) -> bool:
+    """Rehearse a bag on the resources of a rank; False if the worker has too little memory for it."""
     reference = (
         ray.remote(_rehearse)
-        .options(max_retries=0, **task_options(recipe.train.execution))
+        .options(max_retries=0, **task_options(job.recipe.train.execution))
         .remote(replace(job, progress_actor=None))
     )
     try:
@@ -44,9 +59,9 @@ def rehearse_once(job: BagJob) -> None:
         outcome = error.reason
     if isinstance(outcome, str):
         logger.warning("rehearsal: ended early, and training begins without it: %s", outcome)
-        return
+        return False
     logger.info("rehearsal: the base model can be trained, %.1f s", outcome)
-    storage.write_bytes(uri, key)
+    return True
 
 
 def _rehearse(job: BagJob) -> float | str:

@@ -30,9 +30,10 @@ from boom_ray import artifacts, storage  # noqa: E402
 from boom_ray.data import bags  # noqa: E402
 from boom_ray.planner import calibration, hardware, simulate  # noqa: E402
 from boom_ray.planner.assumptions import Assumptions  # noqa: E402
-from boom_ray.planner.estimate import Estimate, Workload  # noqa: E402
+from boom_ray.planner.estimate import Estimate  # noqa: E402
 from boom_ray.planner.forecast import Forecast, bottleneck, conditions_of, forecast, works_of  # noqa: E402
 from boom_ray.planner.plan import SIZES, gather, on_cluster  # noqa: E402
+from boom_ray.planner.workload import Workload  # noqa: E402
 from boom_ray.recipe import Recipe  # noqa: E402
 
 NUM_BAGS, NUM_ROWS = 100, 10**9

@@ -35,6 +35,25 @@ def test_counts_equal_those_of_the_sample(sizes, ratios, seed):
     assert bags.counts(sizes, settings) == drawn
 
 
+@given(sizes, st.floats(1, 50), st.floats(1, 50), st.booleans(), st.integers(0, 99))
+def test_a_task_has_a_percentage_of_its_own(sizes, ratio, other, partition, seed):
+    own = [{"ratio": ratio, "tasks": {"a": other, "b": 0}}, {"ratio": ratio, "seed": 5}]
+    settings = Bags(ratios=own, partition=partition, seed=seed)
+    first, second = bags.sample(sizes, settings)
+    plain = bags.sample(sizes, Bags(ratios=[ratio, ratio], partition=partition, seed=seed))
+    counts = bags.counts(sizes, settings)
+    assert [{task: len(rows) for task, rows in bag.items()} for bag in (first, second)] == counts
+    for task, size in sizes.items():
+        percent = {"a": other, "b": 0}.get(task, ratio)
+        assert abs(len(first[task]) - size * percent / 100) <= 1 and (percent or not len(first[task]))
+        if partition:
+            assert not set(first[task]) & set(second[task])
+    if not partition:
+        assert all(np.array_equal(second[task], plain[1][task]) for task in sizes)
+    if "c" in sizes:
+        assert np.array_equal(first["c"], plain[0]["c"])
+
+
 def test_a_sample_depends_on_seed_and_bag_but_not_on_other_tasks():
     settings = Bags(ratios=[50, 50], seed=1)
     alone, both = bags.sample({"a": 100}, settings), bags.sample({"a": 100, "b": 50}, settings)

@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from boom_ray import artifacts, storage
 from boom_ray.cli import main
 from boom_ray.errors import BoomError
-from boom_ray.model import directory, self_test
+from boom_ray.model import adapter, directory, self_test
 from boom_ray.pipeline.run import run
 from boom_ray.pipeline.training import train
 from boom_ray.recipe import Recipe, identity
@@ -31,12 +31,14 @@ def modification_times(root: str) -> dict[str, int]:
 
 @pytest.fixture(params=["bert", "qwen3"])
 def recipe(request, corpus_files, beir, tmp_path) -> Recipe:
-    """The recipe of a finished run of each base model: adapters in bf16 of one, all weights of the other."""
+    """The recipe of a finished run of each base model: of one in bf16, an adapter and all weights; both in
+    fp32, all weights, of the other."""
     if request.param == "qwen3":
         return copy_run(request.getfixturevalue("finished_run").recipe, str(tmp_path / "runs"))
     values = recipe_values(request.getfixturevalue("bert"), corpus_files, beir, str(tmp_path / "runs"))
     lora = {"rank": 2, "targets": ["all-linear"]}
     values["train"] |= {"precision": "bf16", "lora": lora, "learning_rate": 1e-3}
+    values["bags"]["ratios"][1] = {"ratio": 100, "lora": None, "learning_rate": 2e-5}
     made = Recipe.model_validate(values)
     run(made)
     return made
@@ -54,6 +56,11 @@ def test_from_corpus_to_a_measured_model(recipe, tmp_path):
     assert [parent.digest for parent in merged.parents] == [records["bag-1"].digest, records["bag-2"].digest]
     assert records["bag-1"].config.rows < records["bag-2"].config.rows
     assert records["bag-1"].digest != records["bag-2"].digest != merged.digest
+    for index, bag in enumerate(recipe.bags.ratios):
+        training = records[f"bag-{index + 1}"].config.training
+        assert training.bag == bag and identity(training.settings) == identity(recipe.train_of(index))
+        assert adapter.is_adapter(f"{recipe.root}/models/bag-{index + 1}") == bool(training.settings.lora)
+        assert records[f"bag-{index + 1}"].seed == training.settings.seed
     assert np.allclose(merged.self_test, self_test.compute(target), atol=1e-5)
     assert merged.config.merge.method == "multislerp" and merged.config.merge.space == "deltas"
 

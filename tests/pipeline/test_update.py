@@ -258,8 +258,8 @@ def test_the_cost_of_all_bags_is_estimated_from_tokens_of_the_update(run, child)
     tokens, sizes = 0.0, {"http": 24, **corpus_sizes(recipe)}
     for task, size in sizes.items():
         mean = fmean(step["tokens"] for step in steps if step["task"] == task)
-        for ratio in recipe.bags.ratios:
-            tokens += mean * math.ceil(round(size * ratio / 100) / recipe.train.batch_size)
+        for bag in recipe.bags.ratios:
+            tokens += mean * math.ceil(round(size * bag.ratio_of(task) / 100) / recipe.train.batch_size)
     assert spent.all_tokens == round(tokens) > spent.tokens
 
 

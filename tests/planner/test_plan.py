@@ -17,7 +17,7 @@ from boom_ray.planner.assumptions import Assumptions
 from boom_ray.planner.calibration import Calibration, store, stored
 from boom_ray.planner.estimate import Estimate, estimate
 from boom_ray.planner.forecast import bottleneck, forecast, head_memory
-from boom_ray.planner.plan import PlanOptions, gather, plan
+from boom_ray.planner.plan import PlanOptions, RunPlan, gather, plan
 from boom_ray.planner.shape import ConfigNotFoundError, ModelShape
 from boom_ray.recipe import Recipe
 from boom_ray.train.schedule import best
@@ -52,7 +52,7 @@ def test_a_billion_rows_are_counted_and_not_sampled(billion):
     made = plan(Recipe.load(billion), PlanOptions(num_gpus=4096, price=2, overrides={"data.padding": 0}))
     steps = num_steps([round(999_999_000 * 0.05), 50], Recipe.load(billion).train)
     last = made.estimate.bags[-1]
-    assert (last.name, last.ratio, last.rows, last.steps) == ("bag-100", 5, 50_000_000, steps)
+    assert (last.name, last.planned.bag.ratio, last.rows, last.steps) == ("bag-100", 5, 50_000_000, steps)
     assert made.estimate.passes == pytest.approx(5) and made.price == pytest.approx(2 * made.held_hours)
     assert made.assumptions["data.padding"].value == 0 and made.scale == []
     assert list(made.lines()) == result.output.splitlines()
@@ -68,7 +68,7 @@ def test_a_baseline_is_one_more_bag_but_not_merged(billion):
     recipe = Recipe.load(billion)
     without, with_baseline = (plan(recipe, PlanOptions(num_gpus=800, baseline=one)) for one in (False, True))
     last = with_baseline.estimate.bags[-1]
-    assert (last.name, last.ratio, last.rows) == ("baseline", 100, 1_000_000_000)
+    assert (last.name, last.planned.bag.ratio, last.rows) == ("baseline", 100, 1_000_000_000)
     assert len(with_baseline.estimate.bags) == 101 and with_baseline.estimate.passes == pytest.approx(6)
     assert with_baseline.estimate.merge == without.estimate.merge
 
@@ -90,6 +90,32 @@ def test_bags_are_stored_as_trained_weights_in_the_recipes_type_or_as_adapters(b
     adapters, read, shape = bytes_of(lora={"rank": 8})
     assert adapters == 100 * 4 * shape.adapters < stored / 60
     assert read == adapters + (2 + 2) * shape.parameters, "the base model is read once"
+
+
+def test_bags_with_settings_of_their_own_are_planned_with_them(billion):
+    def recipe(*ratios: Any, **train: Any) -> Recipe:
+        values = Recipe.load(billion).model_dump()
+        values["train"] |= {"execution": values["train"]["execution"] | {"num_workers": 32}} | train
+        return Recipe.model_validate(values | {"bags": {"ratios": ratios}})
+
+    def bags(*ratios: Any, **train: Any) -> RunPlan:
+        return plan(recipe(*ratios, **train), PlanOptions(num_gpus=64))
+
+    adapters = {"ratio": 100, "lora": {"rank": 8}, "epochs": 2, "tasks": {"small": 0}}
+    mixed, full, adapted = bags(100, adapters), bags(100, 100), bags(100, 100, lora={"rank": 8})
+    first, second = mixed.estimate.bags
+    assert (second.rows, second.steps) == (999_999_000, 2 * -(-999_999_000 // 256))
+    assert first.step == full.estimate.bags[0].step
+    assert second.step == adapted.estimate.bags[1].step != first.step
+    both = full.estimate.storage["models of bags"] + adapted.estimate.storage["models of bags"]
+    assert mixed.estimate.storage["models of bags"] == both / 2
+    assert mixed.memory == full.memory, "that of the bag that needs the most"
+    assert mixed.memory.recipe.states > adapted.memory.recipe.states
+    assert (mixed.estimate.save, mixed.estimate.upload) == (full.estimate.save, full.estimate.upload)
+    for own, num_trained in ((100, 2), (adapters, 3), ({"ratio": 100, "seed": 1}, 3)):
+        workload = gather(recipe(own, 50), None, Assumptions(), baseline=True)
+        assert len(workload.trained) == num_trained, "a plain bag of the full corpus is the baseline"
+    assert "bag-2: 100 % of every task, 0 % of small, epochs 2, lora of rank 8, " in "\n".join(mixed.lines())
 
 
 def estimated(path: str, num_gpus: int, overrides: dict[str, float]) -> Estimate:

@@ -110,7 +110,7 @@ class StoredRun:
                     shares = (900.0, 0.1, 0.2, 0.9, 0.3, 0.0)
                     line = StepMetrics(step + 1, ended, "task-0", loss, 900, 1.0, 1e-5, *shares)
                     file.write(json.dumps(asdict(line)) + "\n")
-            training = TrainingConfig(ratio=self.recipe.bags.ratios[index], settings=self.recipe.train)
+            training = TrainingConfig(bag=self.recipe.bags.ratios[index], settings=self.recipe.train)
             metrics = TrainingMetrics(
                 step=steps,
                 loss=0.4,

@@ -10,7 +10,7 @@ from boom_ray.artifacts.record import METRICS_LOG
 from boom_ray.data import bags, corpus
 from boom_ray.data.batches import num_batches, num_steps
 from boom_ray.pipeline.update.core import history
-from boom_ray.recipe import Recipe
+from boom_ray.recipe import Recipe, Train
 
 
 def cost(recipe: Recipe, version: str, trained: str) -> UpdateCost:
@@ -24,15 +24,15 @@ def cost(recipe: Recipe, version: str, trained: str) -> UpdateCost:
     record = artifacts.read(trained, ModelRecord)
     assert record.metrics.training is not None and record.config.rows is not None
     sizes = {task.name: len(corpus.load_task(uri, task.name)) for uri, task in history(recipe, version)}
-    again = bags.counts(sizes, recipe.bags)
+    again = [(bag, recipe.train_of(index)) for index, bag in enumerate(bags.counts(sizes, recipe.bags))]
     tokens = _tokens_of_steps(trained)
     return UpdateCost(
         rows=record.config.rows,
         steps=record.metrics.training.step,
         tokens=record.metrics.training.tokens,
-        all_rows=sum(sum(bag.values()) for bag in again),
-        all_steps=sum(num_steps(bag.values(), recipe.train) for bag in again),
-        all_tokens=round(sum(_expected_tokens(bag, recipe, tokens) for bag in again)),
+        all_rows=sum(sum(bag.values()) for bag, _ in again),
+        all_steps=sum(num_steps(bag.values(), train) for bag, train in again),
+        all_tokens=round(sum(_expected_tokens(bag, train, tokens) for bag, train in again)),
     )
 
 
@@ -57,9 +57,9 @@ def _tokens_of_steps(trained: str) -> dict[str, float]:
     return {task: tokens[task] / steps[task] for task in steps}
 
 
-def _expected_tokens(bag: dict[str, int], recipe: Recipe, tokens: dict[str, float]) -> float:
+def _expected_tokens(bag: dict[str, int], train: Train, tokens: dict[str, float]) -> float:
     """Tokens of all steps of a bag; a task without a step in `tokens` is assumed to have the mean."""
-    batches = {task: num_batches([rows], recipe.train.batch_size) for task, rows in bag.items()}
+    batches = {task: num_batches([rows], train.batch_size) for task, rows in bag.items()}
     mean = sum(tokens.values()) / len(tokens)
     epoch = sum(count * tokens.get(task, mean) for task, count in batches.items())
-    return epoch / sum(batches.values()) * num_steps(bag.values(), recipe.train)
+    return epoch / sum(batches.values()) * num_steps(bag.values(), train)

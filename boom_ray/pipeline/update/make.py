@@ -20,7 +20,7 @@ from boom_ray.pipeline.training import prepare_and_train
 from boom_ray.pipeline.update.core import core_sample, history
 from boom_ray.pipeline.update.cost import cost, describe
 from boom_ray.pipeline.update.measure import TaskSets, measure_update, require, task_sets
-from boom_ray.recipe import Bags, Evaluate, Recipe
+from boom_ray.recipe import Bag, Bags, Evaluate, Recipe
 from boom_ray.runs import updates, versions
 from boom_ray.runs.heartbeat import Driver, driving
 from boom_ray.runs.identity import claim, with_data_of_run
@@ -130,9 +130,8 @@ def _training_recipe(recipe: Recipe, request: UpdateRequest, version: str) -> Re
     core = core_sample(recipe, str(request.parent), request.core_percent)
     data = recipe.data.model_copy(update={"tasks": [*core, *request.tasks]})
     changes = {"name": version, "storage": Layout(recipe.root).updates, "data": data}
-    return recipe.model_copy(
-        update={**changes, "bags": Bags(ratios=[100], seed=recipe.bags.seed), "evaluate": Evaluate()}
-    )
+    whole = Bags(ratios=[Bag(ratio=100)], seed=recipe.bags.seed)
+    return recipe.model_copy(update={**changes, "bags": whole, "evaluate": Evaluate()})
 
 
 def _merge(
