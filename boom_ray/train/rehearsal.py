@@ -174,11 +174,12 @@ def _check_published(
     source = recipe.base_model.model_copy(update={"path": base})  # which sentence-transformers can read
     save_model(recipe.model_copy(update={"base_model": source}), encoder, trained, published)
     _check_tensors(published, base)
-    device, options = str(encoder.device), {"use_safetensors": True, "dtype": encoder.transformer.dtype}
+    device, precision = str(encoder.device), encoder.transformer.dtype
     encoder.to("cpu")  # frees the accelerator's memory for the second model
-    reference = SentenceTransformer(published, device=device, model_kwargs=options).encode(
-        texts, convert_to_numpy=True
+    model = SentenceTransformer(
+        published, device=device, model_kwargs={"use_safetensors": True, "dtype": precision}
     )
+    reference = model.encode(texts, convert_to_numpy=True)
     cosine = float((vectors * reference).sum(1).min()) if reference.shape == vectors.shape else 0.0
     if not cosine >= min_cosine:
         raise InputError(
