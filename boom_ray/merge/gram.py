@@ -18,6 +18,8 @@ from torch import Tensor
 # for every one of these steps; smaller ones pay more for the calls of torch than for the arithmetic.
 BLOCK = 1 << 15
 SAFE = (1e-24, 1e30)  # squared norms whose parts neither underflow nor overflow in float32
+# Coefficients are large where an input is short beside the others. Their products nearly cancel with the base's.
+LARGE = 8.0  # sum of magnitudes above which float32 products lose too many digits, or overflow
 CANCELLING = 1e-2  # squared length of a mean direction below which float32 products lose too many digits
 
 #: The same range of one tensor in P models (the base model last): [P, n], or P times [n] of any dtypes.
@@ -83,7 +85,7 @@ def combine(pieces: Pieces, coefficients: Tensor, work: torch.dtype, output: tor
         pieces: M models, or M models and a base. With a base, the result is the base plus the combination of
             the task vectors: the combination of all P pieces, where the base has 1 - sum(coefficients).
         coefficients: [M] float64.
-        work: float32 or float64, the dtype to compute in.
+        work: float32 or float64, the dtype to compute in; float64 in any case if coefficients are `LARGE`.
         output: Dtype of the result.
 
     Returns:
@@ -91,6 +93,7 @@ def combine(pieces: Pieces, coefficients: Tensor, work: torch.dtype, output: tor
     """
     if len(pieces) > len(coefficients):
         coefficients = torch.cat([coefficients, 1 - coefficients.sum(0, keepdim=True)])
+    work = torch.float64 if coefficients.abs().sum() > LARGE else work
     factors = coefficients.to(work)
     result = torch.empty(len(pieces[0]), dtype=output, device=pieces[0].device)
     for start, block in blocks(pieces, work, centred=False):
