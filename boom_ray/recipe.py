@@ -311,7 +311,8 @@ class Merge(Section):
             formula).
         weights: `equal`, `size` (rows of training data of each model), one number per model, or such a list
             for each group of layers.
-        scale: Factor on the merged task vector: 0 is the base model, 1 the merge; it may exceed 1.
+        scale: Factor on the merged task vector: 0 is the base model, 1 the merge; it may exceed 1. `auto`
+            chooses it on the tasks in `evaluate.development`.
         iterations: Steps of `karcher`; 1 is the paper's formula.
         density: Fraction of each task vector that is kept (`ties`, `dare_linear`); one number, or one per
             model.
@@ -324,7 +325,7 @@ class Merge(Section):
     method: MergeMethod = "multislerp"
     space: Literal["deltas", "weights"] = "deltas"
     weights: Literal["equal", "size"] | list[float] | dict[Text, list[float]] = "equal"
-    scale: float = 1.0
+    scale: float | Literal["auto"] = 1.0
     iterations: int = Field(10, ge=1)
     density: Density = 0.5
     seed: int = 0
@@ -337,7 +338,7 @@ class Merge(Section):
     def _scales_a_task_vector(self) -> "Merge":
         if self.scale != 1 and self.space == "weights":
             raise ValueError(
-                f"scale: got {self.scale:g}, a factor on task vectors, of which space weights has none; "
+                f"scale: got {self.scale}, a factor on task vectors, of which space weights has none; "
                 "allowed: 1, or space deltas with a base model"
             )
         return self
@@ -354,6 +355,12 @@ class Merge(Section):
         return values
 
     @property
+    def factor(self) -> float:
+        """The scale, once it is a number."""
+        assert self.scale != "auto", "chosen before the merge: see boom_ray.pipeline.merge_choice"
+        return self.scale
+
+    @property
     def origin(self) -> int | None:
         """Index of the model that is scale 0; None for the base model."""
         return None
@@ -366,6 +373,7 @@ class Merge(Section):
 class UpdateMerge(Merge):
     """The merge of an update with its parent, the first model: scale 0 is the parent instead of the base."""
 
+    scale: float = 1.0
     scale_from: Literal["parent"] = "parent"
 
     @property
@@ -379,10 +387,12 @@ class Evaluate(Section):
 
     Attributes:
         data: A directory of local tasks, grouped by the folders they are in; None to measure nothing.
+        development: A directory of local tasks that settings are chosen on; it shares no query with `data`.
         max_length: Tokens after which texts are truncated; each model's own limit by default.
     """
 
     data: Uri | None = None
+    development: Uri | None = None
     max_length: int | None = Field(None, ge=8)
     execution: EvaluateExecution = EvaluateExecution()
 
@@ -448,6 +458,14 @@ class Recipe(Section):
                 raise ValueError(f"bags.ratios.{index}.tasks: no task {name!r}; {hint}")
             if not any(map(bag.ratio_of, names)):
                 raise ValueError(f"bags.ratios.{index}.tasks: 0 % of every task; a bag holds one or more")
+        return self
+
+    @model_validator(mode="after")
+    def _chooses_on_development_tasks(self) -> "Recipe":
+        if self.merge.scale == "auto" and self.evaluate.development is None:
+            raise ValueError(
+                "merge.scale: auto is chosen on development tasks; set evaluate.development, or give a number"
+            )
         return self
 
     @classmethod

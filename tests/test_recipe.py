@@ -70,6 +70,8 @@ def load(tmp_path, **sections):
             "disjoint bags cannot hold 130 % of task a",
         ),
         ({"merge": {"weights": [1, 2, 3]}}, "got 3 weights for 5 bags"),
+        ({"merge": {"scale": "auto"}}, "set evaluate.development"),
+        ({"merge": {"scale": 0.5, "space": "weights"}}, "scale: got 0.5, a factor on task vectors"),
         ({"data": {"tasks": [], "query_template": "{query}!"}}, "it must end in {query}"),
         ({"name": "a/b"}, "allowed: letters, digits"),
         ({"storage": "${NOT_SET_ANYWHERE}/x"}, "the environment variable NOT_SET_ANYWHERE is not set"),

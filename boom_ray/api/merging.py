@@ -19,14 +19,16 @@ def merge(
     method: MergeMethod = "multislerp",
     weights: Literal["equal", "size"] | Sequence[float] = "equal",
     dtype: SaveDtype = "bfloat16",
-    scale: float = 1.0,
+    scale: float | Literal["auto"] = 1.0,
     iterations: int = 10,
     density: float | Sequence[float] = 0.5,
     seed: int = 0,
     adapter_rank: int | None = None,
     mergekit_config: PathLike | None = None,
-    search_data: PathLike | None = None,
+    search: bool = False,
     trials: int = 12,
+    development: PathLike | None = None,
+    test: PathLike | None = None,
     num_workers: int = 1,
     memory_gib: float = 1.0,
     progress: ProgressCallback | None = None,
@@ -40,15 +42,19 @@ def merge(
         method: Merge method.
         weights: `equal`, `size` (rows behind each model), or one number per model.
         dtype: Floating-point type of the merged model.
-        scale: Factor on the merged task vector: 0 is the base model, 1 the merge; it may exceed 1.
+        scale: Factor on the merged task vector: 0 is the base model, 1 the merge; it may exceed 1. `auto`
+            chooses it by the development tasks.
         iterations: Steps of `karcher`; 1 is the formula of the BOOM paper.
         density: Fraction of a task vector that is kept (`ties`, `dare_linear`); one number, or one per model.
         seed: Seed of the random choice of `dare_linear`.
         adapter_rank: Merge adapters of `base` into one of at most this rank;
             `record.config.merge.adapter_error` is what it leaves out.
         mergekit_config: A YAML file of mergekit that names models, base, method and settings instead.
-        search_data: A directory of evaluation tasks: try methods and weights, and publish the best.
+        search: Try methods and weights, and publish the best by the development tasks.
         trials: Number of merges that a search tries.
+        development: A directory of tasks to choose by.
+        test: A directory of tasks, without queries of `development`, on which the choice is compared with
+            the first candidate: `method` at scale 1, in a search with equal weights.
         num_workers: Ray actors that share the work.
         memory_gib: Memory of one of them.
         progress: Receives every `ProgressEvent`; by default progress is printed.
@@ -78,7 +84,12 @@ def merge(
         "execution": {"num_workers": num_workers, "memory_bytes": int(memory_gib * (1 << 30))},
     }
     settings = arguments.section(Merge, chosen, "not valid merge settings:")
-    arguments.at_least(1, trials=trials)
+    arguments.at_least(2, trials=trials)
+    if (search or scale == "auto") != (development is not None) or (test is not None and development is None):
+        raise InputError(
+            "a search (--search) and scale auto choose by development tasks (--data DIR), which nothing else "
+            "uses; test tasks (--test) compare the choice. Give both, or neither"
+        )
     if mergekit_config is not None and models:
         raise InputError("give models, or mergekit_config, which names them; not both")
     uris = arguments.model_uris(models)
@@ -92,19 +103,25 @@ def merge(
             raise InputError(f"models: got {len(uris)}; a merge needs two or more")
         cluster.connect(dashboard=False)
         target = arguments.path(out)
-        data = arguments.optional_path(search_data)
-        record, grams = _merge(uris, target, base_uri, settings, data, trials)
+        tasks = arguments.optional_path(development), arguments.optional_path(test)
+        record, grams = _merge(uris, target, base_uri, settings, *tasks, trials if search else 1)
     return MergeResult(target, record, uris, settings.space, grams)
 
 
 def _merge(
-    models: list[str], target: str, base: str | None, settings: Merge, search_data: str | None, trials: int
+    models: list[str],
+    target: str,
+    base: str | None,
+    settings: Merge,
+    development: str | None,
+    test: str | None,
+    trials: int,
 ) -> Any:
     """The record of the merged model, and the Gram matrices."""
-    if search_data is not None:
-        from boom_ray.pipeline.merge_search import search
+    if development is not None:
+        from boom_ray.pipeline.merge_search import SearchRequest, search
 
-        found = search(models, target, base, settings, search_data, trials)
+        found = search(models, target, base, settings, SearchRequest(development, test, trials))
         return found.record, found.grams
     from boom_ray.pipeline.publish import merge_models
 

@@ -220,10 +220,19 @@ class Comparison(Content):
 
 
 class SearchMetrics(Content):
-    """The mean score of every candidate of a merge search, and the label of the best."""
+    """The candidates of a merge, by their labels, on the tasks that one was chosen by.
+
+    Attributes:
+        scores: Mean main score over the tasks.
+        errors: Standard error of the difference to the best score.
+        chosen: Label of the candidate that was merged.
+        development: Identity of the files of the tasks.
+    """
 
     scores: dict[str, float]
+    errors: dict[str, float]
     chosen: str
+    development: str
 
 
 class UpdateCost(Content):

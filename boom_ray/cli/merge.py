@@ -5,7 +5,6 @@ from typing import Any, get_args
 import click
 
 from boom_ray.cli.group import main, workers_option
-from boom_ray.errors import InputError
 from boom_ray.recipe import MergeMethod, SaveDtype
 from boom_ray.runtime import signals
 
@@ -17,6 +16,13 @@ def _weights(context: click.Context, parameter: click.Parameter, value: str) -> 
         return [float(part) for part in value.split(",")]
     except ValueError:
         raise click.BadParameter(f"got {value!r}; allowed: equal, size, or numbers like 1,2,0.5") from None
+
+
+def _scale(context: click.Context, parameter: click.Parameter, value: str) -> str | float:
+    try:
+        return value if value == "auto" else float(value)
+    except ValueError:
+        raise click.BadParameter(f"got {value!r}; allowed: auto, or a number like 1.25") from None
 
 
 @main.command()
@@ -33,7 +39,14 @@ def _weights(context: click.Context, parameter: click.Parameter, value: str) -> 
     help="Merge task vectors from this base model instead of the weights.",
 )
 @click.option("--dtype", type=click.Choice(get_args(SaveDtype)), default="bfloat16", show_default=True)
-@click.option("--scale", default=1.0, help="Factor on the merged task vector.")
+@click.option(
+    "--scale",
+    default="1.0",
+    callback=_scale,
+    metavar="NUMBER|auto",
+    show_default=True,
+    help="Factor on the merged task vector; auto: chosen by the development tasks.",
+)
 @click.option(
     "--iterations", default=10, type=click.IntRange(min=1), help="Steps of karcher; 1 is the paper's formula."
 )
@@ -53,11 +66,12 @@ def _weights(context: click.Context, parameter: click.Parameter, value: str) -> 
 )
 @click.option("--mergekit-config", metavar="FILE", help="Models and method from a YAML file of mergekit.")
 @click.option("--report", metavar="FILE.json", help="Write the distances between the models, and a picture.")
-@click.option("--search", is_flag=True, help="Choose method and weights by a development set.")
-@click.option("--data", "search_data", metavar="DIR", help="The development set: a directory of tasks.")
+@click.option("--search", is_flag=True, help="Choose method and weights by the development tasks.")
 @click.option(
-    "--trials", default=12, type=click.IntRange(min=1), help="Number of merges that a search tries."
+    "--trials", default=12, type=click.IntRange(min=2), help="Number of merges that a search tries."
 )
+@click.option("--data", "development", metavar="DIR", help="Development tasks, to choose by.")
+@click.option("--test", metavar="DIR", help="Other tasks: compare the choice with equal weights at scale 1.")
 @click.option(
     "--memory",
     "memory_gib",
@@ -69,12 +83,10 @@ def _weights(context: click.Context, parameter: click.Parameter, value: str) -> 
 )
 @workers_option
 @signals.exit_on_signal()
-def merge(search: bool, report: str | None, num_workers: int | None, **options: Any) -> None:
+def merge(report: str | None, num_workers: int | None, **options: Any) -> None:
     """Merge models of one architecture into one."""
     from boom_ray.api.merging import merge as merge_models
 
-    if search != (options["search_data"] is not None):
-        raise InputError("--search and --data DIR go together: a search chooses by the data")
     result = merge_models(num_workers=num_workers or 1, **options)
     if report:
         click.echo(f"report: {', '.join(result.write_distances(report))}")

@@ -55,6 +55,18 @@ def read_beir(task: str) -> BeirTask:
     )
 
 
+def read_queries(task: str) -> dict[str, str]:
+    """The texts of the queries with a positive document by id, without reading the documents.
+
+    Raises:
+        NotFoundError, InputError: as `read_beir` does.
+    """
+    rows = read_rows(storage.join(task, "queries.jsonl"))
+    grades = read_qrels(storage.join(task, "qrels"))
+    relevant = {query for (query, _), grade in grades.items() if grade > 0}
+    return {name: row["text"] for name, row in rows.items() if name in relevant}
+
+
 def _check(
     task: str, relevant: dict[str, dict[str, int]], corpus: dict[str, str], queries: dict[str, str]
 ) -> None:

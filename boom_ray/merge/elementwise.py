@@ -183,8 +183,8 @@ def _scaled(block: Tensor, merged: Tensor, settings: Merge) -> Tensor:
         block: [M + 1, n] task vectors, and the base.
         merged: [n] the merged task vector.
     """
-    result = block[-1] + settings.scale * merged
-    return result if settings.origin is None else result + (1 - settings.scale) * block[settings.origin]
+    result = block[-1] + settings.factor * merged
+    return result if settings.origin is None else result + (1 - settings.factor) * block[settings.origin]
 
 
 def _magnitude_bits(values: Tensor) -> Tensor:

@@ -82,9 +82,9 @@ def coefficients_of(settings: Merge, weights: Array, gram: Array) -> Array:
     """
     method = METHODS[settings.method].coefficients
     assert method is not None
-    found = settings.scale * method(gram, weights, settings)
+    found = settings.factor * method(gram, weights, settings)
     if settings.origin is not None:
-        found[settings.origin] += 1 - settings.scale
+        found[settings.origin] += 1 - settings.factor
     return found
 
 
@@ -98,8 +98,8 @@ def keeps_equal_tensors(settings: Merge, weights: list[float]) -> bool:
     method = METHODS[settings.method]
     if method.coefficients is None:
         normalized = method.divides_by_weights and settings.normalize is not False
-        total = settings.scale * (1.0 if normalized else math.fsum(weights))
-        total += 0.0 if settings.origin is None else 1 - settings.scale
+        total = settings.factor * (1.0 if normalized else math.fsum(weights))
+        total += 0.0 if settings.origin is None else 1 - settings.factor
         return min(settings.densities(len(weights))) == 1 and math.isclose(total, 1)
     try:
         same = np.ones((len(weights), len(weights)))

@@ -37,7 +37,11 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.weight = None
         self.bias = linear.bias
-        self.packed = ops._reorder_linear_weight(linear.weight.detach(), None)
+        self.pack(linear.weight.detach())
+
+    def pack(self, weight: Tensor) -> None:
+        """Take other weights, [out_features, in_features]."""
+        self.packed = ops._reorder_linear_weight(weight, None)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """From [..., in_features] to [..., out_features], in the dtype of the weight."""
@@ -59,3 +63,17 @@ def pack_linear_layers(module: nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and cpu_multiplies(child.weight.dtype):
                 setattr(parent, name, PackedLinear(child))
+
+
+def assign(module: nn.Module, name: str, value: Tensor) -> None:
+    """Replace the values of a parameter, also of a packed layer, which keeps its device and dtype.
+
+    Args:
+        name: As in `named_parameters` before layers were packed.
+    """
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    if isinstance(owner, PackedLinear) and leaf == "weight":
+        owner.pack(value.to(owner.packed.dtype))
+    else:
+        getattr(owner, leaf).data.copy_(value)

@@ -1,6 +1,6 @@
-"""Search for the method and weights that score best on a development set.
+"""`boom-ray merge` with a choice: of the scale, the method and the weights, on development tasks.
 
-All candidates merge the same models, so the Gram matrices of the first merge are cached for the others.
+What is reported is measured on other tasks, after the choice.
 """
 
 import logging
@@ -12,14 +12,18 @@ import numpy as np
 from boom_ray import storage
 from boom_ray.artifacts import ModelRecord, staging
 from boom_ray.artifacts.contents import ModelMetrics, SearchMetrics
-from boom_ray.evaluation import tables
+from boom_ray.artifacts.staging import Stage
+from boom_ray.evaluation import compare
+from boom_ray.evaluation.disjoint import check_disjoint
 from boom_ray.evaluation.measure import find_tasks, measure, scores_of
 from boom_ray.evaluation.protocol import EvaluationProtocol, Subject
 from boom_ray.merge.merge_job import GramMatrix
 from boom_ray.merge.methods import METHODS
+from boom_ray.merge.settings import check_settings
+from boom_ray.pipeline.merge_choice import Candidate, Development, choose, scratch_of
 from boom_ray.pipeline.publish import merge_models
 from boom_ray.recipe import Merge, MergeMethod
-from boom_ray.runs.scores import main_score, mean_scores
+from boom_ray.runs.scores import ScoreTable
 from boom_ray.runtime.console import as_text
 
 logger = logging.getLogger(__name__)
@@ -29,11 +33,19 @@ SEED = 0  # of the random weights
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One way to merge, and its label in tables."""
+class SearchRequest:
+    """What to choose, and by which tasks.
 
-    label: str
-    settings: Merge
+    Attributes:
+        development: Directory of the tasks to choose by.
+        test: Directory of tasks that the choice is measured on, compared with the first candidate; None to
+            measure nothing.
+        trials: Merges to try; 1 for the settings as they are, of which only the scale may be chosen.
+    """
+
+    development: str
+    test: str | None = None
+    trials: int = 1
 
 
 @dataclass(frozen=True)
@@ -41,66 +53,74 @@ class SearchResult:
     """A finished search.
 
     Attributes:
-        record: Record of the published model; its metrics have the scores of all candidates.
-        best: Label of the candidate that was published.
-        scores: Main score of each candidate, by label.
-        grams: Gram matrix of each tensor that differs between the models.
+        record: Record of the published model; `metrics.search` has the scores of all candidates on the
+            development tasks, `metrics.evaluation` those of the choice on the test tasks.
+        grams: Gram matrix of each tensor.
     """
 
     record: ModelRecord
-    best: str
-    scores: dict[str, float]
     grams: dict[str, GramMatrix]
 
 
 def search(
-    models: list[str], target: str, base: str | None, settings: Merge, data: str, trials: int
+    models: list[str], target: str, base: str | None, settings: Merge, request: SearchRequest
 ) -> SearchResult:
-    """Merge with several methods and weights, and publish the best merge.
+    """Choose how to merge, and publish the merge.
 
     Args:
         models: URIs.
         target: URI of the merged model.
         base: URI of the base model, if task vectors are merged.
         settings: Settings of all candidates except method and weights. Its method with equal weights is the
-            first candidate, which the others are compared with.
-        data: Directory of tasks to choose by.
-        trials: Number of candidates.
+            first candidate; `scale: auto` is chosen too.
 
     Raises:
+        InputError: if the development and the test tasks share queries.
         BoomError: as the merge and the evaluation do.
     """
     staging.refuse_existing(target)
-    tasks = find_tasks(data)
-    tried = candidates(settings, len(models), trials)
-    scratch = storage.join(storage.parent_of(target), f".{storage.name_of(target)}.search")
-    grams: dict[str, GramMatrix] = {}
-    try:
-        for number, candidate in enumerate(tried, 1):
-            logger.info("search: %d/%d %s", number, len(tried), candidate.label)
-            uri = storage.join(scratch, candidate.label)
-            _, merged = merge_models(models, uri, base, candidate.settings, grams)
-            grams = grams or merged.reusable
-        subjects = [Subject(c.label, storage.join(scratch, c.label)) for c in tried]
-        results = scores_of(measure(subjects, tasks, EvaluationProtocol()))
-        scores = {label: main_score(mean_scores(found)["all"]) for label, found in results.items()}
-        best = max(tried, key=lambda candidate: scores[candidate.label])
-        metrics = ModelMetrics(search=SearchMetrics(scores=scores, chosen=best.label), evaluation=results)
-        record, _ = merge_models(models, target, base, best.settings, grams, metrics)
-    finally:
-        storage.delete_tree(scratch)
-    first = tried[0].label
-    logger.info("%s", as_text(tables.score_table(scores)))
-    logger.info("best: %s with %.4f; %s has %.4f", best.label, scores[best.label], first, scores[first])
-    return SearchResult(record, best.label, scores, grams)
+    check_settings(settings, len(models), base)
+    if request.test is None:
+        find_tasks(request.development)
+    else:
+        check_disjoint(request.development, request.test)
+    tried = candidates(settings, len(models), request.trials)
+    with scratch_of(target) as scratch:
+        cache = storage.join(scratch, "measurements")
+        development = Development(request.development, EvaluationProtocol(), cache)
+        chosen, metrics = choose(models, base, tried, development, scratch)
+        scale = 1.0 if settings.scale == "auto" else settings.scale
+        first = Subject(f"{tried[0].label} x{scale:g}", storage.join(scratch, tried[0].label))
+
+        def measured(stage: Stage) -> ModelMetrics:
+            return _on_test(request.test, stage, first, metrics)
+
+        record, merged = merge_models(models, target, base, chosen, measured=measured)
+    return SearchResult(record, merged.grams)
+
+
+def _on_test(test: str | None, stage: Stage, first: Subject, metrics: SearchMetrics) -> ModelMetrics:
+    """The choice and the first candidate on the test tasks, with the interval of their difference."""
+    if test is None:
+        return ModelMetrics(search=metrics)
+    subjects = [Subject("merged", stage.uri, digest=stage.flush()), first]
+    measured = measure(subjects, find_tasks(test), EvaluationProtocol())
+    scores, comparison = ScoreTable(scores_of(measured)), compare.compare(measured)
+    logger.info("%s", as_text(compare.table(comparison)))
+    return ModelMetrics(search=metrics, evaluation=scores.results, means=scores.means, comparison=comparison)
 
 
 def candidates(settings: Merge, num_models: int, trials: int) -> list[Candidate]:
-    """Methods with equal weights, then each model with twice the weight of the others, then random ones."""
+    """Methods with equal weights, then each model with twice the weight of the others, then random ones.
+
+    A single trial is the settings as they are.
+    """
 
     def candidate(label: str, **changes: Any) -> Candidate:
         return Candidate(label, settings.model_copy(update=changes))
 
+    if trials == 1:
+        return [candidate(settings.method)]
     methods = [settings.method, *(name for name in METHODS_TRIED if name != settings.method)]
     found = [candidate(f"{name}-equal", method=name, weights="equal") for name in methods]
     if METHODS[settings.method].takes_weights:
@@ -112,4 +132,4 @@ def candidates(settings: Merge, num_models: int, trials: int) -> list[Candidate]
             drawn = [round(float(value), 4) for value in generator.dirichlet(np.full(num_models, 3.0))]
             label = f"{settings.method}-{','.join(f'{value:g}' for value in drawn)}"
             found.append(candidate(label, weights=drawn))
-    return found[: max(trials, 1)]
+    return found[:trials]

@@ -1,5 +1,6 @@
 """The one builder of a merged model's record: lineage, settings, metrics, self-test and card."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import ray
@@ -22,7 +23,7 @@ def merge_models(
     base: str | None,
     settings: Merge,
     grams: dict[str, GramMatrix] | None = None,
-    metrics: ModelMetrics | None = None,
+    measured: Callable[[Stage], ModelMetrics] = lambda _: ModelMetrics(),
 ) -> tuple[ModelRecord, MergeOutput]:
     """Merge models into one, and publish it.
 
@@ -31,7 +32,7 @@ def merge_models(
         target: URI of the merged model.
         base: URI of the model they were trained from, to merge task vectors.
         grams: Gram matrices cached from an earlier merge of the same models in the same space.
-        metrics: Measurements for the record.
+        measured: Measures the merged model in its stage, for the record.
 
     Returns:
         The record, and the details of the merge.
@@ -49,7 +50,7 @@ def merge_models(
             parents=[directory.identify(uri) for uri in models],
             settings=settings,
             merge=merge,
-            metrics=metrics or ModelMetrics(),
+            metrics=measured(stage),
         )
         return publish(stage, publication, licensed_as=models[0]), merged
 
@@ -94,10 +95,11 @@ def publish(stage: Stage, publication: Publication, licensed_as: str) -> ModelRe
     """
     made = publication
     digests = [parent.digest for parent in made.parents]
+    chosen_on = [made.metrics.search.development] if made.metrics.search else []
     record = ModelRecord(
         name=made.name,
         version=made.version,
-        fingerprint=artifacts.fingerprint([digests, identity(made.settings)]),
+        fingerprint=artifacts.fingerprint([digests, identity(made.settings), *chosen_on]),
         config=ModelConfig(rows=made.rows, merge=made.merge, update=made.update),
         seed=made.seed,
         parents=made.parents,

@@ -5,7 +5,7 @@ from boom_ray.artifacts import ModelRecord
 from boom_ray.errors import NotFoundError
 from boom_ray.pipeline.run import run
 from boom_ray.pipeline.update.make import make
-from boom_ray.recipe import Evaluate
+from boom_ray.recipe import Evaluate, Recipe
 from boom_ray.runs.identity import recipe_of
 from boom_ray.runs.layout import Layout
 from boom_ray.runs.updates import ancestors
@@ -31,7 +31,7 @@ def reproduce(uri: str, scratch: str) -> tuple[ModelRecord, ModelRecord]:
     original = artifacts.find(uri, ModelRecord)
     if original is None:
         raise NotFoundError(f"{uri}: not a version of a run, so it cannot be made again")
-    recipe = recipe_of(root).model_copy(update={"storage": scratch, "evaluate": Evaluate()})
+    recipe = _recipe(root, scratch)
     updates = ancestors(root, version)
     _copy_inputs(Layout(root), Layout(recipe.root), original, [child for child, _ in updates])
     if updates:
@@ -40,9 +40,19 @@ def reproduce(uri: str, scratch: str) -> tuple[ModelRecord, ModelRecord]:
     return original, run(recipe).record
 
 
+def _recipe(root: str, scratch: str) -> Recipe:
+    """The recipe of a run elsewhere, measured on nothing but what its scale is chosen on."""
+    recipe = recipe_of(root).model_copy(update={"storage": scratch})
+    evaluate = Evaluate()
+    if recipe.merge.scale == "auto":
+        development = Layout(recipe.root).development
+        evaluate = recipe.evaluate.model_copy(update={"data": None, "development": development})
+    return recipe.model_copy(update={"evaluate": evaluate})
+
+
 def _copy_inputs(source: Layout, target: Layout, original: ModelRecord, updates: list[str]) -> None:
     """Copy everything a version is made from, but not what is to be made again."""
-    inputs = [source.corpus, source.bags, source.identity, source.recipe, source.cores]
+    inputs = [source.corpus, source.bags, source.identity, source.recipe, source.cores, source.development]
     for child in updates:
         inside = source.update(child)
         inputs += [source.request(child), inside.corpus, inside.bags, inside.identity]

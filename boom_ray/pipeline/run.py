@@ -15,13 +15,15 @@ from boom_ray.artifacts.contents import Comparison, ModelMetrics
 from boom_ray.artifacts.staging import Stage
 from boom_ray.errors import InputError
 from boom_ray.evaluation import compare, tables
+from boom_ray.evaluation.disjoint import check_disjoint
 from boom_ray.evaluation.measure import find_tasks, measure, scores_of
 from boom_ray.evaluation.protocol import EvaluationProtocol, Measurements, Subject
 from boom_ray.merge.driver import merge_into
 from boom_ray.merge.settings import check_settings
+from boom_ray.pipeline.merge_choice import chosen, keep_development
 from boom_ray.pipeline.publish import Publication, publish, self_test_of
 from boom_ray.pipeline.training import baseline_name, prepare_and_train
-from boom_ray.recipe import Recipe
+from boom_ray.recipe import Evaluate, Recipe
 from boom_ray.runs.heartbeat import Driver, driving
 from boom_ray.runs.identity import claim
 from boom_ray.runs.layout import FIRST_VERSION, Layout
@@ -61,9 +63,10 @@ def run(recipe: Recipe, baseline: bool = False) -> RunResult:
     _check(recipe, baseline)
     layout = Layout(recipe.root)
     target = layout.model(FIRST_VERSION)
-    if recipe.evaluate.data and artifacts.read_record(target) is None:
-        find_tasks(recipe.evaluate.data)
+    if artifacts.read_record(target) is None:
+        _check_tasks(recipe.evaluate)
     base = claim(recipe)
+    keep_development(recipe)
     with driving(recipe.root, "run", FIRST_VERSION) as driver:
         models = prepare_and_train(recipe, base, driver, baseline=baseline)[: len(recipe.bags.ratios)]
         record = artifacts.find(target, ModelRecord)
@@ -93,12 +96,21 @@ def _check(recipe: Recipe, baseline: bool) -> None:
     check_settings(recipe.merge, len(recipe.bags.ratios), recipe.base_model.path)
 
 
+def _check_tasks(evaluate: Evaluate) -> None:
+    """Refuse tasks that are missing, or that are both chosen by and reported."""
+    for data in filter(None, (evaluate.data, evaluate.development)):
+        find_tasks(data)
+    if evaluate.data and evaluate.development:
+        check_disjoint(evaluate.development, evaluate.data)
+
+
 def _merge_and_publish(recipe: Recipe, models: list[str], stage: Stage, driver: Driver) -> ModelRecord:
     base = recipe.base_model.path
     parents = [artifacts.read(uri, ModelRecord) for uri in models]
     moments = [time.time()]
     driver.begin("merge")
-    merge, _ = merge_into(stage, models, base, recipe.merge)
+    settings, search = chosen(recipe, models, recipe.merge, stage.target)
+    merge, _ = merge_into(stage, models, base, settings)
     moments.append(time.time())
     driver.begin("evaluate")
     measured = _evaluate(recipe, models, stage) if recipe.evaluate.data else {}
@@ -112,7 +124,7 @@ def _merge_and_publish(recipe: Recipe, models: list[str], stage: Stage, driver: 
         merge=merge,
         rows=sum(record.config.rows or 0 for record in parents),
         seed=recipe.train.seed,
-        metrics=_metrics(measured, scores),
+        metrics=_metrics(measured, scores).model_copy(update={"search": search}),
         table=tables.markdown_table(scores.results) if measured else "",
         times=dict(zip(("merge", "evaluate"), itertools.pairwise(moments), strict=True)),
         self_test=self_test_of(stage),

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from boom_ray import storage
+from boom_ray import artifacts, storage
 from boom_ray.artifacts import Parent
 from boom_ray.errors import ConflictError, NotFoundError, StorageError
 from boom_ray.model import directory
@@ -33,6 +33,7 @@ def claim(recipe: Recipe) -> Parent:
     Raises:
         InputError: if the base model is too small for the recipe.
         ConflictError: listing every setting that differs, if the name stands for another recipe.
+        NotFoundError: if there are no development tasks, and the recipe chooses by them.
     """
     base, layout = directory.identify(recipe.base_model.path), Layout(recipe.root)
     directory.check_base(recipe.base_model, recipe.train)
@@ -40,7 +41,7 @@ def claim(recipe: Recipe) -> Parent:
         base_model={**identity(recipe.base_model), "digest": base.digest},
         bags=identity(recipe.bags),
         train=identity(recipe.train),
-        merge=identity(recipe.merge),
+        merge=_merge_identity(recipe),
     )
     theirs = find(recipe.root)
     if theirs is None:
@@ -58,6 +59,16 @@ def claim(recipe: Recipe) -> Parent:
             f"{recipe.root}: holds the run of another recipe. Give this one another name, or restore:",
         )
     return base
+
+
+def _merge_identity(recipe: Recipe) -> dict[str, Any]:
+    """Settings of the merge, and the content of the tasks that one is chosen on."""
+    found, development = identity(recipe.merge), recipe.evaluate.development
+    if recipe.merge.scale != "auto" or development is None:
+        return found
+    if not storage.list_files(development):
+        raise NotFoundError(f"{development}: no files there. Restore the tasks of evaluate.development")
+    return found | {"development": artifacts.hash_tree(development)}
 
 
 def find(root: str) -> RunIdentity | None:

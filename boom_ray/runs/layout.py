@@ -84,6 +84,11 @@ class Layout:
         return self._path("evaluation")
 
     @property
+    def development(self) -> str:
+        """A copy of the tasks that settings are chosen on."""
+        return self._path("development")
+
+    @property
     def evaluation(self) -> str:
         """Scores of all models of the first version."""
         return self._path("evaluation.json")

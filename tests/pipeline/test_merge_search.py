@@ -9,7 +9,11 @@ from click.testing import CliRunner
 
 from boom_ray import artifacts
 from boom_ray.cli import main
+from boom_ray.evaluation.measure import find_tasks, measure, scores_of
+from boom_ray.evaluation.protocol import EvaluationProtocol, Subject
 from boom_ray.merge.distances import distances
+from boom_ray.pipeline.merge_choice import SCALES
+from tests.conftest import done
 from tests.merge.test_actors import tensors_of, variant
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -52,21 +56,33 @@ def test_an_input_without_direction_has_no_angle():
     assert report["all"]["angles"][0][1] == pytest.approx(90)
 
 
-def test_a_search_publishes_its_best_and_keeps_all_scores(models, published_qwen3, beir, tmp_path):
-    target = str(tmp_path / "merged" / "best")
+def test_a_search_publishes_its_choice_and_reports_it_on_other_tasks(models, published_qwen3, beir, tmp_path):
+    target, development = str(tmp_path / "merged" / "best"), f"{beir}/in_domain"
     arguments = ["merge", *models, "--out", target, "--base-model", published_qwen3, "--dtype", "float32"]
-    run = CliRunner().invoke(main, [*arguments, "--search", "--data", beir, "--trials", "4"])
-    assert run.exit_code == 0, run.output
+    arguments += ["--search", "--data", development, "--trials", "2", "--scale", "auto"]
+    refused = CliRunner().invoke(main, [*arguments, "--test", beir])
+    assert refused.exit_code == 1 and "none contains the other" in refused.output
+    output = done(*arguments, "--test", f"{beir}/out_of_domain")
     record = artifacts.verify(target)
-    scores = record.metrics.search.scores
-    assert list(scores)[:4] == ["multislerp-equal", "karcher-equal", "linear-equal", "multislerp-more-1"]
-    assert len(scores) == 4 and scores[record.metrics.search.chosen] == max(scores.values())
-    assert f"best: {record.metrics.search.chosen}" in run.output
+    search, config = record.metrics.search, record.config.merge
+    tried = [f"{name}-equal x{scale:g}" for name in ("multislerp", "karcher") for scale in SCALES]
+    assert list(search.scores) == list(search.errors) == tried and f"chosen: {search.chosen}" in output
+    assert search.chosen == f"{config.method}-equal x{config.scale:g}"
+    assert search.development == artifacts.hash_tree(development)
     assert [path.name for path in (tmp_path / "merged").iterdir()] == ["best"]
-    again = CliRunner().invoke(main, [*arguments[:-4], "--out", str(tmp_path / "equal"), *arguments[-4:]])
-    assert again.exit_code == 0, again.output
+
+    subject, protocol = Subject("best", target), EvaluationProtocol()
+    by_hand = scores_of(measure([subject], find_tasks(development), protocol))["best"]
+    assert by_hand["email"]["ndcg@10"] == pytest.approx(search.scores[search.chosen], abs=1e-6)
+    assert list(record.metrics.evaluation) == ["merged", "multislerp-equal x1"]
+    assert record.metrics.comparison.tasks.keys() == {"asyncio"}
 
 
-def test_a_search_without_data_is_refused(models, tmp_path):
-    run = CliRunner().invoke(main, ["merge", *models, "--out", str(tmp_path / "out"), "--search"])
-    assert run.exit_code == 1 and "--search and --data DIR go together" in run.output
+def test_choices_without_tasks_to_choose_by_are_refused(models, tmp_path):
+    for arguments in (
+        ["--search"],
+        ["--scale", "auto", "--base-model", models[0]],
+        ["--data", str(tmp_path)],
+    ):
+        run = CliRunner().invoke(main, ["merge", *models, "--out", str(tmp_path / "out"), *arguments])
+        assert run.exit_code == 1 and "development tasks (--data DIR)" in run.output, arguments

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ from click.testing import CliRunner
 from sentence_transformers import SentenceTransformer
 
 from boom_ray import artifacts, storage
+from boom_ray.artifacts import ModelRecord
 from boom_ray.cli import main
 from boom_ray.errors import BoomError
 from boom_ray.model import adapter, directory, self_test
+from boom_ray.pipeline.merge_choice import SCALES
 from boom_ray.pipeline.run import run
 from boom_ray.pipeline.training import train
 from boom_ray.recipe import Recipe, identity
@@ -32,13 +35,19 @@ def modification_times(root: str) -> dict[str, int]:
 @pytest.fixture(params=["bert", "qwen3"])
 def recipe(request, corpus_files, beir, tmp_path) -> Recipe:
     """The recipe of a finished run of each base model: of one in bf16, an adapter and all weights; both in
-    fp32, all weights, of the other."""
+    fp32, all weights, of the other.
+
+    The run in bf16 chooses its scale.
+    """
     if request.param == "qwen3":
         return copy_run(request.getfixturevalue("finished_run").recipe, str(tmp_path / "runs"))
     values = recipe_values(request.getfixturevalue("bert"), corpus_files, beir, str(tmp_path / "runs"))
     lora = {"rank": 2, "targets": ["all-linear"]}
     values["train"] |= {"precision": "bf16", "lora": lora, "learning_rate": 1e-3}
     values["bags"]["ratios"][1] = {"ratio": 100, "lora": None, "learning_rate": 2e-5}
+    values["merge"]["scale"] = "auto"
+    values["evaluate"] |= {"data": f"{beir}/out_of_domain", "development": str(tmp_path / "development")}
+    shutil.copytree(f"{beir}/in_domain", tmp_path / "development")
     made = Recipe.model_validate(values)
     run(made)
     return made
@@ -88,9 +97,32 @@ def test_from_corpus_to_a_measured_model(recipe, tmp_path):
     assert report["drivers"][0]["state"] == "done"
     assert {part["state"] for part in report["making"]["v0001"]} == {"done"}
 
+    if recipe.merge.scale == "auto":
+        check_choice(recipe, merged, results)
     linear = recipe.model_copy(update={"merge": recipe.merge.model_copy(update={"method": "linear"})})
     with pytest.raises(BoomError, match=r"merge\.method: multislerp in the run, linear in the recipe"):
         run(linear)
+
+
+def check_choice(recipe: Recipe, merged: ModelRecord, results: dict) -> None:
+    """The scale is chosen on other tasks than those of the report, and an interrupted choice is continued."""
+    search, development = merged.metrics.search, recipe.evaluate.development
+    assert search.development == artifacts.hash_tree(development) and len(search.scores) == len(SCALES)
+    assert search.chosen == f"multislerp x{merged.config.merge.scale:g}"
+    assert list(results["evaluation"]["merged"]) == ["asyncio"]
+
+    def measurements() -> dict[str, int]:
+        return {name: info.mtime_ns for name, info in storage.list_files(f"{recipe.root}/evaluation").items()}
+
+    before = measurements()
+    shutil.rmtree(f"{recipe.root}/models/v0001")
+    assert run(recipe).record.digest == merged.digest and measurements() == before
+    assert not [name for name in os.listdir(f"{recipe.root}/models") if name.startswith(".")]
+    with open(f"{development}/more", "w") as file:
+        file.write("x")
+    with pytest.raises(BoomError, match=r"merge\.development: \w+ in the run, \w+ in the recipe"):
+        run(recipe)
+    os.remove(f"{development}/more")
 
 
 @pytest.mark.slow

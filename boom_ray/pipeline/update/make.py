@@ -12,9 +12,11 @@ from boom_ray.artifacts.staging import Stage
 from boom_ray.data import bags
 from boom_ray.errors import ConflictError, NotFoundError
 from boom_ray.evaluation import tables
+from boom_ray.evaluation.disjoint import check_disjoint
 from boom_ray.evaluation.protocol import Subject
 from boom_ray.merge.driver import merge_into
 from boom_ray.merge.settings import check_settings
+from boom_ray.pipeline.merge_choice import chosen
 from boom_ray.pipeline.publish import Publication, publish, self_test_of
 from boom_ray.pipeline.training import prepare_and_train
 from boom_ray.pipeline.update.core import core_sample, history
@@ -84,7 +86,8 @@ def check(recipe: Recipe, request: UpdateRequest) -> TaskSets:
     Raises:
         NotFoundError: if there is no such parent.
         ConflictError: if a new task has the name of an earlier one.
-        InputError: if the models cannot be merged as requested.
+        InputError: if the models cannot be merged as requested, or a scale would be chosen on what is
+            reported.
     """
     parent_uri = Layout(recipe.root).model(str(request.parent))
     parent = artifacts.find(parent_uri, ModelRecord)
@@ -98,8 +101,12 @@ def check(recipe: Recipe, request: UpdateRequest) -> TaskSets:
             "Give the new one another name, in a YAML list of tasks"
         )
     num_models = len(_leaves(recipe, parent)) + 1 if request.flat else 2
-    check_settings(request.merge(recipe), num_models, recipe.base_model.path)
-    return task_sets(recipe, request)
+    settings, sets = request.merge(recipe), task_sets(recipe, request)
+    check_settings(settings, num_models, recipe.base_model.path)
+    if settings.scale == "auto" and recipe.evaluate.development:
+        for data in (data for directories in sets.values() for data in directories):
+            check_disjoint(recipe.evaluate.development, data)
+    return sets
 
 
 def make(recipe: Recipe, request: UpdateRequest, version: str, sets: TaskSets) -> UpdateResult:
@@ -119,7 +126,9 @@ def make(recipe: Recipe, request: UpdateRequest, version: str, sets: TaskSets) -
             models = [layout.model(parent), trained]
             publication = _merge(recipe, request, models, version, stage, sets, driver)
             metrics = publication.metrics.update or UpdateMetrics()
-            measured = ModelMetrics(update=metrics.model_copy(update={"cost": spent}))
+            measured = publication.metrics.model_copy(
+                update={"update": metrics.model_copy(update={"cost": spent})}
+            )
             publication = replace(publication, metrics=measured, table=_table(metrics))
             record = publish(stage, publication, licensed_as=recipe.base_model.path)
     return UpdateResult(target, record)
@@ -129,9 +138,10 @@ def _training_recipe(recipe: Recipe, request: UpdateRequest, version: str) -> Re
     """The recipe of the update model: the same training, from the base, on core and new rows."""
     core = core_sample(recipe, str(request.parent), request.core_percent)
     data = recipe.data.model_copy(update={"tasks": [*core, *request.tasks]})
+    evaluate = Evaluate(development=recipe.evaluate.development)
     changes = {"name": version, "storage": Layout(recipe.root).updates, "data": data}
     whole = Bags(ratios=[Bag(ratio=100)], seed=recipe.bags.seed)
-    return recipe.model_copy(update={**changes, "bags": whole, "evaluate": Evaluate()})
+    return recipe.model_copy(update={**changes, "bags": whole, "evaluate": evaluate})
 
 
 def _merge(
@@ -149,8 +159,9 @@ def _merge(
     own = layout.relative(layout.update(version).model(bags.name_of(0)))
     leaves = [*_leaves(recipe, parent), own]
     merged = [storage.join(recipe.root, leaf) for leaf in leaves] if request.flat else models
-    moments, settings = [time.time()], request.merge(recipe)
+    moments = [time.time()]
     driver.begin("merge")
+    settings, search = chosen(recipe, merged, request.merge(recipe), stage.target)
     merge, _ = merge_into(stage, merged, recipe.base_model.path, settings)
     moments.append(time.time())
     driver.begin("evaluate")
@@ -161,7 +172,7 @@ def _merge(
         name=recipe.name,
         version=version,
         parents=[artifacts.read(uri, ModelRecord).as_parent() for uri in merged],
-        settings=settings,
+        settings=request.merge(recipe),
         merge=merge,
         rows=(parent.config.rows or 0) + (trained.config.rows or 0),
         update=UpdateConfig(
@@ -171,7 +182,7 @@ def _merge(
             leaves=leaves,
         ),
         seed=recipe.train.seed,
-        metrics=ModelMetrics(update=metrics),
+        metrics=ModelMetrics(update=metrics, search=search),
         times=dict(zip(("merge", "evaluate"), itertools.pairwise(moments), strict=True)),
         self_test=self_test_of(stage),
     )
