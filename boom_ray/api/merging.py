@@ -85,13 +85,11 @@ def merge(
     }
     settings = arguments.section(Merge, chosen, "not valid merge settings:")
     arguments.at_least(2, trials=trials)
-    if (search or scale == "auto") != (development is not None) or (test is not None and development is None):
-        raise InputError(
-            "a search (--search) and scale auto choose by development tasks (--data DIR), which nothing else "
-            "uses; test tasks (--test) compare the choice. Give both, or neither"
-        )
     if mergekit_config is not None and models:
         raise InputError("give models, or mergekit_config, which names them; not both")
+    if mergekit_config is not None and scale == "auto":
+        raise InputError("mergekit_config has the scale of its method (lambda); give models to choose one")
+    _check_tasks(search or scale == "auto", development, test)
     uris = arguments.model_uris(models)
     base_uri = None if base is None else arguments.model_uri(base)
     execution = settings.execution
@@ -106,6 +104,15 @@ def merge(
         tasks = arguments.optional_path(development), arguments.optional_path(test)
         record, grams = _merge(uris, target, base_uri, settings, *tasks, trials if search else 1)
     return MergeResult(target, record, uris, settings.space, grams)
+
+
+def _check_tasks(chooses: bool, development: PathLike | None, test: PathLike | None) -> None:
+    """Refuse a choice without tasks to choose by, and tasks without a choice."""
+    if chooses != (development is not None) or (test is not None and not chooses):
+        raise InputError(
+            "a search (--search) and scale auto choose by development tasks (--data DIR), which nothing else "
+            "uses; test tasks (--test) compare the choice. Give both, or neither"
+        )
 
 
 def _merge(

@@ -18,7 +18,7 @@ from torch import Tensor
 # for every one of these steps; smaller ones pay more for the calls of torch than for the arithmetic.
 BLOCK = 1 << 15
 SAFE = (1e-24, 1e30)  # squared norms whose parts neither underflow nor overflow in float32
-# Coefficients are large where an input is short beside the others. Their products nearly cancel with the base's.
+# Coefficients are large where one input is shorter than the others: their products nearly cancel the base's.
 LARGE = 8.0  # sum of magnitudes above which float32 products lose too many digits, or overflow
 CANCELLING = 1e-2  # squared length of a mean direction below which float32 products lose too many digits
 

@@ -15,6 +15,7 @@ from boom_ray.cli import main
 from boom_ray.errors import BoomError
 from boom_ray.model import adapter, directory, self_test
 from boom_ray.pipeline.merge_choice import SCALES
+from boom_ray.pipeline.reproduce import reproduce
 from boom_ray.pipeline.run import run
 from boom_ray.pipeline.training import train
 from boom_ray.recipe import Recipe, identity
@@ -131,6 +132,14 @@ def test_a_run_without_evaluation_tasks_is_refused_before_training(make_recipe, 
     with pytest.raises(BoomError, match="evla: no tasks there"):
         run(recipe)
     assert not os.path.exists(recipe.root)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["bert"], indirect=True)
+def test_a_run_with_a_chosen_scale_is_made_again_without_its_development_tasks(recipe, tmp_path):
+    shutil.rmtree(recipe.evaluate.development)
+    original, again = reproduce(f"{recipe.root}/models/v0001", str(tmp_path / "again"))
+    assert original.digest == again.digest and original.metrics.search == again.metrics.search
 
 
 def test_bags_that_fail_or_are_trained_alone_leave_the_others_as_they_are(make_recipe, qwen3):
