@@ -137,6 +137,7 @@ def published_bags() -> list[str]:
     return [name for name in storage.list_names(MODELS) if artifacts.read_record(f"{MODELS}/{name}")]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_killed_job_is_finished_by_the_next_and_nothing_is_trained_twice(cluster):
     client, home = cluster

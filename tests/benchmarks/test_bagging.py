@@ -300,6 +300,7 @@ def test_an_input_with_another_hash_is_refused(tmp_path, monkeypatch):
 # ── Runs ───────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_second_run_trains_and_measures_nothing_again(built, bert, ray_cluster, tmp_path):
     study = Study(built, tmp_path / "work", base=bert, learning_rates=(1e-3,), scales=(1.0, 2.0))
     arm, path = Arm("full", (Training(),)), tmp_path / "lines.jsonl"

@@ -418,6 +418,7 @@ def test_only_rows_that_are_new_or_changed_since_an_output(
     assert whole in message and "test v0001" in message
 
 
+@pytest.mark.slow
 def test_the_next_run_resumes_a_killed_one_and_repeats_nothing(corpus, published_qwen3, whole, tmp_path):
     target = str(tmp_path / "out")
     code = "import sys; from boom_ray.cli import main; main(sys.argv[1:])"

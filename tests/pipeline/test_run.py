@@ -142,6 +142,7 @@ def test_a_run_with_a_chosen_scale_is_made_again_without_its_development_tasks(r
     assert original.digest == again.digest and original.metrics.search == again.metrics.search
 
 
+@pytest.mark.slow
 def test_bags_that_fail_or_are_trained_alone_leave_the_others_as_they_are(make_recipe, qwen3):
     recipe = make_recipe(qwen3, evaluate={})
     assert identity(recipe.train).keys().isdisjoint({"execution"})

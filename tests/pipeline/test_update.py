@@ -116,6 +116,7 @@ def test_an_update_makes_a_child_that_names_its_parent_and_can_be_made_again(run
     assert original.digest == again.digest, "made of the rows that the run has kept"
 
 
+@pytest.mark.slow
 def test_a_first_version_is_made_again_with_the_same_digest(run, tmp_path):
     recipe, _, _ = run
     original, again = reproduce(f"{recipe.root}/models/v0001", str(tmp_path / "again"))

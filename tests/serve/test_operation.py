@@ -238,6 +238,7 @@ def test_a_killed_encoder_fails_no_request(url):
     assert set(seen) == {(200, "v0001")}
 
 
+@pytest.mark.slow
 def test_a_corrupt_version_is_never_served(url, versions, tmp_path):
     damaged, different = str(tmp_path / "damaged"), str(tmp_path / "different")
     shutil.copytree(versions["bag-2"], damaged)
@@ -302,6 +303,7 @@ def test_serving_another_model_does_not_end_a_served_one(url, published_minilm, 
     assert call(f"{url}/health", key=None)[2]["model"] == "test"
 
 
+@pytest.mark.slow
 def test_two_models_are_served_by_their_names(url, versions, published_minilm, tmp_path, monkeypatch):
     monkeypatch.delenv("BOOM_RAY_API_KEYS_FILE")
     other = str(tmp_path / ODD_NAME)

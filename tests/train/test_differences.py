@@ -58,6 +58,7 @@ def first_weights(job: BagJob) -> Arrays:
     return {name: weight.numpy() for name, weight in weights.items()}
 
 
+@pytest.mark.slow
 def test_training_starts_from_the_weights_of_the_base_model_however_they_are_partitioned(make_recipe, bert):
     recipe = with_training(make_recipe(bert), "first")
     stages = [with_execution(recipe, zero_stage=stage) for stage in (1, 2, 3)]

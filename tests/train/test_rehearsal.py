@@ -162,6 +162,7 @@ def test_only_failures_that_may_pass_are_retried(error, lasts):
         raise error
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_failure_in_a_rank_that_lasts_ends_the_bag_at_its_first_attempt(make_recipe, tmp_path):
     """Without a rehearsal, the first text has a token that the model has no embedding of."""
