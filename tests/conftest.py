@@ -191,12 +191,14 @@ def finished_run(
     beir: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> FinishedRun:
-    """A run that `boom-ray run` finished: two bags, the first with settings of its own, and v0001."""
+    """A run that `boom-ray run` finished: two bags, the first with settings of its own, both means of
+    the weights at two steps, and v0001."""
 
     def make(home: str) -> None:
         values = recipe_values(qwen3, corpus_files, beir, f"{home}/runs")
         own = {"tasks": {"docstring-to-package": 40}, "learning_rate": 3e-5, "seed": 5}
         values["bags"]["ratios"][0] = {"ratio": 50} | own
+        values["train"]["average"] = {"last": 2, "every_steps": 3}
         os.mkdir(home)
         Path(home, "recipe.yaml").write_text(yaml.safe_dump(values))
         Path(home, "output").write_text(done("run", f"{home}/recipe.yaml"))
