@@ -34,6 +34,7 @@ def ray_cluster() -> Iterator[None]:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end of a trainer is seen sooner
         "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "1",  # a replica that cannot start fails at once
         "RAY_metrics_report_interval_ms": "2000",
+        "RAY_worker_niceness": "0",  # or tests without Ray, in the other process, take the processor from them
         "RAY_idle_worker_killing_time_threshold_ms": "600000",  # tasks find torch imported
     }
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
