@@ -49,13 +49,15 @@ def evaluate(
         The scores, and the tasks of mteb that could not be measured (`problems`).
 
     Raises:
-        InputError: if an argument is not valid, or mteb is needed and not installed.
+        InputError: if an argument is not valid, mteb is needed and not installed, or the coefficients of a
+            model were learned on one of the tasks.
         NotFoundError: if a model does not exist.
 
     Example:
         >>> boom.evaluate(["base", "runs/quickstart"], "eval").to_frame()
     """
     from boom_ray.evaluation import local_tasks
+    from boom_ray.evaluation.development import refuse_development_tasks
     from boom_ray.evaluation.measure import measure, scores_of
     from boom_ray.evaluation.protocol import EvaluationProtocol, Subject
     from boom_ray.runtime import cluster
@@ -67,6 +69,7 @@ def evaluate(
     uris, by_mteb = _labelled(models), bool(names) or any(task.type != "Retrieval" for task in found)
     _check_options(by_mteb, name, len(uris), query_template)
     arguments.at_least(1, batch_size=batch_size)
+    refuse_development_tasks(list(uris.values()), found)
     cluster.connect()
     resources = {"CPU": num_cpus, "GPU": num_gpus or None}
     execution = EvaluateExecution(

@@ -1,6 +1,6 @@
 """Merge models."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from boom_ray.api import arguments
@@ -8,6 +8,7 @@ from boom_ray.api.arguments import ModelLike, PathLike
 from boom_ray.api.results import MergeResult
 from boom_ray.errors import InputError
 from boom_ray.recipe import Merge, MergeMethod, SaveDtype
+from boom_ray.recipe_execution import EvaluateExecution
 from boom_ray.runtime.progress import ProgressCallback, reported_to
 
 
@@ -17,7 +18,7 @@ def merge(
     out: PathLike,
     base: ModelLike | None = None,
     method: MergeMethod = "multislerp",
-    weights: Literal["equal", "size"] | Sequence[float] = "equal",
+    weights: Literal["equal", "size"] | Sequence[float] | Mapping[str, Sequence[float]] = "equal",
     dtype: SaveDtype = "bfloat16",
     scale: float | Literal["auto"] = 1.0,
     iterations: int = 10,
@@ -27,6 +28,9 @@ def merge(
     mergekit_config: PathLike | None = None,
     search: bool = False,
     trials: int = 12,
+    learn: bool = False,
+    learn_steps: int = 60,
+    num_gpus: float = 0,
     development: PathLike | None = None,
     test: PathLike | None = None,
     num_workers: int = 1,
@@ -40,7 +44,8 @@ def merge(
         out: Directory of the merged model.
         base: The model they were trained from; if given, task vectors are merged instead of weights.
         method: Merge method.
-        weights: `equal`, `size` (rows behind each model), or one number per model.
+        weights: `equal`, `size` (rows behind each model), one number per model, or such a list for each group
+            of layers (`embeddings`, `layers 0-5`, …, `rest`).
         dtype: Floating-point type of the merged model.
         scale: Factor on the merged task vector: 0 is the base model, 1 the merge; it may exceed 1. `auto`
             chooses it by the development tasks.
@@ -52,7 +57,11 @@ def merge(
         mergekit_config: A YAML file of mergekit that names models, base, method and settings instead.
         search: Try methods and weights, and publish the best by the development tasks.
         trials: Number of merges that a search tries.
-        development: A directory of tasks to choose by.
+        learn: Learn a coefficient per model and group of layers from the pairs of the retrieval tasks of
+            `development`, starting from what `method` gives.
+        learn_steps: Optimizer steps of that.
+        num_gpus: GPUs of the process that learns; with 0, it runs on CPUs.
+        development: A directory of tasks to choose by, or to learn from.
         test: A directory of tasks, without queries of `development`, on which the choice is compared with
             the first candidate: `method` at scale 1, in a search with equal weights.
         num_workers: Ray actors that share the work.
@@ -73,7 +82,7 @@ def merge(
 
     chosen: dict[str, Any] = {
         "method": method,
-        "weights": weights if isinstance(weights, str) else list(weights),
+        "weights": weights if isinstance(weights, str | Mapping) else list(weights),
         "dtype": dtype,
         "scale": scale,
         "iterations": iterations,
@@ -85,11 +94,18 @@ def merge(
     }
     settings = arguments.section(Merge, chosen, "not valid merge settings:")
     arguments.at_least(2, trials=trials)
+    arguments.at_least(1, learn_steps=learn_steps)
     if mergekit_config is not None and models:
         raise InputError("give models, or mergekit_config, which names them; not both")
     if mergekit_config is not None and scale == "auto":
         raise InputError("mergekit_config has the scale of its method (lambda); give models to choose one")
-    _check_tasks(search or scale == "auto", development, test)
+    chooses = search or scale == "auto"
+    if learn and (chooses or test is not None):
+        raise InputError(
+            "learn: coefficients include the scale, and learn from one set; give no search, no "
+            "scale auto, and no test tasks"
+        )
+    _check_tasks(chooses or learn, development, test)
     uris = arguments.model_uris(models)
     base_uri = None if base is None else arguments.model_uri(base)
     execution = settings.execution
@@ -102,7 +118,11 @@ def merge(
         cluster.connect(dashboard=False)
         target = arguments.path(out)
         tasks = arguments.optional_path(development), arguments.optional_path(test)
-        record, grams = _merge(uris, target, base_uri, settings, *tasks, trials if search else 1)
+        if learn:
+            learning = str(tasks[0]), learn_steps, num_gpus
+            record, grams = _learn(uris, target, base_uri, settings, *learning)
+        else:
+            record, grams = _merge(uris, target, base_uri, settings, *tasks, trials if search else 1)
     return MergeResult(target, record, uris, settings.space, grams)
 
 
@@ -110,8 +130,8 @@ def _check_tasks(chooses: bool, development: PathLike | None, test: PathLike | N
     """Refuse a choice without tasks to choose by, and tasks without a choice."""
     if chooses != (development is not None) or (test is not None and not chooses):
         raise InputError(
-            "a search (--search) and scale auto choose by development tasks (--data DIR), which nothing else "
-            "uses; test tasks (--test) compare the choice. Give both, or neither"
+            "a search (--search), scale auto and --learn choose by development tasks (--data DIR), which "
+            "nothing else uses; test tasks (--test) compare the choice. Give both, or neither"
         )
 
 
@@ -133,4 +153,22 @@ def _merge(
     from boom_ray.pipeline.publish import merge_models
 
     record, merged = merge_models(models, target, base, settings)
+    return record, merged.grams
+
+
+def _learn(
+    models: list[str],
+    target: str,
+    base: str | None,
+    settings: Merge,
+    data: str,
+    num_steps: int,
+    num_gpus: float,
+) -> Any:
+    """The same with learned coefficients."""
+    from boom_ray.pipeline.learn.make import LearnOptions, merge_learned
+
+    resources = {"GPU": num_gpus} if num_gpus else {}
+    execution = EvaluateExecution(use_gpu=num_gpus > 0, resources_per_model=resources)
+    record, merged = merge_learned(models, target, base, settings, LearnOptions(data, num_steps, execution))
     return record, merged.grams

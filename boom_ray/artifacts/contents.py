@@ -100,12 +100,10 @@ class TrainingConfig(Content):
     Attributes:
         bag: Its entry in the recipe.
         settings: The recipe's `train` section with the bag's own settings.
-        averaged: Steps whose weights are averaged in it; none if it has the weights of the last one.
     """
 
     bag: Bag
     settings: Annotated[Train, PlainSerializer(identity)]
-    averaged: list[int] = []
 
 
 class MergeConfig(Content):
@@ -237,6 +235,27 @@ class SearchMetrics(Content):
     development: str
 
 
+class LearningMetrics(Content):
+    """Coefficients that were learned: on what, and what it changed.
+
+    Attributes:
+        tasks: Identity of the content of each development task; a model is not measured on these.
+        queries: Queries of all of them.
+        strength: Of the penalty on changes of the coefficients.
+        start: Coefficients of each group of layers before; those after are the weights of the merge.
+        loss_before: Mean loss at the start, without the penalty.
+        loss_after: The same in the end.
+    """
+
+    tasks: dict[str, str]
+    queries: int
+    steps: int
+    strength: float
+    start: dict[str, list[float]]
+    loss_before: float
+    loss_after: float
+
+
 class UpdateCost(Content):
     """Rows, optimizer steps and tokens of distinct texts: of the update, and of training all bags again."""
 
@@ -277,6 +296,7 @@ class ModelMetrics(Content):
     means: dict[str, Scores] = {}
     comparison: Comparison | None = None
     search: SearchMetrics | None = None
+    learning: LearningMetrics | None = None
     update: UpdateMetrics | None = None
 
 

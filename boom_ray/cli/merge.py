@@ -70,8 +70,15 @@ def _scale(context: click.Context, parameter: click.Parameter, value: str) -> st
 @click.option(
     "--trials", default=12, type=click.IntRange(min=2), help="Number of merges that a search tries."
 )
-@click.option("--data", "development", metavar="DIR", help="Development tasks, to choose by.")
+@click.option(
+    "--learn", is_flag=True, help="Learn a coefficient per model and group of layers from development tasks."
+)
+@click.option("--data", "development", metavar="DIR", help="Development tasks, to choose by or learn from.")
 @click.option("--test", metavar="DIR", help="Other tasks: compare the choice with equal weights at scale 1.")
+@click.option("--learn-steps", default=60, type=click.IntRange(min=1), help="Optimizer steps of --learn.")
+@click.option(
+    "--num-gpus", default=0.0, type=click.FloatRange(min=0), help="GPUs of the process that learns."
+)
 @click.option(
     "--memory",
     "memory_gib",

@@ -24,9 +24,10 @@ def write_adapter(job: MergeJob, shard: Shard, report: Callable[[int], object]) 
     with TensorMerger(job) as merger:
         writer = ShardWriter(join(job.target, shard.file), {**adapter_tensors(job)})
         for name, layer in adapted_layers(job).items():
-            found = truncate(*merger.combined_factors(name), rank)
-            a, b = (found.b.T, found.a.T) if is_transposed(job, name) else (found.a, found.b)
-            for side, factor in (("A", a), ("B", b)):
+            _, b, a = merger.combined_factors(name)
+            found = truncate(b, a, rank)
+            sides = (found.b.T, found.a.T) if is_transposed(job, name) else (found.a, found.b)
+            for side, factor in zip("AB", sides, strict=True):
                 writer.write(f"{PREFIX}{layer}.lora_{side}.weight", [factor.to(dtype).flatten()])
                 written += factor.numel() * dtype.itemsize
             truncation[name] = found.squared_norm, found.squared_error

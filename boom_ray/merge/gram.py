@@ -93,12 +93,17 @@ def combine(pieces: Pieces, coefficients: Tensor, work: torch.dtype, output: tor
     """
     if len(pieces) > len(coefficients):
         coefficients = torch.cat([coefficients, 1 - coefficients.sum(0, keepdim=True)])
-    work = torch.float64 if coefficients.abs().sum() > LARGE else work
+    work = dtype_for(coefficients, work)
     factors = coefficients.to(work)
     result = torch.empty(len(pieces[0]), dtype=output, device=pieces[0].device)
     for start, block in blocks(pieces, work, centred=False):
         result[start : start + BLOCK] = torch.mv(block.T, factors)
     return result
+
+
+def dtype_for(coefficients: Tensor, work: torch.dtype) -> torch.dtype:
+    """The dtype to combine in: float64 if coefficients are `LARGE`, else `work`."""
+    return torch.float64 if coefficients.abs().sum() > LARGE else work
 
 
 def is_certain(products: Tensor, weights: Tensor) -> bool:

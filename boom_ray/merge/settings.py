@@ -90,12 +90,10 @@ def _resolved(inputs: list[MergeInput], settings: Merge) -> list[float]:
         raise InputError(f"got {len(values)} weights for {count} models; give one per model")
     method = METHODS[settings.method]
     total, size = math.fsum(values), math.fsum(abs(value) for value in values)
-    if not math.isfinite(size) or not size:
-        raise InputError(f"the weights {values} sum to {total:g}; give weights with another sum")
     normalize = method.normalizes if settings.normalize is None else settings.normalize
-    if not normalize or method.divides_by_weights:
+    if math.isfinite(size) and (not normalize or method.divides_by_weights):
         return values
-    if abs(total) <= 1e-12 * size:
+    if not math.isfinite(size) or abs(total) <= 1e-12 * size:
         raise InputError(f"the weights {values} sum to {total:g}; give weights with another sum")
     return [value / total for value in values]
 

@@ -131,11 +131,11 @@ class TensorMerger:
         for piece, pieces in self._slice(name, start, count):
             yield from self._combined(name, None if equal else method, pieces, piece.start)
 
-    def combined_factors(self, name: str) -> tuple[Tensor, Tensor]:
-        """Factors of the merged task vector of a low-rank tensor: [out, R] and [R, in], float64."""
+    def combined_factors(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Coefficients [M] and factors [out, R] and [R, in] of a low-rank merged task vector, in float64."""
         method, factors = ByGram(self._weights(name), self.job.settings), self._factors(name)
         self.grams[name] = self._finalize(name, method, factors.gram()).tolist()
-        return factors.combined(method.coefficients), factors.a
+        return method.coefficients, factors.combined(method.coefficients), factors.a
 
     def refuse_damaged(self, name: str, index: int, computed: xxhash.xxh3_128) -> None:
         """Compare the hash of one model's tensor with its record.
@@ -152,12 +152,14 @@ class TensorMerger:
 
     def _from_factors(self, name: str, start: int, count: int) -> Iterator[Tensor]:
         """A range of a tensor that adapters alone change: base rows plus one product of all factors."""
-        b, a = (factor.to(self.work) for factor in self.combined_factors(name))
+        coefficients, b, a = self.combined_factors(name)
+        work = gram.dtype_for(coefficients, self.work)
+        b, a = b.to(work), a.to(work)
         end, width, computed = start + count, a.shape[1], xxhash.xxh3_128()
         for piece, (stored,) in self._base_rows(name, start, end):
             computed.update(memoryview(cast(Any, stored.view(torch.uint8).numpy())))
             first, last = piece.start // width, (piece.start + piece.count) // width
-            rows = torch.addmm(stored.view(-1, width).to(self.work), b[first:last], a).view(-1)
+            rows = torch.addmm(stored.view(-1, width).to(work), b[first:last], a).view(-1)
             if not rows.isfinite().all():
                 raise self._refuse_values(name)
             yield self._rounded(name, rows[max(start - piece.start, 0) : end - piece.start])
