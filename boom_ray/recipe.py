@@ -180,7 +180,7 @@ class Bag(Section):
     def _as_written(self, serialize: SerializerFunctionWrapHandler) -> float | dict[str, Any]:
         # A bag without settings of its own stays a number: fingerprints of published recipes depend on it.
         values: dict[str, Any] = serialize(self)
-        own = {key: value for key, value in values.items() if key in self.model_fields_set}
+        own = {key: values.get(key) for key in type(self).model_fields if key in self.model_fields_set}
         return self.ratio if self.is_plain else own
 
     def ratio_of(self, task: str) -> float:
@@ -259,6 +259,26 @@ class Bags(Section):
         return self.model_copy(update={"ratios": [bag.sample for bag in self.ratios]})
 
 
+class Average(Section):
+    """A mean of the weights at several steps of a bag, published in place of those of the last step.
+
+    Attributes:
+        last: Number of steps whose weights count the same (arXiv 1803.05407).
+        decay: Instead of `last`: share of each step in proportion to that of the next one.
+        every_steps: Distance of the steps, counted back from the last one.
+    """
+
+    last: int | None = Field(None, ge=2)
+    decay: float | None = Field(None, gt=0, lt=1)
+    every_steps: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "Average":
+        if (self.last is None) == (self.decay is None):
+            raise ValueError(f"got last {self.last} and decay {self.decay}; set one of the two")
+        return self
+
+
 class Train(Section):
     """The fine-tuning of one bag: InfoNCE, AdamW, linear warm-up and linear decay.
 
@@ -271,6 +291,7 @@ class Train(Section):
         max_steps: End earlier than `epochs` would.
         save_dtype: Type of the trained weights as they are published; in another than float32, differences
             to the base model that are smaller than its rounding are lost.
+        average: Publish a mean of the weights at several steps.
     """
 
     epochs: int = Field(1, ge=1)
@@ -289,8 +310,17 @@ class Train(Section):
     passage_max_length: int = Field(512, ge=8)
     precision: Precision = "bf16"
     save_dtype: SaveDtype = "float32"
+    average: Average | None = None
     seed: int = 42
     execution: TrainExecution = TrainExecution()
+
+    @model_serializer(mode="wrap")
+    def _without_default_average(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # `average` is newer than published recipes: a None in the identity would change their fingerprints.
+        values: dict[str, Any] = serialize(self)
+        if self.average is None:
+            values.pop("average", None)
+        return values
 
     @model_validator(mode="after")
     def _gradients_fit(self) -> "Train":
@@ -445,6 +475,16 @@ class Recipe(Section):
             raise ValueError(
                 "merge.adapter_rank: only task vectors of adapters can be merged into an adapter; set "
                 "train.lora, in no bag to null, and merge.space deltas, or leave adapter_rank out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _averages_weights(self) -> "Recipe":
+        trains = [self.train, *map(self.train_of, range(len(self.bags.ratios)))]
+        if self.train.average and any(train.lora for train in trains):
+            raise ValueError(
+                "train.average: the mean of an adapter's factors is not that of their products; leave out "
+                "average, or lora in `train` and in all bags"
             )
         return self
 

@@ -34,6 +34,7 @@ def ray_cluster() -> Iterator[None]:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end of a trainer is seen sooner
         "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "1",  # a replica that cannot start fails at once
         "RAY_metrics_report_interval_ms": "2000",
+        "RAY_worker_niceness": "0",  # or tests without Ray in the other process slow them down
         "RAY_idle_worker_killing_time_threshold_ms": "600000",  # tasks find torch imported
     }
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
@@ -191,12 +192,14 @@ def finished_run(
     beir: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> FinishedRun:
-    """A run that `boom-ray run` finished: two bags, the first with settings of its own, and v0001."""
+    """A run that `boom-ray run` finished: two bags, the first with settings of its own, both means of
+    the weights at two steps, and v0001."""
 
     def make(home: str) -> None:
         values = recipe_values(qwen3, corpus_files, beir, f"{home}/runs")
         own = {"tasks": {"docstring-to-package": 40}, "learning_rate": 3e-5, "seed": 5}
         values["bags"]["ratios"][0] = {"ratio": 50} | own
+        values["train"]["average"] = {"last": 2, "every_steps": 3}
         os.mkdir(home)
         Path(home, "recipe.yaml").write_text(yaml.safe_dump(values))
         Path(home, "output").write_text(done("run", f"{home}/recipe.yaml"))

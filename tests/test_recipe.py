@@ -60,6 +60,15 @@ def load(tmp_path, **sections):
         ({"evaluate": {"data": "a\0b"}}, "a path cannot contain a null character"),
         ({"bags": {"ratios": [120]}}, "bags.ratios.0.ratio: Input should be less than or equal to 100"),
         ({"bags": {"ratios": [60, 60], "partition": True}}, "disjoint bags cannot hold 120 %"),
+        ({"train": {"average": {"every_steps": 5}}}, "train.average: got last None and decay None; set one"),
+        ({"train": {"average": {"last": 2, "decay": 0.9, "every_steps": 5}}}, "got last 2 and decay 0.9"),
+        (
+            {
+                "train": {"average": {"last": 2, "every_steps": 5}},
+                "bags": {"ratios": [5, OWN | {"lora": {}}]},
+            },
+            "train.average: the mean of an adapter's factors is not that of their products",
+        ),
         ({"bags": {"ratios": [OWN | {"learning_rat": 1}]}}, "did you mean 'learning_rate'?"),
         ({"bags": {"ratios": [OWN | {"lora": {"rnk": 1}}]}}, "bags.ratios.0.lora.rnk: unknown key; did you"),
         ({"bags": {"ratios": [OWN | {"epochs": None}]}}, "bags.ratios.0: epochs has no value"),
@@ -126,6 +135,9 @@ def test_identity_holds_what_changes_the_weights_and_nothing_else(tmp_path):
     plain = load(tmp_path)
     assert recipe.identity(one.train) == recipe.identity(plain.train)
     assert recipe.identity(other.train) != recipe.identity(plain.train)
+    averaged = load(tmp_path, train={"average": {"last": 2, "every_steps": 5}})
+    keys = recipe.identity(plain.train).keys()
+    assert "average" not in keys and recipe.identity(averaged.train).keys() == keys | {"average"}
 
 
 def test_a_bag_has_settings_of_its_own_and_otherwise_those_of_the_recipe(tmp_path):

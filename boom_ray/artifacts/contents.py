@@ -100,10 +100,12 @@ class TrainingConfig(Content):
     Attributes:
         bag: Its entry in the recipe.
         settings: The recipe's `train` section with the bag's own settings.
+        averaged: Steps whose weights are averaged in it; none if it has the weights of the last one.
     """
 
     bag: Bag
     settings: Annotated[Train, PlainSerializer(identity)]
+    averaged: list[int] = []
 
 
 class MergeConfig(Content):

@@ -138,8 +138,15 @@ def states(shape: ModelShape, train: Train, num_ranks: int, stage: int) -> float
 
 
 def checkpoint_bytes(shape: ModelShape, train: Train) -> float:
-    """Bytes of a bag's checkpoint, weights and optimizer states; independent of the number of ranks."""
-    return states(shape, train, 1, 0) - 4 * shape.trained
+    """Bytes of a bag's checkpoint: weights, optimizer states, and the average of weights, if there is one;
+    independent of the number of ranks."""
+    gradients = 4 * shape.trained
+    return states(shape, train, 1, 0) - gradients + average_bytes(shape, train)
+
+
+def average_bytes(shape: ModelShape, train: Train) -> float:
+    """Bytes of the average of weights that the first rank keeps on its host; 0 without `train.average`."""
+    return 4 * shape.trained if train.average else 0.0
 
 
 def layer_bytes(shape: ModelShape, element: int) -> float:

@@ -106,9 +106,11 @@ def checkpoint_seconds(
         stored: Bytes per second to storage.
     """
     shape, stage = bag.shape, bag.train.execution.zero_stage
-    whole = memory.checkpoint_bytes(shape, bag.train)
+    average = memory.average_bytes(shape, bag.train)
+    whole = memory.checkpoint_bytes(shape, bag.train) - average
     weights = memory.element_bytes(bag.train) * (shape.parameters + shape.adapters)
     # Below stage 3 the first rank writes all weights; from stage 1 on the optimizer states are partitioned.
     own = whole / num_ranks if stage == 3 else weights + (whole - weights) / (num_ranks if stage else 1)
+    own += average  # which no other rank has
     disk = assume.take("disk.bytes_per_second", 1e9, "B/s", "a local disk, a guess")
     return own / disk, own / stored

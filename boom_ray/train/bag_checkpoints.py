@@ -8,6 +8,7 @@ from boom_ray.artifacts.checkpoints import Saver
 from boom_ray.errors import ConflictError
 from boom_ray.train import engine as deepspeed_engine
 from boom_ray.train.agreement import from_first_rank, new_attempt_id
+from boom_ray.train.average import WeightAverage
 from boom_ray.train.bag_job import BagJob
 from boom_ray.train.metrics_log import MetricsLog
 from boom_ray.train.training_state import TrainingState
@@ -17,12 +18,20 @@ if TYPE_CHECKING:
 
 
 class BagCheckpoints:
-    """Saves and restores DeepSpeed's state, the training state and the metrics log. Runs on every rank."""
+    """Saves and restores DeepSpeed's state, the average of the weights so far, the training state and the
+    metrics log. Runs on every rank."""
 
     def __init__(
-        self, job: BagJob, engine: "DeepSpeedEngine", log: MetricsLog, rank: int, num_ranks: int
+        self,
+        job: BagJob,
+        engine: "DeepSpeedEngine",
+        average: WeightAverage,
+        log: MetricsLog,
+        rank: int,
+        num_ranks: int,
     ) -> None:
         self.name, self.uri, self.engine, self.log = job.name, job.checkpoints, engine, log
+        self.average = average
         self.rank, self.num_ranks = rank, num_ranks
         self.zero_stage = job.recipe.train.execution.zero_stage
         self.saver = Saver(job.checkpoints, new_attempt_id(), rank, num_ranks)
@@ -50,6 +59,7 @@ class BagCheckpoints:
             )
         local = storage.local_directory(uri)
         deepspeed_engine.load_state(self.engine, local)
+        self.average.load(local)
         self.log.restore_from(local)
         return state
 
@@ -57,6 +67,7 @@ class BagCheckpoints:
         """Save a checkpoint; it is copied to storage while training continues."""
         local = self.saver.directory()
         deepspeed_engine.save_state(self.engine, local)
+        self.average.save(local)
         if self.rank == 0:
             self.log.copy_to(local)
         self.saver.store(local, state.step, state.to_checkpoint())

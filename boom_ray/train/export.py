@@ -17,6 +17,7 @@ from boom_ray.model.spec import EncoderSpec
 from boom_ray.model.transformer import load_transformer
 from boom_ray.recipe import Recipe
 from boom_ray.train import lora
+from boom_ray.train.average import averaged_steps
 from boom_ray.train.bag_job import BagJob
 from boom_ray.train.training_state import TrainingState
 
@@ -90,7 +91,11 @@ def write_model(
     recipe = job.recipe
     base = storage.local_directory(recipe.base_model.path)
     save_model(recipe, encoder, trained, stage.local)
-    training = TrainingConfig(bag=recipe.bags.ratios[job.index], settings=recipe.train)
+    training = TrainingConfig(
+        bag=recipe.bags.ratios[job.index],
+        settings=recipe.train,
+        averaged=list(averaged_steps(recipe.train.average, job.steps)),
+    )
     record = ModelRecord(
         name=recipe.name,
         version=job.name,

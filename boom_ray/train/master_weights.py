@@ -4,7 +4,7 @@ In bf16 and fp16 the optimizer updates fp32 copies of the weights, from which th
 after every step. Most steps change a weight by less than half a step of bf16, so that only the copy moves.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,16 +23,21 @@ def trained_weights(engine: "DeepSpeedEngine", model: nn.Module, dtype: torch.dt
     Args:
         dtype: Type that they are rounded to.
     """
+    weights = {}
+    for name, weight in master_weights(engine, model):
+        if engine.global_rank == 0:
+            weights[name] = weight.to("cpu", dtype, copy=True)
+    return weights
+
+
+def master_weights(engine: "DeepSpeedEngine", model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Name and fp32 value of each weight of a submodule that is trained, on every rank; one at a time."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    weights = {}
     for name, parameter in trainable(model).items():
         master = safe_get_full_fp32_param(parameter)
-        if master is None:  # without ZeRO, which needs fp32
-            master = parameter
-        if engine.global_rank == 0:
-            weights[name] = master.detach().to("cpu", dtype, copy=True)
-    return weights
+        # Without ZeRO, which needs fp32, there is no other.
+        yield name, (parameter if master is None else master).detach()
 
 
 def set_master_weights(engine: "DeepSpeedEngine", model: nn.Module, exact: Mapping[str, Tensor]) -> None:

@@ -12,7 +12,13 @@ from boom_ray.runtime.cluster import ProcessLost, result_of
 from boom_ray.train.bag_job import BagJob
 from boom_ray.train.capacity import task_options
 
-WITHOUT_EFFECT = {"epochs", "max_steps", "learning_rate", "seed"}  # on whether a model can be trained
+WITHOUT_EFFECT = {
+    "epochs",
+    "max_steps",
+    "learning_rate",
+    "average",
+    "seed",
+}  # on whether a model can be trained
 logger = logging.getLogger(__name__)
 
 

@@ -5,12 +5,15 @@ from typing import Any
 
 import ray.train
 import ray.train.torch
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from boom_ray.artifacts import staging
 from boom_ray.model.encoder import DTYPES
 from boom_ray.train import retrieval_check
 from boom_ray.train.agreement import on_all_ranks
+from boom_ray.train.average import WeightAverage, averaged_steps
 from boom_ray.train.bag_checkpoints import BagCheckpoints
 from boom_ray.train.bag_job import BagJob
 from boom_ray.train.chunk_size import measured_chunk_tokens
@@ -57,7 +60,11 @@ class BagTraining:
             self.loader.chunk_tokens = measured_chunk_tokens(self.encoder, longest)
         self.steps = StepRunner(job, self.encoder, self.loader, self.engine, self.rank, self.num_ranks)
         self.reporter = TrainingReporter(job, self.loader.num_steps)
-        self.checkpoints = BagCheckpoints(job, self.engine, self.reporter.log, self.rank, self.num_ranks)
+        steps = averaged_steps(self.train.average, self.loader.num_steps)
+        self.average = WeightAverage(self.engine, self.encoder.transformer, steps)
+        self.checkpoints = BagCheckpoints(
+            job, self.engine, self.average, self.reporter.log, self.rank, self.num_ranks
+        )
 
     def run(self) -> None:
         """Resume or start the bag, run all remaining steps, check the model, and publish it."""
@@ -79,6 +86,7 @@ class BagTraining:
             now = time.monotonic()
             state = state.after_step(metrics.loss, metrics.tokens, now - started)
             started = now
+            self.average.after_step(state.step)
             if self.rank == 0:
                 self.reporter.report(state, metrics)
             is_last = state.step == self.loader.num_steps  # the model itself is published next
@@ -93,9 +101,15 @@ class BagTraining:
         self.encoder.train()
         return score
 
+    def weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """What is published, on rank 0: the weights of the last step, or the average. Runs on every rank."""
+        if self.train.average:
+            return self.average.weights(dtype)
+        return trained_weights(self.engine, self.encoder.transformer, dtype)
+
     def _publish(self, state: TrainingState) -> None:
         """Publish the model from rank 0, then delete the checkpoints."""
-        weights = trained_weights(self.engine, self.encoder.transformer, DTYPES[self.train.save_dtype])
+        weights = self.weights(DTYPES[self.train.save_dtype])
         # The checkpoints of all ranks must be stored before rank 0 deletes them.
         self.checkpoints.wait()
         dist.barrier()

@@ -71,6 +71,8 @@ def test_from_corpus_to_a_measured_model(recipe, tmp_path):
         assert training.bag == bag and identity(training.settings) == identity(recipe.train_of(index))
         assert adapter.is_adapter(f"{recipe.root}/models/bag-{index + 1}") == bool(training.settings.lora)
         assert records[f"bag-{index + 1}"].seed == training.settings.seed
+        last = records[f"bag-{index + 1}"].metrics.training.step
+        assert training.averaged == ([last - 3, last] if recipe.train.average else [])
     assert np.allclose(merged.self_test, self_test.compute(target), atol=1e-5)
     assert merged.config.merge.method == "multislerp" and merged.config.merge.space == "deltas"
 

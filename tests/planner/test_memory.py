@@ -5,7 +5,7 @@ import pytest
 from boom_ray.planner import memory
 from boom_ray.planner.assumptions import Assumptions
 from boom_ray.planner.shape import ModelShape
-from boom_ray.recipe import Lora, Train
+from boom_ray.recipe import Average, Lora, Train
 from boom_ray.recipe_execution import TrainExecution
 
 BILLION = ModelShape(7.5e9, 7e9, 0, 32, 4096, 4096, 4096, 16384, 0, 0)
@@ -29,6 +29,12 @@ def test_full_precision_and_adapters_by_hand():
     adapted = ModelShape(4e9, 4e9, 66e6, 36, 2560, 4096, 1024, 9728, 1, 0)
     assert memory.states(adapted, train(lora=Lora()), 8, 3) == pytest.approx((2 * 4.066e9 + 16 * 66e6) / 8)
     assert memory.checkpoint_bytes(adapted, train(lora=Lora())) == pytest.approx(2 * 4.066e9 + 12 * 66e6)
+
+
+def test_a_checkpoint_with_an_average_has_one_more_copy_of_the_weights():
+    averaged = train(average=Average(last=4, every_steps=50))
+    more = memory.checkpoint_bytes(BILLION, averaged) - memory.checkpoint_bytes(BILLION, train())
+    assert more == memory.average_bytes(BILLION, averaged) == 4 * 7.5e9
 
 
 def test_offload_removes_the_optimizer_and_the_weights_from_the_gpu():

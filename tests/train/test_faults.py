@@ -41,6 +41,7 @@ def one_bag_recipes(directory: Any, base: str, corpus_files: dict[str, str], bei
         values = recipe_values(base, corpus_files, beir, str(directory / "runs"))
         lengths = {"query_max_length": 64, "passage_max_length": 32}
         options = {"batch_size": 8, "group_size": 3, "epochs": 2, "precision": "fp32", **lengths}
+        options |= {"average": {"last": 3, "every_steps": 3}}
         options |= {"execution": EXECUTION | (execution or {}), **train}
         values |= {"name": name, "train": options, "bags": {"ratios": [100]}, "evaluate": {}}
         path = directory / "recipe.yaml"
