@@ -11,7 +11,14 @@ import boom_ray
 
 ROOT = os.path.dirname(boom_ray.__file__)
 WITHOUT_RAY = [
-    *("recipe", "recipe_file", "storage", "artifacts.record", "artifacts.staging", "artifacts.checkpoints"),
+    *(
+        "recipe",
+        "recipe.reading",
+        "storage",
+        "artifacts.record",
+        "artifacts.staging",
+        "artifacts.checkpoints",
+    ),
     *(
         "artifacts.tensors",
         "runs.identity",
@@ -47,8 +54,6 @@ FLOORS = [
     ["data", "model"],
     ["artifacts"],
     ["recipe"],
-    ["recipe_execution"],
-    ["recipe_file", "recipe_fields"],
     ["storage"],
     ["runtime"],
     ["errors"],

@@ -8,7 +8,7 @@ import yaml
 from boom_ray import recipe
 from boom_ray.errors import InputError, NotFoundError
 from boom_ray.recipe import Lora, Recipe
-from boom_ray.recipe_fields import Section
+from boom_ray.recipe.fields import Section
 from boom_ray.runs.updates import UpdateRequest
 
 OWN = {"ratio": 50}

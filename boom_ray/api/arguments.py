@@ -6,9 +6,9 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from boom_ray import recipe_file, storage
+from boom_ray import storage
 from boom_ray.errors import InputError
-from boom_ray.recipe import Recipe
+from boom_ray.recipe import Recipe, reading
 from boom_ray.runs import versions
 
 T = TypeVar("T")
@@ -94,7 +94,7 @@ def section(kind: type[S], values: dict[str, Any], heading: str) -> S:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise InputError.of(recipe_file.explain(error, kind), heading) from None
+        raise InputError.of(reading.explain(error, kind), heading) from None
 
 
 def settings(kind: type[T], **values: Any) -> T:
@@ -106,7 +106,7 @@ def settings(kind: type[T], **values: Any) -> T:
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        problems = recipe_file.explain(error, BaseModel)
+        problems = reading.explain(error, BaseModel)
         raise InputError.of(problems, "not valid arguments:") from None
 
 

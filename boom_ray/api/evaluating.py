@@ -10,8 +10,8 @@ from boom_ray.api import arguments
 from boom_ray.api.arguments import ModelLike, PathLike
 from boom_ray.api.results import EvaluationResult
 from boom_ray.errors import InputError
-from boom_ray.recipe_execution import EvaluateExecution
-from boom_ray.recipe_fields import QueryTemplate
+from boom_ray.recipe.execution import EvaluateExecution
+from boom_ray.recipe.fields import QueryTemplate
 from boom_ray.runs.scores import ScoreTable
 from boom_ray.runtime.progress import ProgressCallback, reported_to
 

@@ -8,7 +8,7 @@ from boom_ray.api.arguments import ModelLike, PathLike
 from boom_ray.api.results import MergeResult
 from boom_ray.errors import InputError
 from boom_ray.recipe import Merge, MergeMethod, SaveDtype
-from boom_ray.recipe_execution import EvaluateExecution
+from boom_ray.recipe.execution import EvaluateExecution
 from boom_ray.runtime.progress import ProgressCallback, reported_to
 
 

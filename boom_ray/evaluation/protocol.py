@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from boom_ray.recipe import BaseModelSource, Recipe
-from boom_ray.recipe_execution import EvaluateExecution
+from boom_ray.recipe.execution import EvaluateExecution
 
 R = TypeVar("R")
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from boom_ray.recipe_execution import EvaluateExecution
+from boom_ray.recipe.execution import EvaluateExecution
 from boom_ray.runtime import resources
 
 MAX_THREADS = 8  # of one process: on texts of a few hundred tokens, more threads gain little

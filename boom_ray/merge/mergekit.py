@@ -5,7 +5,7 @@ from typing import Annotated, Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
-from boom_ray import recipe_file, storage
+from boom_ray import storage
 from boom_ray.artifacts.tensors import NAMES, read_places
 from boom_ray.errors import InputError, NotFoundError
 from boom_ray.merge.compare_tokenizers import tokenizer_differences
@@ -17,7 +17,7 @@ from boom_ray.merge.mergekit_parameters import (
 )
 from boom_ray.merge.methods import METHODS
 from boom_ray.merge.settings import merge_settings
-from boom_ray.recipe import Merge, MergeMethod, SaveDtype
+from boom_ray.recipe import Merge, MergeMethod, SaveDtype, reading
 
 
 class _AnyParameters(BaseModel):
@@ -129,7 +129,7 @@ def _parsed(path: str) -> MergekitFile[Any]:
 def _content(path: str) -> Any:
     try:
         with open(path, "rb") as file:
-            return recipe_file.parse(file.read(), path)
+            return reading.parse(file.read(), path)
     except FileNotFoundError:
         raise NotFoundError(f"{path}: no such file") from None
     except OSError as error:

@@ -10,7 +10,7 @@ from boom_ray.merge.inputs import MergeInput
 from boom_ray.merge.layer_groups import Weights, check_groups
 from boom_ray.merge.methods import METHODS
 from boom_ray.recipe import Merge
-from boom_ray.recipe_file import explain
+from boom_ray.recipe.reading import explain
 
 
 def merge_settings(**values: Any) -> Merge:

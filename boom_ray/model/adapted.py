@@ -11,7 +11,7 @@ from boom_ray.errors import InputError
 from boom_ray.model import adapter
 from boom_ray.model.tensor_names import plain_names
 from boom_ray.model.transformer import load_transformer
-from boom_ray.recipe_execution import Attention
+from boom_ray.recipe.execution import Attention
 
 
 def load_adapted(directory: str, dtype: torch.dtype, attention: Attention) -> PreTrainedModel:

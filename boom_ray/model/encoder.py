@@ -21,7 +21,7 @@ from boom_ray.model.packing import pack
 from boom_ray.model.padded_layout import MIN_CHUNK_TOKENS, MIN_CHUNK_TOKENS_ON_GPU, PaddedLayout
 from boom_ray.model.spec import EncoderSpec
 from boom_ray.model.tokens import Tokens
-from boom_ray.recipe_execution import Attention
+from boom_ray.recipe.execution import Attention
 
 CHUNK_TOKENS, CHUNK_TOKENS_ON_GPU = 8192, 65536  # in a forward pass; CPUs compute out of caches
 DTYPES = {

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from boom_ray import recipe_file, storage
+from boom_ray import storage
 from boom_ray.artifacts.record import CARD
 from boom_ray.errors import InputError
+from boom_ray.recipe import reading
 
 CONFIG = "config.json"
 #: The same of the encoder that an adapter makes of its base model. With an adapter in the same directory,
@@ -136,7 +137,7 @@ def read_front_matter(directory: str) -> dict[str, Any]:
     text = storage.read_bytes(card).decode(errors="replace").replace("\r\n", "\n")
     found = FRONT_MATTER.match(text)
     try:
-        content = recipe_file.parse(found[1].encode(), card) if found else None
+        content = reading.parse(found[1].encode(), card) if found else None
     except InputError:
         return {}
     return content if isinstance(content, dict) else {}

@@ -17,7 +17,7 @@ from boom_ray.model.limits import POSITIONS_START_BEHIND_PADDING
 from boom_ray.model.packed_attention import NAME, UnsupportedAttentionError
 from boom_ray.model.packed_layout import PackedLayout
 from boom_ray.model.tokens import Tokens
-from boom_ray.recipe_execution import Attention
+from boom_ray.recipe.execution import Attention
 
 if TYPE_CHECKING:
     from boom_ray.model.encoder import Encoder

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from boom_ray.errors import InputError, first_line
-from boom_ray.recipe_execution import Attention
+from boom_ray.recipe.execution import Attention
 
 # As sentence-transformers loads them (its Transformer module); `AutoModel` would load the decoder as well.
 ENCODERS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}

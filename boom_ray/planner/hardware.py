@@ -6,7 +6,7 @@ from math import floor
 from boom_ray.errors import InputError
 from boom_ray.planner.assumptions import Assumptions
 from boom_ray.recipe import Precision
-from boom_ray.recipe_execution import TrainExecution
+from boom_ray.recipe.execution import TrainExecution
 
 GB, TERA = 1e9, 1e12
 GPUS_PER_NODE = 8

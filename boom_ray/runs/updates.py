@@ -14,10 +14,10 @@ from pydantic import (
     model_validator,
 )
 
-from boom_ray import artifacts, recipe_file, storage
+from boom_ray import artifacts, storage
 from boom_ray.data.rows import data_files
 from boom_ray.errors import InputError, StorageError
-from boom_ray.recipe import Merge, MergeMethod, Recipe, Task, UpdateMerge, identity
+from boom_ray.recipe import Merge, MergeMethod, Recipe, Task, UpdateMerge, identity, reading
 from boom_ray.runs import versions
 from boom_ray.runs.layout import Layout
 
@@ -115,10 +115,10 @@ def read_tasks(uri: str) -> list[Task]:
         name = re.sub(r"[^A-Za-z0-9._-]", "-", storage.name_of(uri).split(".")[0].strip("*-")) or "new"
         return [Task(name=name, path=uri)]
     try:
-        values = recipe_file.parse(storage.read_bytes(uri), uri)
+        values = reading.parse(storage.read_bytes(uri), uri)
         return TypeAdapter(list[Task]).validate_python(values, context={"directory": storage.parent_of(uri)})
     except ValidationError as error:
-        problems = recipe_file.explain(error, Task)
+        problems = reading.explain(error, Task)
         raise InputError.of(problems, f"{uri}: not a list of tasks as in a recipe's data.tasks:") from error
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import ray
 
 from boom_ray.errors import ClusterError
-from boom_ray.recipe_execution import TrainExecution
+from boom_ray.recipe.execution import TrainExecution
 from boom_ray.runtime import resources
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from boom_ray.recipe import Train
-from boom_ray.recipe_execution import TrainExecution
+from boom_ray.recipe.execution import TrainExecution
 from boom_ray.train.buffers import REDUCE_BUCKET
 from boom_ray.train.process_groups import set_collective_timeout
 

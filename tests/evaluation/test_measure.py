@@ -22,7 +22,7 @@ from boom_ray.evaluation.measure import find_tasks, measure, scores_of
 from boom_ray.evaluation.protocol import EvaluationProtocol, EvaluationTask, Measurement, Subject
 from boom_ray.evaluation.slots import Slots
 from boom_ray.model import directory
-from boom_ray.recipe_execution import EvaluateExecution
+from boom_ray.recipe.execution import EvaluateExecution
 from boom_ray.runs.scores import mean_scores
 from tests import texts
 

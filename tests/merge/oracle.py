@@ -19,7 +19,7 @@ from boom_ray.merge.settings import resolve_weights
 from boom_ray.merge.shards import Shard
 from boom_ray.merge.stream import PROCESS_BYTES, merge_shard
 from boom_ray.recipe import Merge
-from boom_ray.recipe_execution import MergeExecution
+from boom_ray.recipe.execution import MergeExecution
 
 # Half a unit in the last place; 16-bit types are computed in float32, whose half unit comes on top.
 FLOOR = {

@@ -20,7 +20,7 @@ from boom_ray.errors import BoomError
 from boom_ray.model import directory
 from boom_ray.pipeline.publish import merge_models
 from boom_ray.recipe import Merge
-from boom_ray.recipe_execution import MergeExecution
+from boom_ray.recipe.execution import MergeExecution
 from tests.merge.oracle import FLOOR, textbook
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -22,7 +22,7 @@ from boom_ray.merge.worker_pool import WorkerPool
 from boom_ray.model import directory
 from boom_ray.pipeline.publish import merge_models
 from boom_ray.recipe import Merge
-from boom_ray.recipe_execution import MergeExecution
+from boom_ray.recipe.execution import MergeExecution
 from tests.merge.oracle import textbook
 from tests.merge.test_actors import edit, refused, tensors_of, variant
 from tests.merge.test_adapters import adapter

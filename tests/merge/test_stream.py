@@ -14,7 +14,7 @@ from boom_ray.merge.read_ahead import Piece, RingBuffer, read_ahead
 from boom_ray.merge.stream import STREAMED_ELEMENTS, TensorMerger
 from boom_ray.merge.tensor_reader import TensorReader
 from boom_ray.recipe import Merge
-from boom_ray.recipe_execution import MergeExecution
+from boom_ray.recipe.execution import MergeExecution
 from tests.merge.oracle import SMALL
 
 SIZE = 100_000

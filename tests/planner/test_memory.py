@@ -6,7 +6,7 @@ from boom_ray.planner import memory
 from boom_ray.planner.assumptions import Assumptions
 from boom_ray.planner.shape import ModelShape
 from boom_ray.recipe import Average, Lora, Train
-from boom_ray.recipe_execution import TrainExecution
+from boom_ray.recipe.execution import TrainExecution
 
 BILLION = ModelShape(7.5e9, 7e9, 0, 32, 4096, 4096, 4096, 16384, 0, 0)
 

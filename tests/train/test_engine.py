@@ -7,7 +7,7 @@ import torch
 from transformers import get_linear_schedule_with_warmup
 
 from boom_ray.recipe import Train
-from boom_ray.recipe_execution import TrainExecution
+from boom_ray.recipe.execution import TrainExecution
 from boom_ray.train.engine import decay, engine_config
 
 METHODS = {

@@ -19,7 +19,7 @@ from boom_ray.merge.placement import placements
 from boom_ray.merge.settings import check_settings
 from boom_ray.pipeline.publish import merge_models
 from boom_ray.recipe import Merge
-from boom_ray.recipe_execution import EvaluateExecution
+from boom_ray.recipe.execution import EvaluateExecution
 from boom_ray.runtime.cluster import result_of
 from boom_ray.runtime.progress import Progress
 

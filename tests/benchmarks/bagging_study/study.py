@@ -16,7 +16,7 @@ import boom_ray as boom
 from boom_ray import storage
 from boom_ray.evaluation.measure import find_tasks, measure
 from boom_ray.evaluation.protocol import EvaluationProtocol, Measurement, Subject
-from boom_ray.recipe_execution import EvaluateExecution
+from boom_ray.recipe.execution import EvaluateExecution
 from boom_ray.runs.layout import Layout
 from tests.benchmarks.bagging_study.arms import Training
 from tests.benchmarks.bagging_study.corpus import Corpus

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from boom_ray.recipe_fields import Section, Text
+from boom_ray.recipe.fields import Section, Text
 
 Attention = Literal["auto", "varlen", "flash_attention_2", "sdpa", "eager"]
 

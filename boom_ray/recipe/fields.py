@@ -1,11 +1,13 @@
 """Types in a recipe: its sections, and names, URIs, texts and templates, each with its rule."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 
 from boom_ray.storage import absolute
+
+SaveDtype = Literal["float32", "bfloat16", "float16"]
 
 
 class Section(BaseModel):
