@@ -254,7 +254,8 @@ def test_the_record_has_the_settings_and_the_range_of_coefficients(models, publi
     coefficients = record.config.merge.coefficients
     assert list(record.config.merge.model_dump().items()) == [
         *{"method": "karcher", "space": "deltas", "weights": [0.75, 0.25], "dtype": "float32"}.items(),
-        *{"scale": 1.0, "iterations": 1, "density": 0.5, "seed": 0, "normalize": None}.items(),
+        *{"scale": 1.0, "scale_from": None, "iterations": 1, "density": 0.5, "seed": 0}.items(),
+        *{"normalize": None, "adapter_rank": None, "adapter_error": None}.items(),
         ("coefficients", coefficients),
     ]
     assert [parent.digest for parent in record.parents] == [artifacts.read_record(m).digest for m in models]
