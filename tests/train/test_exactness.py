@@ -15,6 +15,7 @@ from boom_ray import storage
 from boom_ray.data import bags, corpus
 from boom_ray.model import directory
 from boom_ray.recipe import Recipe
+from boom_ray.recipe.execution import Attention
 from boom_ray.train.bag_job import BagJob
 from boom_ray.train.bagging import make_job
 from boom_ray.train.engine import optimizer_step
@@ -24,7 +25,14 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 Weights = dict[str, np.ndarray]
 Gradients = tuple[float, dict[str, np.ndarray]]  # of the first batch, and its loss
-Variant = tuple[int, int]  # ZeRO stage, chunk tokens
+
+
+class Variant(NamedTuple):
+    """Settings that do not change the weights."""
+
+    zero_stage: int
+    chunk_tokens: int
+    attention: Attention = "auto"
 
 
 class Traffic(NamedTuple):
@@ -72,9 +80,7 @@ def start(job: BagJob, variant: Variant) -> Any:
     """A `BagTraining` of one variant, on a rank."""
     from boom_ray.train.worker import BagTraining
 
-    stage, chunk_tokens = variant
-    recipe = with_execution(job.recipe, zero_stage=stage, chunk_tokens=chunk_tokens)
-    return BagTraining(replace(job, recipe=recipe))
+    return BagTraining(replace(job, recipe=with_execution(job.recipe, **variant._asdict())))
 
 
 def first_gradients(job: BagJob, variant: Variant) -> Gradients:
@@ -158,15 +164,16 @@ def test_weights_are_equal_for_all_ranks_stages_and_chunks(make_recipe, base, ca
     recipe = recipe.model_copy(
         update={"train": recipe.train.model_copy(update={"epochs": 9, "max_steps": STEPS})}
     )
-    variants = [(stage, tokens) for stage in range(4) for tokens in (ALL_KEPT, MOST_AGAIN)]
+    rows = list(itertools.product((ALL_KEPT, MOST_AGAIN), ("auto", "varlen")))
+    variants = [Variant(stage, *row) for stage in range(4) for row in rows]
     found = {ranks: train(recipe, ranks, variants).weights for ranks in (1, 2, 4)}
-    expected = found[1][(0, ALL_KEPT)]
+    expected = found[1][Variant(0, ALL_KEPT)]
     with capsys.disabled():
         print(f"\n{STEPS} steps: relative difference of all weights to one rank, ZeRO 0, chunks of 4,096")
-        print("ranks  chunk tokens  " + "  ".join(f"ZeRO {stage} " for stage in range(4)))
-        for ranks, tokens in itertools.product((1, 2, 4), (ALL_KEPT, MOST_AGAIN)):
-            row = [difference(found[ranks][v], expected) for v in variants if v[1] == tokens]
-            print(f"{ranks:5}  {tokens:12,}  " + "  ".join(f"{value:.1e}" for value in row))
+        print("ranks  chunk tokens  attention  " + "  ".join(f"ZeRO {stage} " for stage in range(4)))
+        for ranks, (tokens, attention) in itertools.product((1, 2, 4), rows):
+            row = [difference(found[ranks][Variant(n, tokens, attention)], expected) for n in range(4)]
+            print(f"{ranks:5}  {tokens:12,}  {attention:9}  " + "  ".join(f"{value:.1e}" for value in row))
     for variants_of_ranks in found.values():
         for weights in variants_of_ranks.values():
             assert difference(weights, expected) < 1e-5
@@ -175,9 +182,11 @@ def test_weights_are_equal_for_all_ranks_stages_and_chunks(make_recipe, base, ca
 def test_two_ranks_compute_the_gradients_and_weights_of_one(make_recipe, base):
     recipe = make_recipe(base)
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": 6})})
-    whole, sharded, cut = (0, ALL_KEPT), (1, ALL_KEPT), (1, MOST_AGAIN)
-    one = train(recipe, 1, [whole, sharded], gradients_of=[sharded])
-    two = train(recipe, 2, [cut, (2, MOST_AGAIN), (3, ALL_KEPT), (3, MOST_AGAIN)], gradients_of=[cut])
+    whole, sharded, cut = Variant(0, ALL_KEPT), Variant(1, ALL_KEPT), Variant(1, MOST_AGAIN)
+    packed, packed_and_cut = Variant(1, ALL_KEPT, "varlen"), Variant(3, MOST_AGAIN, "varlen")
+    one = train(recipe, 1, [whole, sharded, packed], gradients_of=[sharded])
+    others = [Variant(2, MOST_AGAIN), Variant(3, ALL_KEPT), packed_and_cut]
+    two = train(recipe, 2, [cut, *others], gradients_of=[cut])
     [(loss, gradients)], [(loss_of_two, gradients_of_two)] = one.gradients, two.gradients
     assert loss_of_two == pytest.approx(loss, rel=1e-5)
     assert gradients.keys() == gradients_of_two.keys() and len(gradients) > 10
@@ -194,7 +203,7 @@ def test_two_ranks_compute_the_gradients_and_weights_of_one(make_recipe, base):
 
 def check_traffic(found: dict[Variant, Traffic]) -> None:
     """Chunks cost no exchange at stage 1, one reduction each at stage 2, and gathered weights at stage 3."""
-    for (stage, chunk_tokens), (kept, others, gathered, reduced) in found.items():
+    for (stage, chunk_tokens, _), (kept, others, gathered, reduced) in found.items():
         assert (others > 0) == (chunk_tokens == MOST_AGAIN)
         # Stage 3 gathers in each pass: forward and backward of what is kept, twice forward of the others.
         passes = 2 * kept + 3 * others if stage == 3 else 1
@@ -206,7 +215,7 @@ def test_gradients_in_bf16_are_independent_of_the_number_of_chunks(make_recipe, 
     """A chunk is up to one text. Summed in bf16, the gradients of so many differ by 6 to 7 units."""
     recipe, update = make_recipe(qwen3), {"precision": "bf16", "batch_size": 32, "temperature": 0.05}
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=update)})
-    variants = [(1, ALL_KEPT), (1, MOST_AGAIN), (1, 1), (2, 1)]
+    variants = [Variant(1, ALL_KEPT), Variant(1, MOST_AGAIN), Variant(1, 1), Variant(2, 1)]
     (loss, gradients), *others = train(recipe, 1, [], gradients_of=variants).gradients
     matrices = {name for name in gradients if name.endswith("proj.weight")}
     for variant, (loss_of_other, gradients_of_other) in zip(variants[1:], others, strict=True):
