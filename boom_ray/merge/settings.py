@@ -70,13 +70,14 @@ def resolve_weights(inputs: list[MergeInput], settings: Merge) -> Weights:
     if not isinstance(settings.weights, dict):
         return _resolved(inputs, settings)
     check_groups(settings.weights, inputs[0].places)
+    leaves_base = settings.space == "deltas"  # a group without a weight is that of the base model
     return {
-        group: _resolved(inputs, settings.model_copy(update={"weights": weights}))
+        group: _resolved(inputs, settings.model_copy(update={"weights": weights}), may_be_zero=leaves_base)
         for group, weights in settings.weights.items()
     }
 
 
-def _resolved(inputs: list[MergeInput], settings: Merge) -> list[float]:
+def _resolved(inputs: list[MergeInput], settings: Merge, may_be_zero: bool = False) -> list[float]:
     assert not isinstance(settings.weights, dict)
     count = len(inputs)
     if settings.weights == "equal":
@@ -90,10 +91,12 @@ def _resolved(inputs: list[MergeInput], settings: Merge) -> list[float]:
         raise InputError(f"got {len(values)} weights for {count} models; give one per model")
     method = METHODS[settings.method]
     total, size = math.fsum(values), math.fsum(abs(value) for value in values)
+    if not math.isfinite(size) or not (size or may_be_zero):
+        raise InputError(f"the weights {values} sum to {total:g}; give weights with another sum")
     normalize = method.normalizes if settings.normalize is None else settings.normalize
-    if math.isfinite(size) and (not normalize or method.divides_by_weights):
+    if not normalize or method.divides_by_weights:
         return values
-    if not math.isfinite(size) or abs(total) <= 1e-12 * size:
+    if abs(total) <= 1e-12 * size:
         raise InputError(f"the weights {values} sum to {total:g}; give weights with another sum")
     return [value / total for value in values]
 

@@ -129,7 +129,7 @@ class Recipe(Section):
             storage: Overrides the recipe's `storage`; relative to the working directory.
 
         Raises:
-            NotFoundError: if there is no such file.
+            NotFoundError: if the file does not exist.
             InputError: listing every problem, with the nearest allowed key for a key that is unknown.
         """
         path = os.fspath(path)

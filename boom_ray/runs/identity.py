@@ -33,7 +33,7 @@ def claim(recipe: Recipe) -> Parent:
     Raises:
         InputError: if the base model is too small for the recipe.
         ConflictError: listing every setting that differs, if the name stands for another recipe.
-        NotFoundError: if there are no development tasks, and the recipe chooses by them.
+        NotFoundError: if the recipe chooses by development tasks, and they are missing.
     """
     base, layout = directory.identify(recipe.base_model.path), Layout(recipe.root)
     directory.check_base(recipe.base_model, recipe.train)

@@ -36,7 +36,7 @@ def master_weights(engine: "DeepSpeedEngine", model: nn.Module) -> Iterator[tupl
 
     for name, parameter in trainable(model).items():
         master = safe_get_full_fp32_param(parameter)
-        # Without ZeRO, which needs fp32, there is no other.
+        # DeepSpeed has no separate copy without ZeRO, which needs fp32.
         yield name, (parameter if master is None else master).detach()
 
 

@@ -12,21 +12,16 @@ from boom_ray.runtime.cluster import ProcessLost, result_of
 from boom_ray.train.bag_job import BagJob
 from boom_ray.train.capacity import task_options
 
-WITHOUT_EFFECT = {
-    "epochs",
-    "max_steps",
-    "learning_rate",
-    "average",
-    "seed",
-}  # on whether a model can be trained
+#: Settings that have no effect on whether a model can be trained.
+WITHOUT_EFFECT = {"epochs", "max_steps", "learning_rate", "average", "seed"}
 logger = logging.getLogger(__name__)
 
 
 def rehearse_new(jobs: Sequence[BagJob]) -> None:
-    """Rehearse one of the bags with each settings that no bag of the run was rehearsed with.
+    """Rehearse one bag of each kind: bags with equal settings, apart from `WITHOUT_EFFECT`, are of one kind.
 
-    Bags differ in few settings, and most of these mean nothing to a rehearsal. A worker with too little
-    memory is no reason to refuse: ranks share what the rehearsal holds alone.
+    Kinds that the run has rehearsed are not rehearsed again. A worker with too little memory does not refuse
+    the run: ranks share what the rehearsal holds alone.
 
     Raises:
         BoomError: if the base model cannot be trained with this recipe, naming the key to change.

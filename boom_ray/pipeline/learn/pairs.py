@@ -31,7 +31,7 @@ class DevelopmentSet:
         """Read all retrieval tasks at or below a directory.
 
         Raises:
-            NotFoundError: if there is no task.
+            NotFoundError: if the directory has no task.
             InputError: if none is a retrieval task with at least two queries.
         """
         found = [task for task in local_tasks.find(data) if task.type == "Retrieval"]
@@ -63,7 +63,7 @@ class DevelopmentSet:
 
 
 def _batch(name: str, task: BeirTask, queries: list[str], draw: np.random.Generator) -> Batch:
-    """One row per query; documents that are relevant to it, or the query itself, are no negatives."""
+    """One row per query; relevant documents and the query itself are not negatives."""
     relevant = [sorted(task["relevant_docs"][query]) for query in queries]
     chosen = [task["corpus"][documents[draw.integers(len(documents))]] for documents in relevant]
     texts = {text: index for index, text in enumerate(dict.fromkeys(task["queries"][q] for q in queries))}
