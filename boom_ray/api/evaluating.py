@@ -49,8 +49,8 @@ def evaluate(
         The scores, and the tasks of mteb that could not be measured (`problems`).
 
     Raises:
-        InputError: if an argument is not valid, mteb is needed and not installed, or the coefficients of a
-            model were learned on one of the tasks.
+        InputError: if an argument is not valid, mteb is needed and not installed, or the merge of a model was
+            chosen on one of the tasks.
         NotFoundError: if a model does not exist.
 
     Example:

@@ -229,12 +229,14 @@ class SearchMetrics(Content):
         errors: Standard error of the difference to the best score.
         chosen: Label of the candidate that was merged.
         development: Identity of the files of the tasks.
+        tasks: Identity of the content of each task; the model is not measured on these.
     """
 
     scores: dict[str, float]
     errors: dict[str, float]
     chosen: str
     development: str
+    tasks: dict[str, str]
 
 
 class LearningMetrics(Content):

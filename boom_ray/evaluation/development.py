@@ -1,4 +1,4 @@
-"""Development and test sets are different: no model is measured on what its coefficients were learned on."""
+"""Development and test sets are different: no model is measured on the tasks its merge was chosen on."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from boom_ray.evaluation.local_tasks import LocalTask
 
 
 def refuse_development_tasks(models: Sequence[str], tasks: Sequence[LocalTask]) -> None:
-    """Refuse to measure models on tasks that their coefficients were learned on, wherever the files are.
+    """Refuse to measure models on tasks, or copies of tasks, that their merge was chosen on or learned from.
 
     Args:
         models: URIs.
@@ -19,11 +19,12 @@ def refuse_development_tasks(models: Sequence[str], tasks: Sequence[LocalTask]) 
     """
     for uri in models:
         record = None if storage.is_hub(uri) else artifacts.find(uri, ModelRecord)
-        if record is None or record.metrics.learning is None:
+        if record is None:
             continue
-        learned = set(record.metrics.learning.tasks.values())
-        if same := [task.name for task in tasks if task.revision in learned]:
+        sources = filter(None, (record.metrics.search, record.metrics.learning))
+        used = {revision for source in sources for revision in source.tasks.values()}
+        if used and (same := [task.name for task in tasks if task.revision in used]):
             raise InputError(
-                f"{uri}: its coefficients were learned on {', '.join(same)}, so that its scores there say "
-                "nothing of other queries. Measure it on other tasks"
+                f"{uri}: its merge was chosen on {', '.join(same)}, whose scores are therefore biased. "
+                "Measure it on other tasks"
             )

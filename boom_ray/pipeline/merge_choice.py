@@ -120,6 +120,7 @@ def choose(
         errors={labels[candidate]: error for candidate, error in errors.items()},
         chosen=labels[chosen],
         development=artifacts.hash_tree(development.uri),
+        tasks={task.name: task.task.revision for task in tasks},
     )
     logger.info("%s", as_text(tables.score_table(metrics.scores)))
     logger.info("chosen: %s with %.4f on %s", metrics.chosen, scores[chosen], development.uri)

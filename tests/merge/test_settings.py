@@ -13,6 +13,7 @@ from boom_ray.api.merging import merge as merge_models
 from boom_ray.cli.merge import merge as command
 from boom_ray.errors import InputError
 from boom_ray.merge import elementwise
+from boom_ray.merge.check_inputs import check_inputs
 from boom_ray.merge.inputs import MergeInput
 from boom_ray.merge.mergekit import PARAMETERS
 from boom_ray.merge.methods import METHODS
@@ -46,6 +47,20 @@ def test_the_identity_of_published_settings_is_stable(settings, digest):
 def test_normalize_is_part_of_the_identity_once_it_is_set():
     assert "normalize" not in identity(Merge()) and identity(Merge(normalize=False))["normalize"] is False
     assert Merge.model_validate(Merge(normalize=True, density=[0.1, 1]).model_dump()).normalize is True
+
+
+def test_weights_of_zero_are_allowed_for_a_group_of_task_vectors_only(published_qwen3):
+    models = check_inputs([published_qwen3, published_qwen3], published_qwen3).models
+    groups = {"embeddings": [0.0, 0.0], "layers 0-1": [1.0, 1.0], "rest": [1.0, 1.0]}
+    summed = {"method": "linear", "normalize": False}
+    assert resolve_weights(models, Merge(weights=groups, **summed)) == groups
+    for settings in (
+        Merge(weights=[0.0, 0.0], **summed),
+        Merge(weights=[0.0, 0.0], method="ties"),
+        Merge(weights=groups, space="weights", **summed),
+    ):
+        with pytest.raises(InputError, match=r"sum to 0"):
+            resolve_weights(models, settings)
 
 
 def test_a_scale_from_the_parent_is_part_of_the_identity_and_one_of_weights_is_refused():

@@ -100,7 +100,7 @@ def test_a_learned_merge_is_a_merge_by_groups_that_names_its_development_set(
 
     copy = str(tmp_path / "copy" / "asyncio")
     shutil.copytree(os.path.join(beir, "out_of_domain", "asyncio"), copy)
-    with pytest.raises(InputError, match=rf"{target}: its coefficients were learned on asyncio"):
+    with pytest.raises(InputError, match=rf"{target}: its merge was chosen on asyncio"):
         evaluate([published_qwen3, target], copy)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,10 +122,12 @@ def _steps(
         uri if storage.is_local(uri) else storage.local_directory(uri) for uri in [*models, base]
     )
     inputs = check_inputs(models, base)
-    with threads(num_threads):
-        device = "cuda" if options.execution.use_gpu else "cpu"
+    device = "cuda" if options.execution.use_gpu else "cpu"
+    with ExitStack() as stack:
+        stack.enter_context(threads(num_threads))
         encoder = directory.load_encoder(storage.local_directory(inputs.directory), device=device)
         learner = Learner(inputs, settings, encoder, development, options.num_steps)
+        stack.enter_context(closing(learner.weights))
         for found in learner.run():
             if not isinstance(found, Learned):
                 yield found
@@ -138,5 +141,4 @@ def _steps(
                 loss_before=found.loss_before,
                 loss_after=found.loss_after,
             )
-            learner.weights.close()
             yield LearnedMerge(found.coefficients, metrics)
