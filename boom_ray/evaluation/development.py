@@ -21,8 +21,8 @@ def refuse_development_tasks(models: Sequence[str], tasks: Sequence[LocalTask]) 
         record = None if storage.is_hub(uri) else artifacts.find(uri, ModelRecord)
         if record is None:
             continue
-        sources = filter(None, (record.metrics.search, record.metrics.learning))
-        used = {revision for source in sources for revision in source.tasks.values()}
+        search, learning = record.metrics.search, record.metrics.learning
+        used = {*(search.tasks.values() if search else ()), *(learning.tasks.values() if learning else ())}
         if used and (same := [task.name for task in tasks if task.revision in used]):
             raise InputError(
                 f"{uri}: its merge was chosen on {', '.join(same)}, whose scores are therefore biased. "
