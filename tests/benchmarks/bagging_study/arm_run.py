@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,12 @@ class ArmRun:
         if len(models) == 1:
             return models[0]
         with self._timed("merge"):
-            return self.study.merge(models, self.merged / f"rate-{learning_rate:g}", method=self.arm.method)
+            out = self.merged / f"rate-{learning_rate:g}"
+            return self.study.merge(models, out, method=self.arm.method, **self._learning())
+
+    def _learning(self) -> dict[str, Any]:
+        development = str(self.study.corpus.directory / "development")
+        return {"learn": True, "development": development} if self.arm.learned else {}
 
     def scaled(self, model: str, scale: float) -> str:
         """The base model plus a multiple of a model's task vector; the URI of the result."""

@@ -23,6 +23,8 @@ from tests.benchmarks.bagging_study.corpus import Corpus
 
 LENGTH = 48  # tokens of queries and documents
 SEEDS_APART = 1000  # between the members of an arm, so that no two seeds of the study share a model
+AVERAGE = {"last": 4, "every_steps": 40}  # of the 405 steps of three epochs
+THIRDS = 3  # in which tasks are divided by their number, for bags of differing mixtures
 
 
 @dataclass(frozen=True)
@@ -48,25 +50,28 @@ class Study:
     def recipe(self, training: Training, seed: int, learning_rate: float) -> boom.Recipe:
         """The recipe of a training of an arm with this learning rate."""
         rate, seed = learning_rate * training.rate, seed + SEEDS_APART * training.member
-        ratios = "-".join(f"{ratio:g}" for ratio in training.ratios)
-        tasks = [{"name": name, "path": str(path)} for name, path in self.corpus.training_files().items()]
+        files = self.corpus.training_files()
+        tasks = [{"name": name, "path": str(path)} for name, path in files.items()]
+        whole = [] if training.whole is None else list(files)[training.whole :: THIRDS]
+        bags = [{"ratio": ratio, "tasks": dict.fromkeys(whole, 100)} for ratio in training.ratios]
         cpus = max(1, (os.cpu_count() or 1) // len(training.ratios))
         return boom.Recipe.model_validate(
             {
-                "name": f"{ratios}-epochs-{training.epochs}-rate-{rate:.2g}-seed-{seed}",
+                "name": _name(training, rate, seed),
                 "storage": str(self.work / "runs"),
                 "base_model": {"path": self.base, "max_length": LENGTH},
                 "data": {"query_template": "{query}", "tasks": tasks},
-                "bags": {"ratios": list(training.ratios), "seed": seed},
+                "bags": {"ratios": bags, "seed": seed},
                 "train": {
                     "epochs": training.epochs,
                     "batch_size": 32,
                     "group_size": 2,
-                    "temperature": 0.05,
+                    "temperature": training.temperature,
                     "learning_rate": rate,
                     "query_max_length": LENGTH,
                     "passage_max_length": LENGTH,
                     "precision": "fp32",
+                    "average": AVERAGE if training.averaged else None,
                     "seed": seed,
                     "execution": {"use_gpu": self.gpu, "resources_per_worker": {"CPU": cpus}},
                 },
@@ -85,6 +90,14 @@ class Study:
         protocol = EvaluationProtocol(query_prompt="", max_length=LENGTH, execution=execution)
         tasks = find_tasks(str(self.corpus.directory / part))
         return measure([Subject("model", model)], tasks, protocol, str(self.work / "measurements"))["model"]
+
+
+def _name(training: Training, rate: float, seed: int) -> str:
+    """The settings of a training, as the name of its run."""
+    parts = ["-".join(f"{ratio:g}" for ratio in training.ratios)]
+    parts += [] if training.whole is None else [f"whole-{training.whole}"]
+    parts += [f"epochs-{training.epochs}", f"rate-{rate:.2g}", f"temperature-{training.temperature:g}"]
+    return "-".join([*parts, *["averaged"] * training.averaged, f"seed-{seed}"])
 
 
 def trained_tokens(recipe: boom.Recipe) -> int:
