@@ -27,7 +27,7 @@ def merge(
     adapter_rank: int | None = None,
     mergekit_config: PathLike | None = None,
     search: bool = False,
-    trials: int = 12,
+    trials: int = 40,
     learn: bool = False,
     learn_steps: int = 60,
     num_gpus: float = 0,
@@ -55,15 +55,17 @@ def merge(
         adapter_rank: Merge adapters of `base` into one of at most this rank;
             `record.config.merge.adapter_error` is what it leaves out.
         mergekit_config: A YAML file of mergekit that names models, base, method and settings instead.
-        search: Try methods and weights, and publish the best by the development tasks.
-        trials: Number of merges that a search tries.
+        search: Vary the coefficients of all models and groups of layers, and publish the best merge by the
+            development tasks. It starts from `method`, and others, with equal weights at `scale` (1 for
+            `auto`).
+        trials: The most merges that a search measures.
         learn: Learn a coefficient per model and group of layers from the pairs of the retrieval tasks of
             `development`, starting from what `method` gives.
         learn_steps: Optimizer steps of that.
-        num_gpus: GPUs of the process that learns; with 0, it runs on CPUs.
+        num_gpus: GPUs of a process that learns or measures; with 0, it runs on CPUs.
         development: A directory of tasks to choose by, or to learn from.
         test: A directory of tasks, without queries of `development`, on which the choice is compared with
-            the first candidate: `method` at scale 1, in a search with equal weights.
+            `method` at scale 1; in a search, with equal weights at `scale`; with `learn`, at `scale`.
         num_workers: Ray actors that share the work.
         memory_gib: Memory of one of them.
         progress: Receives every `ProgressEvent`; by default progress is printed.
@@ -93,18 +95,15 @@ def merge(
         "execution": {"num_workers": num_workers, "memory_bytes": int(memory_gib * (1 << 30))},
     }
     settings = arguments.section(Merge, chosen, "not valid merge settings:")
-    arguments.at_least(2, trials=trials)
+    arguments.at_least(9, trials=trials)  # methods, draws and their mean
     arguments.at_least(1, learn_steps=learn_steps)
     if mergekit_config is not None and models:
         raise InputError("give models, or mergekit_config, which names them; not both")
     if mergekit_config is not None and scale == "auto":
         raise InputError("mergekit_config has the scale of its method (lambda); give models to choose one")
     chooses = search or scale == "auto"
-    if learn and (chooses or test is not None):
-        raise InputError(
-            "learn: coefficients include the scale, and learn from one set; give no search, no "
-            "scale auto, and no test tasks"
-        )
+    if learn and chooses:
+        raise InputError("learn: coefficients include the scale; give no search, and no scale auto")
     _check_tasks(chooses or learn, development, test)
     uris = arguments.model_uris(models)
     base_uri = None if base is None else arguments.model_uri(base)
@@ -117,12 +116,16 @@ def merge(
             raise InputError(f"models: got {len(uris)}; a merge needs two or more")
         cluster.connect(dashboard=False)
         target = arguments.path(out)
+        merge_of = uris, target, base_uri, settings
         tasks = arguments.optional_path(development), arguments.optional_path(test)
+        resources = {"GPU": num_gpus} if num_gpus else {}
+        measuring = EvaluateExecution(use_gpu=num_gpus > 0, resources_per_model=resources)
         if learn:
-            learning = str(tasks[0]), learn_steps, num_gpus
-            record, grams = _learn(uris, target, base_uri, settings, *learning)
+            record, grams = _learn(*merge_of, *tasks, learn_steps, measuring)
+        elif chooses:
+            record, grams = _choose(*merge_of, *tasks, trials if search else None, measuring)
         else:
-            record, grams = _merge(uris, target, base_uri, settings, *tasks, trials if search else 1)
+            record, grams = _merge(*merge_of)
     return MergeResult(target, record, uris, settings.space, grams)
 
 
@@ -135,25 +138,30 @@ def _check_tasks(chooses: bool, development: PathLike | None, test: PathLike | N
         )
 
 
-def _merge(
+def _merge(models: list[str], target: str, base: str | None, settings: Merge) -> Any:
+    """The record of the merged model, and the Gram matrices."""
+    from boom_ray.pipeline.publish import merge_models
+
+    record, merged = merge_models(models, target, base, settings)
+    return record, merged.grams
+
+
+def _choose(
     models: list[str],
     target: str,
     base: str | None,
     settings: Merge,
     development: str | None,
     test: str | None,
-    trials: int,
+    trials: int | None,
+    execution: EvaluateExecution,
 ) -> Any:
-    """The record of the merged model, and the Gram matrices."""
-    if development is not None:
-        from boom_ray.pipeline.merge_search import SearchRequest, search
+    """The same of the merge that a search, or the choice of a scale, finds."""
+    from boom_ray.pipeline.merge_search import SearchRequest, search
 
-        found = search(models, target, base, settings, SearchRequest(development, test, trials))
-        return found.record, found.grams
-    from boom_ray.pipeline.publish import merge_models
-
-    record, merged = merge_models(models, target, base, settings)
-    return record, merged.grams
+    request = SearchRequest(str(development), test, trials, execution)
+    found = search(models, target, base, settings, request)
+    return found.record, found.grams
 
 
 def _learn(
@@ -161,14 +169,14 @@ def _learn(
     target: str,
     base: str | None,
     settings: Merge,
-    data: str,
+    development: str | None,
+    test: str | None,
     num_steps: int,
-    num_gpus: float,
+    execution: EvaluateExecution,
 ) -> Any:
     """The same with learned coefficients."""
     from boom_ray.pipeline.learn.make import LearnOptions, merge_learned
 
-    resources = {"GPU": num_gpus} if num_gpus else {}
-    execution = EvaluateExecution(use_gpu=num_gpus > 0, resources_per_model=resources)
-    record, merged = merge_learned(models, target, base, settings, LearnOptions(data, num_steps, execution))
+    options = LearnOptions(str(development), num_steps, test, execution)
+    record, merged = merge_learned(models, target, base, settings, options)
     return record, merged.grams

@@ -221,10 +221,19 @@ class Comparison(Content):
     means: dict[str, Difference]
 
 
+class CandidateMerge(Content):
+    """One way to merge: method, scale and weights as in the settings of a merge."""
+
+    method: str
+    scale: float
+    weights: str | list[float] | dict[str, list[float]]
+
+
 class SearchMetrics(Content):
     """The candidates of a merge, by their labels, on the tasks that one was chosen by.
 
     Attributes:
+        candidates: How each merges.
         scores: Mean main score over the tasks.
         errors: Standard error of the difference to the best score.
         chosen: Label of the candidate that was merged.
@@ -232,6 +241,7 @@ class SearchMetrics(Content):
         tasks: Identity of the content of each task; the model is not measured on these.
     """
 
+    candidates: dict[str, CandidateMerge]
     scores: dict[str, float]
     errors: dict[str, float]
     chosen: str

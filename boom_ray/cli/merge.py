@@ -66,18 +66,20 @@ def _scale(context: click.Context, parameter: click.Parameter, value: str) -> st
 )
 @click.option("--mergekit-config", metavar="FILE", help="Models and method from a YAML file of mergekit.")
 @click.option("--report", metavar="FILE.json", help="Write the distances between the models, and a picture.")
-@click.option("--search", is_flag=True, help="Choose method and weights by the development tasks.")
 @click.option(
-    "--trials", default=12, type=click.IntRange(min=2), help="Number of merges that a search tries."
+    "--search",
+    is_flag=True,
+    help="Choose the coefficients of models and groups of layers by the development tasks.",
 )
+@click.option("--trials", default=40, type=click.IntRange(min=9), help="Most merges that a search measures.")
 @click.option(
     "--learn", is_flag=True, help="Learn a coefficient per model and group of layers from development tasks."
 )
 @click.option("--data", "development", metavar="DIR", help="Development tasks, to choose by or learn from.")
-@click.option("--test", metavar="DIR", help="Other tasks: compare the choice with equal weights at scale 1.")
+@click.option("--test", metavar="DIR", help="Other tasks: compare the choice with the merge without one.")
 @click.option("--learn-steps", default=60, type=click.IntRange(min=1), help="Optimizer steps of --learn.")
 @click.option(
-    "--num-gpus", default=0.0, type=click.FloatRange(min=0), help="GPUs of the process that learns."
+    "--num-gpus", default=0.0, type=click.FloatRange(min=0), help="GPUs of a process that learns or measures."
 )
 @click.option(
     "--memory",

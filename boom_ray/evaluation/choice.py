@@ -1,9 +1,9 @@
 """The choice of one candidate by its scores on development queries, which are noisy.
 
-The best of several noisy scores is a biased choice: it is often the luckiest. So among the scales of the best
-candidate the closest to 1 is taken that is worse by at most one standard error, as in the one-standard-error
-rule of cross-validation (Breiman et al., 1984). The error is that of the paired difference over queries: both
-candidates answer the same ones, so what makes a query hard for both does not count.
+The best of several noisy scores is a biased choice: it is often the luckiest. So of all candidates that are
+worse than the best by at most one standard error, the one closest to the start is taken, as in the
+one-standard-error rule of cross-validation (Breiman et al., 1984). The error is that of the paired difference
+over queries: both candidates answer the same ones, so what makes a query hard for both does not count.
 """
 
 import math
@@ -13,32 +13,30 @@ from statistics import fmean, variance
 from boom_ray.evaluation.protocol import Measurement
 from boom_ray.runs.scores import main_score
 
-Candidate = tuple[str, float]  # label and scale
-Candidates = Mapping[Candidate, Mapping[str, Measurement]]  # -> task -> measurement
+
+def mean_score(measured: Mapping[str, Measurement]) -> float:
+    """The mean main score over tasks."""
+    return fmean(main_score(found.scores) for found in measured.values())
 
 
-def choose(measured: Candidates) -> tuple[Candidate, dict[Candidate, float], dict[Candidate, float]]:
+def choose(
+    measured: Mapping[str, Mapping[str, Measurement]], distances: Mapping[str, float]
+) -> tuple[str, dict[str, float]]:
     """Choose a candidate.
 
     Args:
-        measured: Measurements of all candidates on the same tasks.
+        measured: Candidate -> task -> measurement, of all candidates on the same tasks.
+        distances: How far each candidate is from the start.
 
     Returns:
-        The chosen candidate; the mean main score over tasks of every candidate; and the standard error of the
-        difference between this and the best mean.
+        The chosen candidate; and for each the standard error of the difference between its mean score and the
+        best.
     """
-    scores = {
-        candidate: fmean(main_score(found.scores) for found in tasks.values())
-        for candidate, tasks in measured.items()
-    }
-    best = max(scores, key=lambda candidate: (scores[candidate], -abs(candidate[1] - 1)))
+    scores = {candidate: mean_score(tasks) for candidate, tasks in measured.items()}
+    best = max(scores, key=lambda candidate: (scores[candidate], -distances[candidate]))
     errors = {candidate: standard_error(tasks, measured[best]) for candidate, tasks in measured.items()}
-    good = [
-        candidate
-        for candidate in scores
-        if candidate[0] == best[0] and scores[best] - scores[candidate] <= errors[candidate]
-    ]
-    return min(good, key=lambda candidate: (abs(candidate[1] - 1), -scores[candidate])), scores, errors
+    good = [candidate for candidate in scores if scores[best] - scores[candidate] <= errors[candidate]]
+    return min(good, key=lambda candidate: (distances[candidate], -scores[candidate])), errors
 
 
 def standard_error(ours: Mapping[str, Measurement], theirs: Mapping[str, Measurement]) -> float:

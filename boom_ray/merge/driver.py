@@ -54,8 +54,8 @@ def merge_into(
     """
     check_settings(settings, len(models), base)
     labels = [storage.name_of(model) for model in models]
-    readable = [_readable(model) for model in models], _readable(base) if base else None
-    merged = _merge_on_ray(*readable, settings, stage.uri, grams)
+    uris = [readable(model) for model in models], readable(base) if base else None
+    merged = _merge_on_ray(*uris, settings, stage.uri, grams)
     for part in merged.written:
         stage.entries[part.name] = part.file
         stage.tensors |= part.tensors
@@ -108,7 +108,7 @@ def _merge_on_ray(
             ray.kill(worker)
 
 
-def _readable(uri: str) -> str:
+def readable(uri: str) -> str:
     """A model on the hub is downloaded to this machine; every other URI is read in place."""
     return storage.local_directory(uri) if storage.is_hub(uri) else uri
 

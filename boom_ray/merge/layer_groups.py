@@ -43,6 +43,13 @@ def default_groups(tensors: Iterable[str]) -> list[str]:
     return [group for group in candidates if group in present]
 
 
+def groups_of_tensors(tensors: Iterable[str]) -> dict[str, str]:
+    """The default group of each tensor."""
+    tensors = list(tensors)
+    groups = default_groups(tensors)
+    return {name: group for name in tensors if (group := group_of(name, groups)) is not None}
+
+
 def weights_of(weights: Weights, tensor: str) -> list[float]:
     """One weight per model for a tensor."""
     if isinstance(weights, list):

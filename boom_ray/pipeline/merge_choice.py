@@ -1,23 +1,20 @@
-"""The choice of a merge on development tasks: its scale, and in a search its method and weights too.
+"""The choice of a merge on development tasks: of its scale here, of its coefficients in `merge_search`.
 
-Every candidate is merged into a directory that is deleted in the end. With `scale: auto` it is merged once,
-at scale 1 in float32, and measured at all `SCALES` in memory, as base + scale * (merged - base).
+With `scale: auto` the models are merged once, at scale 1 in float32, into a directory that is deleted in the
+end, and measured at all `SCALES` in memory, as base + scale * (merged - base).
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from boom_ray import artifacts, storage
-from boom_ray.artifacts.contents import SearchMetrics
+from boom_ray.artifacts.contents import CandidateMerge, SearchMetrics
 from boom_ray.evaluation import choice, tables
-from boom_ray.evaluation.choice import Candidates
-from boom_ray.evaluation.local_run import LocalEvaluationTask
-from boom_ray.evaluation.measure import find_tasks, measure
-from boom_ray.evaluation.protocol import EvaluationProtocol, Subject
+from boom_ray.evaluation.measure import find_tasks
+from boom_ray.evaluation.protocol import EvaluationProtocol, Measurement, Subject
 from boom_ray.evaluation.scaled_task import measure_scales
-from boom_ray.merge.merge_job import GramMatrix
 from boom_ray.pipeline.publish import merge_models
 from boom_ray.recipe import Merge, Recipe
 from boom_ray.runs.layout import Layout
@@ -31,10 +28,17 @@ SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to merge, and its label in tables."""
+    """One way to merge.
+
+    Attributes:
+        label: Its name in tables.
+        settings: Of the merge.
+        distance: How far it is from the merge without a choice; see `evaluation.choice`.
+    """
 
     label: str
     settings: Merge
+    distance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Development:
 
 @contextmanager
 def scratch_of(target: str) -> Iterator[str]:
-    """URI of a directory for the candidates of a merged model, which is deleted in the end."""
+    """URI of a directory for the choice of a merged model, which is deleted in the end."""
     scratch = storage.join(storage.parent_of(target), f".{storage.name_of(target)}.search")
     try:
         yield scratch
@@ -86,76 +90,73 @@ def chosen(
     layout = Layout(recipe.root)
     development = Development(layout.development, EvaluationProtocol.of(recipe), layout.measurements)
     with scratch_of(target) as scratch:
-        tried = [Candidate(settings.method, settings)]
-        return choose(models, recipe.base_model.path, tried, development, scratch)
+        return choose_scale(models, recipe.base_model.path, settings, development, scratch)
 
 
-def choose(
-    models: list[str],
-    base: str | None,
-    tried: Sequence[Candidate],
-    development: Development,
-    scratch: str,
+def choose_scale(
+    models: list[str], base: str, settings: Merge, development: Development, scratch: str
 ) -> tuple[Merge, SearchMetrics]:
-    """Merge candidates below `scratch`, measure them, and choose one; see `evaluation.choice`.
+    """Merge models below `scratch`, and choose the scale.
 
     Args:
         models: URIs.
-        base: URI of the base model, if task vectors are merged.
-        tried: Candidates of which all or none have `scale: auto`.
+        base: URI of the base model.
 
     Returns:
-        The settings of the best, with a number as scale; and the scores of all for the record.
+        The settings with the chosen scale, and the scores of all scales for the record.
 
     Raises:
         BoomError: as the merge and the evaluation do.
     """
-    tasks = find_tasks(development.uri)
-    subjects = _merged(models, base, tried, scratch)
-    measured = _measured(subjects, base, tried, tasks, development)
-    chosen, scores, errors = choice.choose(measured)
-    labels = {(label, scale): f"{label} x{scale:g}" for label, scale in scores}
+    dense = {"scale": 1.0, "dtype": "float32", "adapter_rank": None}
+    uri = storage.join(scratch, settings.method)
+    storage.delete_tree(uri)  # of a choice that was killed
+    record, _ = merge_models(models, uri, base, settings.model_copy(update=dense))
+    candidates = [
+        Candidate(
+            f"{settings.method} x{scale:g}", settings.model_copy(update={"scale": scale}), abs(scale - 1)
+        )
+        for scale in SCALES
+    ]
+    measured = measure_scales(
+        Subject(settings.method, uri, digest=record.digest),
+        base,
+        {candidate.label: candidate.settings.factor for candidate in candidates},
+        find_tasks(development.uri),
+        development.protocol,
+        development.cache,
+    )
+    return choose(candidates, measured, development)
+
+
+def choose(
+    candidates: Sequence[Candidate],
+    measured: Mapping[str, Mapping[str, Measurement]],
+    development: Development,
+) -> tuple[Merge, SearchMetrics]:
+    """Choose one of several candidates; see `evaluation.choice`.
+
+    Args:
+        measured: Label -> task -> measurement.
+
+    Returns:
+        The settings of the chosen one, and the scores of all for the record.
+    """
+    by_label = {candidate.label: candidate for candidate in candidates}
+    distances = {label: candidate.distance for label, candidate in by_label.items()}
+    label, errors = choice.choose(measured, distances)
     metrics = SearchMetrics(
-        scores={labels[candidate]: score for candidate, score in scores.items()},
-        errors={labels[candidate]: error for candidate, error in errors.items()},
-        chosen=labels[chosen],
+        candidates={label: _described(candidate.settings) for label, candidate in by_label.items()},
+        scores={label: choice.mean_score(tasks) for label, tasks in measured.items()},
+        errors=errors,
+        chosen=label,
         development=artifacts.hash_tree(development.uri),
-        tasks={task.name: task.task.revision for task in tasks},
+        tasks={task.name: task.task.revision for task in find_tasks(development.uri)},
     )
     logger.info("%s", as_text(tables.score_table(metrics.scores)))
-    logger.info("chosen: %s with %.4f on %s", metrics.chosen, scores[chosen], development.uri)
-    settings = next(candidate.settings for candidate in tried if candidate.label == chosen[0])
-    return settings.model_copy(update={"scale": chosen[1]}), metrics
+    logger.info("chosen: %s with %.4f on %s", label, metrics.scores[label], development.uri)
+    return by_label[label].settings, metrics
 
 
-def _merged(models: list[str], base: str | None, tried: Sequence[Candidate], scratch: str) -> list[Subject]:
-    """Every candidate as a model; they merge the same models, so the first Gram matrices serve all."""
-    grams: dict[str, GramMatrix] = {}
-    subjects = []
-    for number, candidate in enumerate(tried, 1):
-        logger.info("candidate %d/%d: %s", number, len(tried), candidate.label)
-        settings, uri = candidate.settings, storage.join(scratch, candidate.label)
-        if settings.scale == "auto":
-            dense = {"scale": 1.0, "dtype": "float32", "adapter_rank": None}
-            settings = settings.model_copy(update=dense)
-        storage.delete_tree(uri)  # of a choice that was killed
-        record, merged = merge_models(models, uri, base, settings, grams)
-        grams = grams or merged.reusable
-        subjects.append(Subject(candidate.label, uri, digest=record.digest))
-    return subjects
-
-
-def _measured(
-    subjects: list[Subject],
-    base: str | None,
-    tried: Sequence[Candidate],
-    tasks: list[LocalEvaluationTask],
-    development: Development,
-) -> Candidates:
-    protocol, cache = development.protocol, development.cache
-    if tried[0].settings.scale == "auto":
-        assert base is not None  # `Merge` allows scales of task vectors only
-        return measure_scales(subjects, base, SCALES, tasks, protocol, cache)
-    scales = {candidate.label: candidate.settings.factor for candidate in tried}
-    found = measure(subjects, tasks, protocol, cache)
-    return {(label, scales[label]): measured for label, measured in found.items()}
+def _described(settings: Merge) -> CandidateMerge:
+    return CandidateMerge(method=settings.method, scale=settings.factor, weights=settings.weights)

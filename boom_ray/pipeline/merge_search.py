@@ -1,35 +1,48 @@
-"""`boom-ray merge` with a choice: of the scale, the method and the weights, on development tasks.
+"""`boom-ray merge` with a choice on development tasks: of the scale, or of all coefficients (`--search`).
 
-What is reported is measured on other tasks, after the choice.
+Candidates of a search are combined in memory, and only the chosen merge is published. What is reported is
+measured on other tasks, after the choice.
 """
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
+import ray
 
-from boom_ray import storage
+from boom_ray import artifacts, storage
 from boom_ray.artifacts import ModelRecord, staging
 from boom_ray.artifacts.contents import ModelMetrics, SearchMetrics
 from boom_ray.artifacts.staging import Stage
-from boom_ray.evaluation import compare
+from boom_ray.errors import InputError
+from boom_ray.evaluation.choice import mean_score
 from boom_ray.evaluation.disjoint import check_disjoint
-from boom_ray.evaluation.measure import find_tasks, measure, scores_of
-from boom_ray.evaluation.protocol import EvaluationProtocol, Subject
+from boom_ray.evaluation.measure import find_tasks
+from boom_ray.evaluation.protocol import EvaluationProtocol, Measurement, Subject
+from boom_ray.evaluation.variant_task import measure_variants
+from boom_ray.merge.check_inputs import check_inputs
+from boom_ray.merge.driver import readable
 from boom_ray.merge.merge_job import GramMatrix
+from boom_ray.merge.method_coefficients import group_grams, method_coefficients
 from boom_ray.merge.methods import METHODS
+from boom_ray.merge.placement import placements
 from boom_ray.merge.settings import check_settings
-from boom_ray.pipeline.merge_choice import Candidate, Development, choose, scratch_of
+from boom_ray.model import directory
+from boom_ray.pipeline.candidate_task import CandidateTask, tensor_grams
+from boom_ray.pipeline.merge_choice import Candidate, Development, choose, choose_scale, scratch_of
 from boom_ray.pipeline.publish import merge_models
+from boom_ray.pipeline.reporting import compare_on_test
+from boom_ray.pipeline.search_space import Point, SearchSpace, optimize
 from boom_ray.recipe import Merge, MergeMethod
-from boom_ray.runs.scores import ScoreTable
-from boom_ray.runtime.console import as_text
+from boom_ray.recipe.execution import EvaluateExecution
+from boom_ray.runtime.cluster import result_of
 
 logger = logging.getLogger(__name__)
 
 METHODS_TRIED: tuple[MergeMethod, ...] = ("multislerp", "karcher", "linear")
-SEED = 0  # of the random weights
 
 
 @dataclass(frozen=True)
@@ -38,19 +51,21 @@ class SearchRequest:
 
     Attributes:
         development: Directory of the tasks to choose by.
-        test: Directory of tasks that the choice is measured on, compared with the first candidate; None to
-            measure nothing.
-        trials: Merges to try; 1 for the settings as they are, of which only the scale may be chosen.
+        test: Directory of tasks that the choice is measured on, compared with the merge without a choice;
+            None to measure nothing.
+        trials: The most merges that a search measures; None to choose the scale alone.
+        execution: Device and resources of the processes that measure.
     """
 
     development: str
     test: str | None = None
-    trials: int = 1
+    trials: int | None = None
+    execution: EvaluateExecution = field(default_factory=EvaluateExecution)
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A finished search.
+    """A finished choice.
 
     Attributes:
         record: Record of the published model; `metrics.search` has the scores of all candidates on the
@@ -71,65 +86,124 @@ def search(
         models: URIs.
         target: URI of the merged model.
         base: URI of the base model, if task vectors are merged.
-        settings: Settings of all candidates except method and weights. Its method with equal weights is the
-            first candidate; `scale: auto` is chosen too.
+        settings: Of the merge without a choice; a search starts with it and weights that are equal.
 
     Raises:
-        InputError: if the development and the test tasks share queries.
+        InputError: if the development and the test tasks share queries, or a method without coefficients is
+            to be searched.
         BoomError: as the merge and the evaluation do.
     """
     staging.refuse_existing(target)
     check_settings(settings, len(models), base)
-    if request.test is None:
-        find_tasks(request.development)
-    else:
+    find_tasks(request.development)
+    if request.test:
         check_disjoint(request.development, request.test)
-    tried = candidates(settings, len(models), request.trials)
+    plain = settings.model_copy(update={"scale": 1.0 if settings.scale == "auto" else settings.scale})
     with scratch_of(target) as scratch:
-        cache = storage.join(scratch, "measurements")
-        development = Development(request.development, EvaluationProtocol(), cache)
-        chosen, metrics = choose(models, base, tried, development, scratch)
-        scale = 1.0 if settings.scale == "auto" else settings.scale
-        first = Subject(f"{tried[0].label} x{scale:g}", storage.join(scratch, tried[0].label))
+        protocol = EvaluationProtocol(execution=request.execution)
+        development = Development(request.development, protocol, storage.join(scratch, "measurements"))
+        if request.trials is None:
+            assert base is not None  # `Merge` allows scales of task vectors only
+            first = Candidate(f"{plain.method} x1", plain)
+            chosen, metrics = choose_scale(models, base, settings, development, scratch)
+        else:
+            merges = MergeSearch(models, base, plain, development)
+            first = merges.equal(plain.method)
+            chosen, metrics = merges.run(request.trials)
 
         def measured(stage: Stage) -> ModelMetrics:
-            return _on_test(request.test, stage, first, metrics)
+            found = compare_on_test(stage, models, base, first, request.test, protocol, scratch)
+            return found.model_copy(update={"search": metrics})
 
         record, merged = merge_models(models, target, base, chosen, measured=measured)
     return SearchResult(record, merged.grams)
 
 
-def _on_test(test: str | None, stage: Stage, first: Subject, metrics: SearchMetrics) -> ModelMetrics:
-    """The choice and the first candidate on the test tasks, with the interval of their difference."""
-    if test is None:
-        return ModelMetrics(search=metrics)
-    subjects = [Subject("merged", stage.uri, digest=stage.flush()), first]
-    measured = measure(subjects, find_tasks(test), EvaluationProtocol())
-    scores, comparison = ScoreTable(scores_of(measured)), compare.compare(measured)
-    logger.info("%s", as_text(compare.table(comparison)))
-    return ModelMetrics(search=metrics, evaluation=scores.results, means=scores.means, comparison=comparison)
+class MergeSearch:
+    """Candidates for the merge of some models, measured on development tasks.
 
+    Methods with equal weights come first. Then CMA-ES varies the coefficients of the best of them per group
+    of layers; see `search_space`.
 
-def candidates(settings: Merge, num_models: int, trials: int) -> list[Candidate]:
-    """Methods with equal weights, then each model with twice the weight of the others, then random ones.
-
-    A single trial is the settings as they are.
+    Args:
+        models: URIs.
+        base: URI of the base model; None to combine whole weights.
+        settings: Of all candidates except method and weights.
     """
 
-    def candidate(label: str, **changes: Any) -> Candidate:
-        return Candidate(label, settings.model_copy(update=changes))
+    def __init__(
+        self, models: list[str], base: str | None, settings: Merge, development: Development
+    ) -> None:
+        if METHODS[settings.method].coefficients is None:
+            raise InputError(
+                f"{settings.method} decides by element and has no coefficients to search. Use another "
+                "method, or choose its scale with scale auto"
+            )
+        base = base if settings.space == "deltas" else None
+        uris = [*models, base] if base else models
+        self.models, self.base, self.settings, self.development = models, base, settings, development
+        self.inputs = check_inputs([readable(uri) for uri in models], base and readable(base)).models
+        task: Any = ray.remote(num_cpus=1, **placements(uris, 1)[0])(tensor_grams)
+        self.grams: dict[str, GramMatrix] = result_of(task.remote(models, base))
+        digest = artifacts.fingerprint([directory.identify(uri).digest for uri in uris])
+        self.subject = Subject("merge", models[0], digest=digest)
+        self.tasks = find_tasks(development.uri)
+        self.candidates: list[Candidate] = []
+        self.measured: dict[str, dict[str, Measurement]] = {}
 
-    if trials == 1:
-        return [candidate(settings.method)]
-    methods = [settings.method, *(name for name in METHODS_TRIED if name != settings.method)]
-    found = [candidate(f"{name}-equal", method=name, weights="equal") for name in methods]
-    if METHODS[settings.method].takes_weights:
-        for number in range(1, num_models + 1):
-            weights = [2.0 if number == other else 1.0 for other in range(1, num_models + 1)]
-            found.append(candidate(f"{settings.method}-more-{number}", weights=weights))
-        generator = np.random.default_rng(SEED)
-        while len(found) < trials:
-            drawn = [round(float(value), 4) for value in generator.dirichlet(np.full(num_models, 3.0))]
-            label = f"{settings.method}-{','.join(f'{value:g}' for value in drawn)}"
-            found.append(candidate(label, weights=drawn))
-    return found[:trials]
+    def equal(self, method: MergeMethod) -> Candidate:
+        """A method with equal weights."""
+        changes = {"method": method, "weights": "equal"}
+        return Candidate(f"{method}-equal", self.settings.model_copy(update=changes))
+
+    def run(self, trials: int) -> tuple[Merge, SearchMetrics]:
+        """Measure at most `trials` candidates, and choose one.
+
+        Returns:
+            Its settings, and the scores of all for the record.
+
+        Raises:
+            BoomError: as the evaluation does.
+        """
+        methods = dict.fromkeys((self.settings.method, *METHODS_TRIED))
+        scores = self._measure([self.equal(method) for method in methods])
+        best = self.candidates[int(np.argmax(scores))].settings
+        start = method_coefficients(best, self.inputs, group_grams(self.grams))
+        space = SearchSpace(start, sum_to_one=self.base is None)
+        optimize(space, trials - len(methods), partial(self._measure_points, space))
+        return choose(self.candidates, self.measured, self.development)
+
+    def _measure_points(self, space: SearchSpace, points: Sequence[Point]) -> list[float]:
+        # `linear` with coefficients as weights, which are divided by their sum for whole weights only.
+        changes = {"method": "linear", "normalize": None if space.sum_to_one else False, "scale": 1.0}
+        first = len(self.candidates) + 1
+        return self._measure(
+            [
+                Candidate(
+                    f"search-{number}",
+                    self.settings.model_copy(update={**changes, "weights": space.coefficients(point)}),
+                    space.distance(point),
+                )
+                for number, point in enumerate(points, first)
+            ]
+        )
+
+    def _measure(self, candidates: list[Candidate]) -> list[float]:
+        """The mean score of each."""
+        protocol, cache = self.development.protocol, self.development.cache
+        variants = {candidate.label: self._variant(candidate) for candidate in candidates}
+        found = measure_variants(self.subject, variants, protocol, cache)
+        self.candidates += candidates
+        self.measured |= found
+        scores = [mean_score(found[candidate.label]) for candidate in candidates]
+        for candidate, score in zip(candidates, scores, strict=True):
+            logger.info("%s: %.4f", candidate.label, score)
+        return scores
+
+    def _variant(self, candidate: Candidate) -> list[CandidateTask]:
+        """The development tasks with a candidate."""
+        coefficients = method_coefficients(candidate.settings, self.inputs, self.grams)
+        return [
+            CandidateTask(f"{task.name} {candidate.label}", task, self.models, self.base, coefficients)
+            for task in self.tasks
+        ]

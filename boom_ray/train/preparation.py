@@ -50,7 +50,7 @@ def load_trainable(job: BagJob, base: str, device: str) -> Encoder:
         device=device,
         attention=train.execution.attention,
     ).train()
-    _disable_dropout(encoder)
+    disable_dropout(encoder)
     for name, parameter in encoder.transformer.named_parameters():
         # The loss does not depend on BERT's pooler, so that it would never get a gradient.
         parameter.requires_grad_(not name.startswith("pooler."))
@@ -62,7 +62,7 @@ def load_trainable(job: BagJob, base: str, device: str) -> Encoder:
     return encoder
 
 
-def _disable_dropout(encoder: Encoder) -> None:
+def disable_dropout(encoder: Encoder) -> None:
     """Disable dropout, with which the gradient of a batch would depend on its partition into chunks.
 
     It is a layer in some models, and a number that a layer passes to a function in others (`dropout` in OPT,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from boom_ray.errors import InputError
-from boom_ray.evaluation.choice import choose, standard_error
+from boom_ray.evaluation.choice import choose, mean_score, standard_error
 from boom_ray.evaluation.disjoint import check_disjoint, queries_below
 from boom_ray.evaluation.protocol import Measurement
 from tests import texts
@@ -33,26 +33,31 @@ def test_the_standard_error_is_that_of_paired_differences_averaged_over_tasks():
 def test_the_scale_closest_to_one_within_one_standard_error_of_the_best_is_chosen():
     generator = np.random.default_rng(0)
     hard = generator.random(400)  # for all candidates alike
-    gains = {0.5: -0.1, 1.0: 0.0, 1.25: 0.049, 1.5: 0.05, 2.0: 0.04}
+    gains = {"0.5": -0.1, "1": 0.0, "1.25": 0.049, "1.5": 0.05, "2": 0.04}
+    distances = {scale: abs(float(scale) - 1) for scale in gains}
     tasks = {
-        ("m", scale): {"t": measured(list(hard + gain + 0.04 * generator.standard_normal(400)))}
+        scale: {"t": measured(list(hard + gain + 0.04 * generator.standard_normal(400)))}
         for scale, gain in gains.items()
     }
-    chosen, scores, errors = choose(tasks)
-    assert errors[max(scores, key=scores.get)] == 0 and 0.001 < errors["m", 1.0] < 0.004
-    assert chosen == ("m", 1.25), "1.5 is better by less than the noise, 1 is worse by more"
-    alone = {candidate: {"t": Measurement({"accuracy": gain}, {})} for candidate, gain in scores.items()}
-    assert choose(alone)[0] == max(scores, key=scores.get), "without scores of queries, the best"
+    scores = {scale: mean_score(found) for scale, found in tasks.items()}
+    chosen, errors = choose(tasks, distances)
+    assert errors[max(scores, key=scores.get)] == 0 and 0.001 < errors["1"] < 0.004
+    assert chosen == "1.25", "1.5 is better by less than the noise, 1 is worse by more"
+    alone = {scale: {"t": Measurement({"accuracy": score}, {})} for scale, score in scores.items()}
+    assert choose(alone, distances)[0] == max(scores, key=scores.get), "without scores of queries, the best"
 
 
-def test_of_several_merges_the_best_is_chosen_and_then_its_scale():
+def test_of_several_candidates_within_the_noise_the_best_of_the_closest_is_chosen():
     tasks = {
-        ("linear", 1.0): {"t": measured([0.5, 0.6, 0.7])},
-        ("karcher", 1.0): {"t": measured([0.6, 0.7, 0.9])},
-        ("karcher", 1.5): {"t": measured([0.7, 0.7, 0.85])},
-        ("karcher", 0.5): {"t": measured([0.1, 0.1, 0.1])},
+        "linear": {"t": measured([0.5, 0.6, 0.7])},
+        "karcher": {"t": measured([0.6, 0.7, 0.9])},
+        "karcher x1.5": {"t": measured([0.7, 0.7, 0.85])},
+        "karcher x0.5": {"t": measured([0.1, 0.1, 0.1])},
     }
-    assert choose(tasks)[0] == ("karcher", 1.0)
+    distances = {"linear": 0, "karcher": 0, "karcher x1.5": 0.5, "karcher x0.5": 0.5}
+    assert choose(tasks, distances)[0] == "karcher"
+    tasks["linear"] = {"t": measured([0.7, 0.6, 0.88])}
+    assert choose(tasks, distances)[0] == "karcher", "both are within the noise"
 
 
 def test_directories_that_share_queries_are_refused(tmp_path):

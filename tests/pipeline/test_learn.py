@@ -5,11 +5,9 @@ import shutil
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 from boom_ray import artifacts
 from boom_ray.api.evaluating import evaluate
-from boom_ray.cli import main
 from boom_ray.errors import InputError
 from boom_ray.merge.check_inputs import check_inputs
 from boom_ray.merge.layer_groups import group_of
@@ -19,6 +17,7 @@ from boom_ray.pipeline.learn.make import LearnOptions, merge_learned
 from boom_ray.pipeline.learn.pairs import DevelopmentSet
 from boom_ray.recipe import Merge
 from tests import texts
+from tests.conftest import done
 from tests.merge.oracle import streamed
 from tests.merge.test_actors import tensors_of, variant
 from tests.merge.test_adapters import adapter, folded
@@ -42,12 +41,11 @@ def test_weights_and_derivatives_are_those_of_dense_task_vectors(published_qwen3
         adapter(published_qwen3, str(tmp_path / "adapter"), 2, target_modules=["q_proj", "down_proj"]),
     ]
     learner = learner_of(models, published_qwen3, beir, 1)
-    assert learner.weights.groups == ["embeddings", "layers 0-0", "layers 1-1", "rest"]
+    assert list(learner.start) == ["embeddings", "layers 0-0", "layers 1-1", "rest"]
     assert learner.start["embeddings"][1] == 0, "no adapter changes the embeddings"
     chosen = {group: [0.1 * number, 0.2] for number, group in enumerate(learner.start, 1)}
-    learner._set(chosen)
     (batch,) = learner.batches
-    assert learner._backward(batch) == pytest.approx(learner._loss(), rel=1e-5)
+    assert learner.loss(chosen) == pytest.approx(learner._backward(batch), rel=1e-5)
     base = tensors_of(published_qwen3)
     states = [tensors_of(models[0]), folded(published_qwen3, models[1])]
     derivatives = {group: torch.zeros(2, dtype=torch.float64) for group in chosen}
@@ -57,10 +55,9 @@ def test_weights_and_derivatives_are_those_of_dense_task_vectors(published_qwen3
         expected = base[name] + sum(c * delta for c, delta in zip(chosen[group], deltas, strict=True))
         assert torch.allclose(parameter.double(), expected, atol=1e-6), name
         derivatives[group] += torch.stack([(parameter.grad * delta).sum() for delta in deltas])
+    found = learner.weights.gradients()
     for group, expected in derivatives.items():
-        assert learner.weights.gradient(group).tolist() == pytest.approx(
-            expected.tolist(), rel=1e-4, abs=1e-6
-        )
+        assert found[group].tolist() == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-6)
 
 
 def test_relevant_documents_of_other_rows_and_the_query_itself_are_no_negatives(tmp_path):
@@ -86,21 +83,23 @@ def test_a_learned_merge_is_a_merge_by_groups_that_names_its_development_set(
     models = [variant(published_qwen3, str(tmp_path / str(seed)), seed) for seed in (1, 2)]
     target = str(tmp_path / "merged")
     arguments = ["merge", *models, "--base-model", published_qwen3, "--out", target, "--dtype", "float32"]
-    run = CliRunner().invoke(main, [*arguments, "--learn", "--data", beir, "--learn-steps", "3"])
-    assert run.exit_code == 0, run.output
+    arguments += ["--learn", "--data", f"{beir}/in_domain", "--learn-steps", "3"]
+    done(*arguments, "--test", f"{beir}/out_of_domain")
     record = artifacts.verify(target)
     learning, weights = record.metrics.learning, record.config.merge.weights
-    assert (learning.steps, learning.queries) == (3, 40) and learning.loss_after < learning.loss_before
+    assert (learning.steps, learning.queries) == (3, 20) and learning.loss_after < learning.loss_before
     assert weights.keys() == learning.start.keys() == {"embeddings", "layers 0-0", "layers 1-1", "rest"}
     assert weights != learning.start
     settings = Merge(method="linear", normalize=False, weights=weights, dtype="float32")
     again = streamed(models, published_qwen3, settings, str(tmp_path / "again"))
     merged = tensors_of(target)
     assert merged.keys() == again.keys() and all(torch.equal(merged[name], again[name]) for name in merged)
+    assert list(record.metrics.evaluation) == ["merged", "multislerp"]
+    assert record.metrics.comparison.tasks.keys() == {"asyncio"}
 
-    copy = str(tmp_path / "copy" / "asyncio")
-    shutil.copytree(os.path.join(beir, "out_of_domain", "asyncio"), copy)
-    with pytest.raises(InputError, match=rf"{target}: its merge was chosen on asyncio"):
+    copy = str(tmp_path / "copy" / "email")
+    shutil.copytree(os.path.join(beir, "in_domain", "email"), copy)
+    with pytest.raises(InputError, match=rf"{target}: its merge was chosen on email"):
         evaluate([published_qwen3, target], copy)
 
 

@@ -11,14 +11,19 @@ import ray
 from boom_ray import storage
 from boom_ray.artifacts import ModelRecord, staging
 from boom_ray.artifacts.contents import LearningMetrics, ModelMetrics
+from boom_ray.artifacts.staging import Stage
 from boom_ray.errors import InputError
+from boom_ray.evaluation.disjoint import check_disjoint
+from boom_ray.evaluation.protocol import EvaluationProtocol
 from boom_ray.evaluation.slots import Slots
 from boom_ray.merge.actors import MergeOutput
 from boom_ray.merge.check_inputs import check_inputs
 from boom_ray.merge.methods import METHODS
 from boom_ray.merge.placement import placements
 from boom_ray.merge.settings import check_settings
+from boom_ray.pipeline.merge_choice import Candidate, scratch_of
 from boom_ray.pipeline.publish import merge_models
+from boom_ray.pipeline.reporting import compare_on_test
 from boom_ray.recipe import Merge
 from boom_ray.recipe.execution import EvaluateExecution
 from boom_ray.runtime.cluster import result_of
@@ -34,11 +39,14 @@ class LearnOptions:
     Attributes:
         data: Directory of the development set, whose retrieval tasks are used.
         num_steps: Optimizer steps.
-        execution: Device and resources of the process.
+        test: Directory of tasks that the learned merge is measured on, compared with the start; None to
+            measure nothing.
+        execution: Device and resources of the process that learns, and of those that measure.
     """
 
     data: str
     num_steps: int
+    test: str | None = None
     execution: EvaluateExecution = field(default_factory=EvaluateExecution)
 
 
@@ -57,7 +65,8 @@ def merge_learned(
         settings: The method whose coefficients are the start.
 
     Raises:
-        InputError: if the models cannot be merged, or the development set has no retrieval task.
+        InputError: if the models cannot be merged, or the development set has no retrieval task, or shares
+            queries with the test tasks.
         BoomError: as the merge does.
     """
     staging.refuse_existing(target)
@@ -70,12 +79,18 @@ def merge_learned(
             + ", ".join(name for name, other in METHODS.items() if other.coefficients is None)
         )
     assert base is not None, "checked with the settings"
+    if options.test:
+        check_disjoint(options.data, options.test)
     learned = _learn(models, base, settings, options)
     changes = {"method": "linear", "normalize": False, "scale": 1.0, "weights": learned.coefficients}
-    chosen = settings.model_copy(update=changes)
-    return merge_models(
-        models, target, base, chosen, measured=lambda _: ModelMetrics(learning=learned.metrics)
-    )
+    protocol, plain = EvaluationProtocol(execution=options.execution), Candidate(settings.method, settings)
+    with scratch_of(target) as scratch:
+
+        def measured(stage: Stage) -> ModelMetrics:
+            found = compare_on_test(stage, models, base, plain, options.test, protocol, scratch)
+            return found.model_copy(update={"learning": learned.metrics})
+
+        return merge_models(models, target, base, settings.model_copy(update=changes), measured=measured)
 
 
 @dataclass(frozen=True)
