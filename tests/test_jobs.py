@@ -184,7 +184,7 @@ def test_a_stopped_job_is_resumed_by_the_next(cluster):
     run, entrypoint = "s3://bucket/runs/stopped/tiny", ENTRYPOINT.replace("/runs", "/runs/stopped")
     job = submit(client, home, entrypoint)
     deadline = time.monotonic() + 400
-    while not any(name.endswith("rank-0-of-1.json") for name in storage.list_files(f"{run}/checkpoints")):
+    while not any(name.endswith("checkpoint.json") for name in storage.list_files(f"{run}/checkpoints")):
         assert time.monotonic() < deadline, client.get_job_logs(job)
         time.sleep(0.2)
     client.stop_job(job)

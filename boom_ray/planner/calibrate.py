@@ -9,8 +9,6 @@ import datetime
 import itertools
 import json
 import logging
-import os
-import tempfile
 import time
 from collections.abc import Mapping
 from statistics import fmean
@@ -131,7 +129,7 @@ def _measured(small: Recipe, workload: Workload, cluster: ClusterSpec, rank: Ran
     models, values = _training(small, workload, cluster, rank)
     values |= _merging(small, workload, models)
     values |= _encoding(workload, cluster, models[0])
-    return values | _storing(small.root)
+    return values | _storing(small.root, cluster)
 
 
 def _training(
@@ -258,11 +256,26 @@ def _write(uri: str) -> float:
     return seconds
 
 
-def _storing(root: str) -> dict[str, float]:
-    """Rates of the storage and of a worker's disk, and the seconds of a call to an actor."""
+@ray.remote(num_cpus=1)
+def _copy(device: str) -> float:
+    """Seconds to copy a tensor to host memory as a checkpoint does, when its memory has been used before."""
+    import torch
+
+    from boom_ray.train.fragments import Fragment, Snapshot
+
+    num_elements = PROBE_BYTES // 4
+    probe = [Fragment("probe", num_elements, 0, torch.ones(num_elements, device=device))]
+    next(iter(Snapshot(probe)))
+    since = time.perf_counter()
+    next(iter(Snapshot(probe)))
+    return time.perf_counter() - since
+
+
+def _storing(root: str, cluster: ClusterSpec) -> dict[str, float]:
+    """Rates of the storage and of copies to host memory, and the seconds of a call to an actor."""
     remote_seconds = result_of(_write.remote(storage.join(root, "probe")))
-    path = os.path.join(tempfile.gettempdir(), f"boom-ray-probe-{os.getpid()}")
-    local_seconds = result_of(_write.remote(path))
+    on_rank: Any = _copy.options(num_gpus=0 if cluster.on_cpus else 1)
+    copy_seconds = result_of(on_rank.remote("cpu" if cluster.on_cpus else "cuda"))
     actor: Any = ProgressActor.remote()  # type: ignore[attr-defined]
     ray.get(actor.read.remote())
     since = time.perf_counter()
@@ -270,6 +283,6 @@ def _storing(root: str) -> dict[str, float]:
         ray.get(actor.read.remote())
     return {
         "storage.bytes_per_second": PROBE_BYTES / remote_seconds,
-        "disk.bytes_per_second": PROBE_BYTES / local_seconds,
+        "checkpoint.copy_bytes_per_second": PROBE_BYTES / copy_seconds,
         "head.call_seconds": (time.perf_counter() - since) / NUM_CALLS,
     }

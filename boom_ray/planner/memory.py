@@ -138,10 +138,9 @@ def states(shape: ModelShape, train: Train, num_ranks: int, stage: int) -> float
 
 
 def checkpoint_bytes(shape: ModelShape, train: Train) -> float:
-    """Bytes of a bag's checkpoint: weights, optimizer states, and the average of weights, if there is one;
-    independent of the number of ranks."""
-    gradients = 4 * shape.trained
-    return states(shape, train, 1, 0) - gradients + average_bytes(shape, train)
+    """Bytes of a bag's checkpoint: master weights and moments of what is trained, and the average of weights,
+    if there is one; independent of the number of ranks and of the precision."""
+    return 4 * (1 + ADAM_WORDS) * shape.trained + average_bytes(shape, train)
 
 
 def average_bytes(shape: ModelShape, train: Train) -> float:

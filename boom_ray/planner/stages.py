@@ -105,12 +105,8 @@ def checkpoint_seconds(
     Args:
         stored: Bytes per second to storage.
     """
-    shape, stage = bag.shape, bag.train.execution.zero_stage
-    average = memory.average_bytes(shape, bag.train)
-    whole = memory.checkpoint_bytes(shape, bag.train) - average
-    weights = memory.element_bytes(bag.train) * (shape.parameters + shape.adapters)
-    # Below stage 3 the first rank writes all weights; from stage 1 on the optimizer states are partitioned.
-    own = whole / num_ranks if stage == 3 else weights + (whole - weights) / (num_ranks if stage else 1)
-    own += average  # which no other rank has
-    disk = assume.take("disk.bytes_per_second", 1e9, "B/s", "a local disk, a guess")
-    return own / disk, own / stored
+    average = memory.average_bytes(bag.shape, bag.train)  # which no other rank has
+    whole = memory.checkpoint_bytes(bag.shape, bag.train) - average
+    own = whole / (num_ranks if bag.train.execution.zero_stage else 1) + average
+    copied = assume.take("checkpoint.copy_bytes_per_second", 3e9, "B/s", "copies to host memory, a guess")
+    return own / copied, own / stored

@@ -13,7 +13,7 @@ NAME = re.compile(r"boom-ray-[a-z]+-(?P<owner>.+-\d+-\d+)-\w+")
 def directory(purpose: str) -> str:
     """A new directory, which the caller deletes. Directories of killed processes are deleted first.
 
-    A checkpoint is larger than the model: those of killed ranks would fill the disk.
+    A model can be large: those of killed processes would fill the disk.
 
     Args:
         purpose: A word for the directory's name.

@@ -4,20 +4,18 @@ The steps and their shares are known before the first one. So one weighted sum, 
 is all that is kept, however many steps there are.
 """
 
-import os
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from boom_ray.recipe import Average
+from boom_ray.train.fragments import Fragment
 from boom_ray.train.master_weights import master_weights
+from boom_ray.train.partitions import shape_of, trainable
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
-
-FILE = "average.safetensors"
 
 
 def averaged_steps(average: Average | None, num_steps: int) -> dict[int, float]:
@@ -50,26 +48,25 @@ class WeightAverage:
         self.engine, self.model, self.steps = engine, model, steps
         self._sums: dict[str, Tensor] = {}
 
+    def begin(self, step: int) -> None:
+        """Make room for the sum, if the weights of any step up to this one are averaged."""
+        if self.engine.global_rank == 0 and not self._sums and step >= min(self.steps, default=step + 1):
+            for name, parameter in trainable(self.model).items():
+                self._sums[name] = torch.zeros(shape_of(parameter))
+
     def after_step(self, step: int) -> None:
         """Add the weights after a step, if they are averaged."""
         if step not in self.steps:
             return
+        self.begin(step)
         for name, weight in master_weights(self.engine, self.model):
             if self.engine.global_rank == 0:
-                if name not in self._sums:
-                    self._sums[name] = torch.zeros(weight.shape)
                 self._sums[name].add_(weight.to("cpu", torch.float32), alpha=self.steps[step])
 
-    def save(self, directory: str) -> None:
-        """Write the sum to the local directory of a checkpoint."""
-        if self._sums:
-            save_file(self._sums, os.path.join(directory, FILE))
-
-    def load(self, directory: str) -> None:
-        """Read the sum from a local directory with the files of all ranks of a checkpoint."""
-        path = os.path.join(directory, FILE)
-        if self.engine.global_rank == 0 and os.path.isfile(path):
-            self._sums = load_file(path)
+    def fragments(self) -> list[Fragment]:
+        """The sum as part of a checkpoint; empty on other ranks than the first."""
+        sums = self._sums.items()
+        return [Fragment(f"average/{name}", total.numel(), 0, total.view(-1)) for name, total in sums]
 
     def weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """The average after the last step, as `trained_weights` returns the weights of that step."""

@@ -1,10 +1,9 @@
-"""The DeepSpeed engine: configuration, optimizer step, and saved state.
+"""The DeepSpeed engine: configuration and optimizer step.
 
-Only this file and `master_weights` use DeepSpeed. It is imported inside the functions that run on workers,
-because its import takes seconds and probes for accelerators, which a driver may not have.
+DeepSpeed is imported inside the functions that run on workers, because its import takes seconds and probes
+for accelerators, which a driver may not have.
 """
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,12 +12,11 @@ from torch import Tensor, nn
 from boom_ray.recipe import Train
 from boom_ray.recipe.execution import TrainExecution
 from boom_ray.train.buffers import REDUCE_BUCKET
+from boom_ray.train.partitions import create_moments
 from boom_ray.train.process_groups import set_collective_timeout
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
-
-TAG = "state"  # name of the directory of DeepSpeed's files within a checkpoint
 
 
 def engine_config(train: Train, num_ranks: int) -> dict[str, Any]:
@@ -103,6 +101,7 @@ def create_engine(model: nn.Module, train: Train, num_steps: int, num_ranks: int
     engine, _, _, _ = deepspeed.initialize(
         model=model, optimizer=optimizer, lr_scheduler=schedule, config=engine_config(train, num_ranks)
     )
+    create_moments(engine)
     set_collective_timeout(train.execution.collective_timeout_s)
     return engine
 
@@ -131,17 +130,3 @@ def optimizer_step(engine: "DeepSpeedEngine") -> float:
         norm = torch.nn.utils.get_total_norm(gradients)
     engine.step()
     return float(engine.get_global_grad_norm() or 0.0) if norm is None else norm.item()
-
-
-def save_state(engine: "DeepSpeedEngine", directory: str) -> None:
-    """Write this rank's part of the training state to a local directory. Runs on every rank."""
-    os.makedirs(os.path.join(directory, TAG), exist_ok=True)
-    engine.save_checkpoint(directory, tag=TAG, save_latest=False)
-
-
-def load_state(engine: "DeepSpeedEngine", directory: str) -> None:
-    """Restore weights, optimizer and schedule from a directory with the files of all ranks. Runs on every
-    rank."""
-    path, _ = engine.load_checkpoint(directory, tag=TAG)
-    # DeepSpeed only warns, and would train from the start.
-    assert path is not None, f"DeepSpeed found no state in {directory}"

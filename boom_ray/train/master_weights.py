@@ -5,10 +5,12 @@ after every step. Most steps change a weight by less than half a step of bf16, s
 """
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from boom_ray.train.partitions import WEIGHT, fragments_of, trainable
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -44,27 +46,12 @@ def set_master_weights(engine: "DeepSpeedEngine", model: nn.Module, exact: Mappi
     """Start the master weights of a submodule from values that its own precision has rounded.
 
     DeepSpeed copies the rounded weights, and their rounding would count as a difference to the base model.
-    Runs on every rank, before the first step.
 
     Args:
         exact: [shape of the weight] float32, for every trained weight by name.
     """
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
-
-    for name, parameter in trainable(model).items():
-        if hasattr(parameter, "ds_id"):  # ZeRO-3
-            safe_set_local_fp32_param(parameter, _share(exact[name], parameter, engine.global_rank))
-        else:
-            safe_set_full_fp32_param(parameter, exact[name])
-
-
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are trained, by name."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def _share(value: Tensor, parameter: Any, rank: int) -> Tensor:
-    """A rank's elements of a weight, with zeros behind the last, as ZeRO-3 partitions it."""
-    size = parameter.ds_tensor.numel()
-    own = value.flatten()[rank * size : (rank + 1) * size]
-    return nn.functional.pad(own, (0, size - own.numel()))
+    for fragment in fragments_of(engine, model):
+        state, _, name = fragment.tensor.partition("/")
+        if state == WEIGHT:
+            end = fragment.start + fragment.values.numel()
+            fragment.values.copy_(exact[name].flatten()[fragment.start : end])

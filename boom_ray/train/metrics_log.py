@@ -63,6 +63,7 @@ class MetricsLog:
 
     def __init__(self, tags: dict[str, str]) -> None:
         self.path = os.path.join(scratch.directory("metrics"), METRICS_LOG)
+        self.restore(b"")
         self.gauges = {name: Gauge(PREFIX + name, text, tuple(tags)) for name, text in GAUGES.items()}
         for gauge in self.gauges.values():
             gauge.set_default_tags(tags)
@@ -77,12 +78,15 @@ class MetricsLog:
                 gauge.set(values[name])
 
     def copy_to(self, directory: str) -> None:
-        """Copy the log into a checkpoint or a model directory."""
-        if os.path.isfile(self.path):
-            shutil.copyfile(self.path, os.path.join(directory, METRICS_LOG))
+        """Copy the log into a model directory."""
+        shutil.copyfile(self.path, os.path.join(directory, METRICS_LOG))
 
-    def restore_from(self, directory: str) -> None:
+    def content(self) -> bytes:
+        """The log so far."""
+        with open(self.path, "rb") as file:
+            return file.read()
+
+    def restore(self, content: bytes) -> None:
         """Replace the log with that of a checkpoint, so that repeated steps are logged once."""
-        saved = os.path.join(directory, METRICS_LOG)
-        if os.path.isfile(saved):
-            shutil.copyfile(saved, self.path)
+        with open(self.path, "wb") as file:
+            file.write(content)

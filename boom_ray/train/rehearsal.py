@@ -28,7 +28,7 @@ from boom_ray.train.batch_loader import BatchLoader, TokenizedBatch
 from boom_ray.train.engine import create_optimizer
 from boom_ray.train.export import published_length, save_model
 from boom_ray.train.loss import loss_terms
-from boom_ray.train.master_weights import trainable
+from boom_ray.train.partitions import trainable
 from boom_ray.train.preparation import prepare
 from boom_ray.train.step import TrainingStep, embedder
 

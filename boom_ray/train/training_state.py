@@ -1,4 +1,4 @@
-"""The training state of a bag apart from DeepSpeed's: part of every checkpoint, and of the model's record."""
+"""The training state of a bag apart from its weights: part of checkpoints, and of the model's record."""
 
 import math
 import time
@@ -19,7 +19,7 @@ class TrainingState(BaseModel):
         seconds: Training time so far, over all attempts.
         started: Start of the first attempt, in seconds since 1970.
         check: Result of the retrieval check before training and, at the end, after it.
-        num_ranks: Number of ranks. Like `zero_stage`, it determines the layout of DeepSpeed's files.
+        num_ranks: Number of ranks.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -31,10 +31,9 @@ class TrainingState(BaseModel):
     started: float
     check: SelfCheck
     num_ranks: int
-    zero_stage: int
 
     @classmethod
-    def initial(cls, num_ranks: int, zero_stage: int, score: float | None) -> "TrainingState":
+    def initial(cls, num_ranks: int, score: float | None) -> "TrainingState":
         """The state before the first step, with the score of the base model in the retrieval check."""
         return cls(
             step=0,
@@ -44,7 +43,6 @@ class TrainingState(BaseModel):
             started=time.time(),
             check=SelfCheck(before=score),
             num_ranks=num_ranks,
-            zero_stage=zero_stage,
         )
 
     @classmethod
@@ -58,7 +56,7 @@ class TrainingState(BaseModel):
 
     def metrics(self) -> TrainingMetrics:
         """The state as the record of the model keeps it."""
-        return TrainingMetrics(**self.model_dump(exclude={"started", "zero_stage"}))
+        return TrainingMetrics(**self.model_dump(exclude={"started"}))
 
     def after_step(self, loss: float, tokens: int, seconds: float) -> "TrainingState":
         """The state after one more step of so many tokens and seconds."""

@@ -63,7 +63,7 @@ class BagTraining:
         steps = averaged_steps(self.train.average, self.loader.num_steps)
         self.average = WeightAverage(self.engine, self.encoder.transformer, steps)
         self.checkpoints = BagCheckpoints(
-            job, self.engine, self.average, self.reporter.log, self.rank, self.num_ranks
+            job, self.encoder, self.engine, self.average, self.reporter.log, self.rank, self.num_ranks
         )
 
     def run(self) -> None:
@@ -77,7 +77,7 @@ class BagTraining:
         self._publish(state)
 
     def _initial_state(self) -> TrainingState:
-        return TrainingState.initial(self.num_ranks, self.train.execution.zero_stage, self._check())
+        return TrainingState.initial(self.num_ranks, self._check())
 
     def _train(self, state: TrainingState) -> TrainingState:
         started = time.monotonic()

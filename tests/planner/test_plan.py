@@ -131,7 +131,7 @@ FREE = {
     "gpu.network": 1e30,
     "gpu.link": 1e30,
     "gpu.bandwidth": 1e30,
-    "disk.bytes_per_second": 1e30,
+    "checkpoint.copy_bytes_per_second": 1e30,
 }
 
 

@@ -87,9 +87,8 @@ def test_a_running_driver_shows_its_bags_and_is_lost_without_heartbeats(begun, t
     assert states(status.read(root)) == {"corpus": "done", "bags": "done", "merge": "waiting",
         "evaluation": "waiting", "bag-1": "waiting", "bag-2": "waiting"}  # fmt: skip
     assert lines(root)[0] == 1, "unfinished, and no driver runs"
-    os.makedirs(tmp_path / "saved")
-    saver = Saver(f"{root}/checkpoints/bag-2", "a", 0, 1)
-    saver.store(str(tmp_path / "saved"), 2, {"step": 2})
+    saver = Saver(f"{root}/checkpoints/bag-2", "a", 0, lambda own: [own])
+    saver.store({}, 2, {"step": 2})
     saver.wait()
 
     with driving(root, "train", "v0001") as driver:

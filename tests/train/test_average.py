@@ -46,7 +46,7 @@ def trained(job: BagJob) -> tuple[list[Arrays], dict[int, Arrays]]:
     published: list[Arrays] = []
     by_step: dict[int, Arrays] = {}
     stage = job.recipe.train.execution.zero_stage
-    for begun in [TrainingState.initial(2, stage, None), *[None] * (stage == 3)]:
+    for begun in [TrainingState.initial(2, None), *[None] * (stage == 3)]:
         training = BagTraining(job)
         state = begun or training.checkpoints.resume()
         assert state is not None

@@ -75,7 +75,7 @@ def followed(training: Any, masters: Weights) -> Arrays:
     from deepspeed.utils import safe_get_full_grad
 
     from boom_ray.train.engine import create_optimizer, decay, optimizer_step
-    from boom_ray.train.master_weights import trainable
+    from boom_ray.train.partitions import trainable
 
     train, num_steps = training.train, training.loader.num_steps
     model = torch.nn.ParameterList(masters.values())

@@ -17,11 +17,10 @@ METHODS = {
     "get_global_grad_norm": set(),
     "set_gradient_accumulation_boundary": {"is_boundary"},
     "zero_optimization": set(),
-    "zero_optimization_partition_weights": set(),
     "fp16_enabled": set(),
     "bfloat16_enabled": set(),
-    "save_checkpoint": {"save_dir", "tag", "save_latest"},
-    "load_checkpoint": {"load_dir", "tag"},
+    "train_batch_size": set(),
+    "zero_optimization_stage": set(),
 }
 
 
@@ -30,7 +29,23 @@ def test_the_engine_has_the_methods_that_training_calls():
 
     for name, parameters in METHODS.items():
         assert parameters <= set(inspect.signature(getattr(deepspeed.DeepSpeedEngine, name)).parameters), name
-    assert next(iter(inspect.signature(deepspeed.zero.GatheredParameters).parameters)) == "params"
+
+
+def test_the_private_api_of_deepspeed_is_where_partitions_uses_it():
+    from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+    from deepspeed.utils.tensor_fragment import tensor_fragment
+
+    for optimizer in (BF16_Optimizer, DeepSpeedZeroOptimizer):
+        assert {"update_lp_params", "_lazy_init_hp_params_optimizer_state"} <= set(dir(optimizer))
+    assert "lp_fragment_address" in tensor_fragment.__dataclass_fields__
+    assert list(inspect.signature(tensor_fragment.get_hp_fragment).parameters) == ["self", "optim_state_key"]
+    stage3 = DeepSpeedZeroOptimizer_Stage3
+    partition = inspect.signature(stage3._get_fp32_opt_state_partition)
+    assert list(partition.parameters) == ["self", "param", "release_swap_buffers", "optim_state_key"]
+    own = {"checkpoint_event_prologue", "checkpoint_event_epilogue"}
+    assert own | {"_reassign_or_swap_out_partitioned_parameters"} <= set(dir(stage3))
 
 
 def test_the_configuration_of_deepspeed_accepts_our_keys():
