@@ -58,6 +58,24 @@ def factory(global_conf, **conf):
     return make
 """
 
+# Swift checks whether an object exists and writes it in two steps, S3 in one, so that one of several
+# conditional writes succeeds. Here they wait for each other.
+ONE_AT_A_TIME = """
+from eventlet.semaphore import Semaphore
+def factory(global_conf, **conf):
+    conditional = Semaphore()
+    def make(app):
+        def call(environ, start):
+            if "HTTP_IF_NONE_MATCH" not in environ:
+                return app(environ, start)
+            with conditional:
+                return list(app(environ, start))
+        return call
+    return make
+"""
+
+FILTERS = "catch_errors gatekeeper healthcheck oneatatime cache listing_formats bulk s3api tempauth copy slo"
+
 COMMON = """[DEFAULT]
 bind_ip = 127.0.0.1
 bind_port = {port}
@@ -72,7 +90,7 @@ log_custom_handlers = nosyslog.hook
 """
 
 PROXY = """[pipeline:main]
-pipeline = catch_errors gatekeeper healthcheck cache listing_formats bulk s3api tempauth copy slo proxy-server
+pipeline = {filters} proxy-server
 [app:proxy-server]
 use = egg:swift#proxy
 allow_account_management = true
@@ -85,6 +103,8 @@ use = egg:swift#tempauth
 user_test_tester = kept-out-of-logs-and-records .admin
 [filter:cache]
 paste.filter_factory = localcache:factory
+[filter:oneatatime]
+paste.filter_factory = oneatatime:factory
 [filter:slo]
 use = egg:swift#slo
 rate_limit_under_size = 0
@@ -118,6 +138,7 @@ def _configure(environment: str, root: str) -> tuple[str, int]:
     subprocess.run([python, "-W", "ignore", "-c", RINGS, etc, *map(str, ports)], check=True)
     _write(f"{etc}/nosyslog.py", NO_SYSLOG)
     _write(f"{etc}/localcache.py", CACHE)
+    _write(f"{etc}/oneatatime.py", ONE_AT_A_TIME)
     hashes = [f"swift_hash_path_{part} = {secrets.token_hex(8)}" for part in ("prefix", "suffix")]
     policy = ["[storage-policy:0]", "name = p0", "default = yes"]
     _write(f"{etc}/swift.conf", "\n".join(["[swift-hash]", *hashes, *policy]))
@@ -130,7 +151,8 @@ def _configure(environment: str, root: str) -> tuple[str, int]:
         f"[filter:{name}]\nuse = egg:swift#{name}\n"
         for name in ("catch_errors", "gatekeeper", "healthcheck", "bulk", "copy", "dlo")
     )
-    _write(f"{etc}/proxy.conf", COMMON.format(port=proxy, user=user, etc=etc, root=root) + PROXY + plain)
+    common = COMMON.format(port=proxy, user=user, etc=etc, root=root)
+    _write(f"{etc}/proxy.conf", common + PROXY.format(filters=FILTERS) + plain)
     return etc, proxy
 
 

@@ -78,7 +78,8 @@ class Stage:
             storage.copy_tree(self.local, self.uri)
             self._check_upload()
             self._refuse_taken_over()
-            storage.write_bytes(storage.join(self.target, record.FILE), content)
+            if not storage.create(storage.join(self.target, record.FILE), content):
+                raise _exists(self.target)
             storage.delete_file(storage.join(self.target, MARKER))
         return record
 
@@ -144,13 +145,17 @@ class Stage:
 def refuse_existing(target: str) -> None:
     """Raise ConflictError if an artifact is published at `target`, or a local directory there holds files."""
     if find_record(target):
-        raise ConflictError(f"{target}: exists already. Give another path, or delete it first")
+        raise _exists(target)
     if (
         storage.is_local(target)
         and os.path.exists(target)
         and not (os.path.isdir(target) and not os.listdir(target))
     ):
         raise ConflictError(f"{target}: exists and is not an artifact. Give another path")
+
+
+def _exists(target: str) -> ConflictError:
+    return ConflictError(f"{target}: exists already. Give another path, or delete it first")
 
 
 def _claimed_by(target: str) -> str | None:
@@ -183,7 +188,8 @@ def _claim_prefix(target: str, claim: str, resumable: bool) -> None:
         if processes.runs_here(process_name):
             raise ConflictError(f"{target}: {process_name} is filling it. Wait for it, or give another path")
         _give_up_prefix(target)
-    storage.write_bytes(storage.join(target, MARKER), claim.encode())
+    if not storage.create(storage.join(target, MARKER), claim.encode()):
+        raise ConflictError(f"{target}: another process is filling it. Wait for it, or give another path")
 
 
 def _give_up_prefix(target: str) -> None:

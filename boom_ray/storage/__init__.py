@@ -1,7 +1,8 @@
 """Storage by URI: the only room that knows schemes and stores.
 
-`uri` takes URIs apart, `filesystems` opens their stores, `files` reads and writes, `range_reader` reads
-ranges from many threads, `local_copy` copies directories to this machine, and `failures` explains what stores
+`uri` takes URIs apart, `filesystems` opens their stores, `files` reads and writes, `conditional` creates
+objects once, `range_reader` reads ranges from many threads, `download` copies directories in ranges,
+`local_copy` to this machine, where `copies` keeps one for all processes, and `failures` explains what stores
 raise.
 """
 

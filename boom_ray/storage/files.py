@@ -10,6 +10,7 @@ import pyarrow.fs
 from pyarrow.fs import FileInfo, FileSelector, FileType
 
 from boom_ray.errors import StorageError
+from boom_ray.storage import conditional
 from boom_ray.storage.failures import explained
 from boom_ray.storage.filesystems import filesystem
 from boom_ray.storage.output_stream import OutputStream
@@ -103,17 +104,18 @@ def write_bytes(uri: str, content: bytes) -> None:
 def create(uri: str, content: bytes) -> bool:
     """Write a small file in one step unless it exists.
 
-    On a local filesystem exactly one of several writers succeeds. An object store is checked before and after
-    the write, so that two concurrent writers can both succeed there.
+    Exactly one of several writers succeeds, except on an object store without conditional writes (see
+    `conditional`): there it is checked before and after the write, and two at once can both succeed.
 
     Returns:
         Whether this call created the file.
     """
     if not is_local(uri):
-        if is_file(uri):
-            return False
-        write_bytes(uri, content)
-        return read_bytes(uri) == content
+        try:
+            with explained(uri):
+                return conditional.create(uri, content)
+        except conditional.NotConditional:
+            return _create_checked(uri, content)
     temporary = f"{uri}.{os.getpid()}-{uuid.uuid4().hex[:8]}.new"
     write_bytes(temporary, content)
     with explained(uri):
@@ -124,6 +126,13 @@ def create(uri: str, content: bytes) -> bool:
         finally:
             os.unlink(temporary)
     return True
+
+
+def _create_checked(uri: str, content: bytes) -> bool:
+    if is_file(uri):
+        return False
+    write_bytes(uri, content)
+    return read_bytes(uri) == content
 
 
 def copy_tree(source: str, target: str) -> None:

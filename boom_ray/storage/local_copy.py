@@ -1,34 +1,30 @@
 """Local copies of remote directories, for libraries that read only local paths."""
 
 import os
-import shutil
-import tempfile
 
 import xxhash
 
 from boom_ray.errors import InputError, NotFoundError
+from boom_ray.storage.copies import shared_copy
+from boom_ray.storage.download import download
 from boom_ray.storage.failures import explained
-from boom_ray.storage.files import copy_tree, list_files
+from boom_ray.storage.files import list_files
 from boom_ray.storage.uri import hub_name, is_hub, is_hub_dataset, is_local, name_of
 
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md", "LICENSE*"]
-
-
-def _cache_directory() -> str:
-    root = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
-    return os.path.join(root, "boom-ray")
 
 
 def local_directory(uri: str) -> str:
     """A local directory with the content of `uri`, for libraries that read only local paths.
 
     A local path is returned as it is. A hub repository comes from the hub's own cache. Anything else is
-    copied once per machine into a cache whose key covers the listing (path, size, time) of the source.
+    copied once per machine into a cache whose key covers the listing (path, size, time) of the source. No
+    process deletes a copy that this one has used.
 
     Raises:
         InputError: if the URI names a data set of the hub.
         NotFoundError: if nothing exists at `uri`, or the hub does not provide it.
-        StorageError: if the copy fails.
+        StorageError: if the copy fails, or the disk is too full for it.
     """
     if is_hub(uri):
         from huggingface_hub import snapshot_download
@@ -48,13 +44,6 @@ def local_directory(uri: str) -> str:
     if not files:
         raise NotFoundError(f"{uri}: contains no files. Check the bucket and the prefix")
     listing = repr([uri, [(name, info.size, info.mtime_ns) for name, info in files.items()]])
-    cached = os.path.join(_cache_directory(), xxhash.xxh3_128_hexdigest(listing.encode()), name_of(uri))
-    if not os.path.isdir(cached):
-        os.makedirs(os.path.dirname(cached), exist_ok=True)
-        partial = tempfile.mkdtemp(dir=os.path.dirname(cached))
-        copy_tree(uri, partial)
-        try:
-            os.rename(partial, cached)
-        except OSError:  # another process on this machine finished the same copy first
-            shutil.rmtree(partial)
-    return cached
+    sizes = {name: info.size for name, info in files.items()}
+    key = xxhash.xxh3_128_hexdigest(listing.encode())
+    return shared_copy(key, name_of(uri), sum(sizes.values()), lambda target: download(uri, sizes, target))

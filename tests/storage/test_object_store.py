@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.fs
 import pytest
@@ -13,7 +14,8 @@ from boom_ray.data import rows
 from boom_ray.errors import InputError, NotFoundError, StorageError
 from boom_ray.merge import distances
 from boom_ray.runs import updates
-from boom_ray.storage import filesystems
+from boom_ray.storage import download, filesystems
+from tests.faulty_proxy import faulty_proxy
 from tests.object_store import SECRET_KEY, s3_server
 
 NAMES = [
@@ -78,6 +80,39 @@ def test_what_is_written_has_the_key_that_was_named(client):
             assert file.read() == name.encode()
         storage.delete_file(uri)
         assert not storage.exists(uri)
+
+
+def test_ranges_of_files_of_any_size_are_copied(client, tmp_path, monkeypatch):
+    contents = {f"part/{size}": os.urandom(size) for size in (0, 1, 4095, 4096, 4097, 20_000)}
+    for name, content in contents.items():
+        storage.write_bytes(f"s3://keys/ranges/{name}", content)
+    monkeypatch.setattr(download, "RANGE_BYTES", 4096)
+    copy = storage.local_directory("s3://keys/ranges")
+    assert {name: storage.read_bytes(f"{copy}/{name}") for name in contents} == contents
+    with pytest.raises(StorageError, match="ends before byte 20001"):
+        download.download("s3://keys/ranges", {"part/20000": 20_001}, str(tmp_path))
+
+
+def test_one_of_several_concurrent_writers_creates_an_object(client):
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(25):
+            uri = f"s3://keys/claims/{number} %2D?region=us-east-1"
+            contents = [b"%d" % writer for writer in range(4)]
+            created = list(pool.map(lambda content, uri=uri: storage.create(uri, content), contents))
+            assert created.count(True) == 1
+            assert storage.read_bytes(uri) == contents[created.index(True)]
+    assert storage.create("s3://keys/claims/two\nlines", b"a"), "a key that the conditional client refuses"
+    assert not storage.create("s3://keys/claims/two\nlines", b"b")
+
+
+@pytest.mark.parametrize("fault", ["500", "reset"])
+def test_an_object_is_created_once_though_requests_fail(client, monkeypatch, fault):
+    port = int(os.environ["AWS_ENDPOINT_URL"].rsplit(":", 1)[1])
+    with faulty_proxy(port) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        proxy.fail(fault, 1)
+        assert storage.create(f"s3://keys/once/{fault}", b"mine") and proxy.met == 1
+        assert not storage.create(f"s3://keys/once/{fault}", b"theirs")
 
 
 @pytest.mark.parametrize("options", ["", "?region=us-east-1"])
