@@ -49,6 +49,7 @@ def newest_step(root: str) -> int | None:
 
 
 def test_a_checkpoint_is_complete_when_all_ranks_have_stored_theirs(tmp_path, caplog):
+    caplog.set_level("INFO", logger="boom_ray")  # libraries change the level of the root logger
     root = str(tmp_path)
     assert newest_step(root) is None
     save(root, 2)
@@ -82,6 +83,7 @@ def flip(path: str) -> None:
     ],
 )
 def test_the_previous_checkpoint_is_used_if_the_newest_is_damaged(tmp_path, caplog, harm, name, reason):
+    caplog.set_level("INFO", logger="boom_ray")
     root = str(tmp_path)
     save(root, 2, 4)
     harm(f"{root}/step-00000004-a/{name}")
