@@ -68,19 +68,28 @@ def cluster(object_store, tmp_path_factory) -> Iterator[tuple[JobSubmissionClien
 
 
 @contextmanager
-def head_node() -> Iterator[JobSubmissionClient]:
-    """A client of a head node with a short temporary directory: a socket's path has at most 107 bytes."""
+def head_node(
+    *options: str, port: int | None = None, num_cpus: int = 2, **variables: str
+) -> Iterator[JobSubmissionClient]:
+    """A client of a head node with a short temporary directory: a socket's path has at most 107 bytes.
+
+    Args:
+        options: Of `ray start`.
+        port: Of Ray; by default a free one.
+        variables: Environment variables of the node.
+    """
     bin_directory = os.path.dirname(sys.executable)
     environment = {**os.environ, "PATH": f"{bin_directory}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
+    environment |= variables
     environment.pop("RAY_ADDRESS", None)
-    port, dashboard, agent = free_ports(3)
-    ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+    free, dashboard, agent = free_ports(3)
+    ports = [f"--port={port or free}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
     with (
         tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as temporary,
         open(f"{temporary}/log", "w", encoding="utf-8") as log,
     ):
-        options = [*ports, f"--temp-dir={temporary}", "--num-cpus=2", "--block", "--disable-usage-stats"]
-        command = [f"{bin_directory}/ray", "start", "--head", *options]
+        command = [f"{bin_directory}/ray", "start", "--head", *ports, f"--temp-dir={temporary}"]
+        command += [f"--num-cpus={num_cpus}", "--block", "--disable-usage-stats", *options]
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
         def connect() -> JobSubmissionClient:

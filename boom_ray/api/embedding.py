@@ -13,6 +13,8 @@ from boom_ray.api.arguments import ModelLike, PathLike
 from boom_ray.api.results import EmbedResult
 from boom_ray.errors import InputError
 from boom_ray.recipe import BaseModelSource, Pooling
+from boom_ray.runtime.demand import TIMEOUT_S
+from boom_ray.runtime.devices import Device
 from boom_ray.runtime.progress import ProgressCallback, reported_to
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ def embed(
     precision: Literal["float32", "bfloat16"] | None = None,
     chunk_tokens: int | None = None,
     num_workers: int | None = None,
+    device: Device = "auto",
+    start_timeout_s: float = TIMEOUT_S,
     progress: ProgressCallback | None = None,
 ) -> EmbedResult:
     """Embed the texts of parquet, jsonl, csv or text files into parquet, on the cluster.
@@ -73,6 +77,8 @@ def embed(
             the same vectors.
         chunk_tokens: Tokens in one forward pass, padding included; by default 8192 on CPUs, 65536 on GPUs.
         num_workers: Maximum number of encoders; by default one per GPU, or as measured on CPUs.
+        device: Device of the encoders; `auto`: GPUs if the cluster has any, or its autoscaler may start some.
+        start_timeout_s: Seconds to wait until the cluster has capacity for one encoder.
         progress: Receives every `ProgressEvent`; by default progress is printed.
 
     Raises:
@@ -80,6 +86,7 @@ def embed(
         NotFoundError: if the model, the source or a column does not exist.
         ConflictError: if `out` exists, or `since` was made by another model.
         StorageError: if reading or writing fails.
+        ClusterError: if the cluster has no capacity for an encoder, or its nodes lack the device.
 
     Example:
         >>> boom.embed("runs/quickstart", "texts.parquet", "vectors", prompt_name="query").to_frame()
@@ -113,6 +120,8 @@ def embed(
         precision=precision,
         chunk_tokens=chunk_tokens,
         num_workers=num_workers,
+        device=device,
+        start_timeout_s=start_timeout_s,
     )
     uri, target = arguments.model_uri(model), arguments.path(out)
     cluster.connect()

@@ -13,6 +13,8 @@ from boom_ray.errors import InputError
 from boom_ray.recipe.execution import EvaluateExecution
 from boom_ray.recipe.fields import QueryTemplate
 from boom_ray.runs.scores import ScoreTable
+from boom_ray.runtime import demand, devices
+from boom_ray.runtime.devices import Device
 from boom_ray.runtime.progress import ProgressCallback, reported_to
 
 
@@ -25,8 +27,10 @@ def evaluate(
     name: str | None = None,
     query_template: str | None = None,
     num_cpus: float | None = None,
-    num_gpus: float = 0,
+    num_gpus: float | None = None,
+    device: Device = "auto",
     batch_size: int = 32,
+    start_timeout_s: float = demand.TIMEOUT_S,
     progress: ProgressCallback | None = None,
 ) -> EvaluationResult:
     """Measure models on local tasks, on tasks of mteb, or on both.
@@ -41,8 +45,10 @@ def evaluate(
         name: `organization/name` of the model in those files; for one model.
         query_template: Text of queries for mteb, from `{instruction}`, the task's own, and `{query}`.
         num_cpus: CPUs of each model; by default those of the cluster are divided.
-        num_gpus: GPUs of each model; with 0, models run on CPUs.
+        num_gpus: GPUs of each model, if they run on GPUs; one by default.
+        device: Device of the models; `auto`: GPUs if the cluster has any, or its autoscaler may start some.
         batch_size: Texts in one forward pass, with mteb.
+        start_timeout_s: Seconds to wait until the cluster has capacity for one model.
         progress: Receives every `ProgressEvent`; by default progress is printed.
 
     Returns:
@@ -52,6 +58,7 @@ def evaluate(
         InputError: if an argument is not valid, mteb is needed and not installed, or the merge of a model was
             chosen on one of the tasks.
         NotFoundError: if a model does not exist.
+        ClusterError: if the cluster has no capacity for a model, or its nodes lack the device.
 
     Example:
         >>> boom.evaluate(["base", "runs/quickstart"], "eval").to_frame()
@@ -69,12 +76,15 @@ def evaluate(
     uris, by_mteb = _labelled(models), bool(names) or any(task.type != "Retrieval" for task in found)
     _check_options(by_mteb, name, len(uris), query_template)
     arguments.at_least(1, batch_size=batch_size)
+    if num_gpus is not None and (num_gpus <= 0 or device == "cpu"):
+        raise InputError(f"num_gpus: got {num_gpus:g} with device {device}; allowed: above 0, on GPUs. Omit it")
     refuse_development_tasks(list(uris.values()), found)
     cluster.connect()
-    resources = {"CPU": num_cpus, "GPU": num_gpus or None}
+    resources = {"CPU": num_cpus, "GPU": num_gpus}
     execution = EvaluateExecution(
-        use_gpu=num_gpus > 0,
+        use_gpu=num_gpus is not None or devices.resolve(device) == "cuda",
         resources_per_model={key: amount for key, amount in resources.items() if amount is not None},
+        start_timeout_s=start_timeout_s,
     )
     protocol = EvaluationProtocol(query_template=query_template, batch_size=batch_size, execution=execution)
     subjects = [Subject(label, uri, hub_name=name) for label, uri in uris.items()]

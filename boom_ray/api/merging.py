@@ -9,6 +9,7 @@ from boom_ray.api.results import MergeResult
 from boom_ray.errors import InputError
 from boom_ray.recipe import Merge, MergeMethod, SaveDtype
 from boom_ray.recipe.execution import EvaluateExecution
+from boom_ray.runtime.demand import TIMEOUT_S
 from boom_ray.runtime.progress import ProgressCallback, reported_to
 
 
@@ -35,6 +36,7 @@ def merge(
     test: PathLike | None = None,
     num_workers: int = 1,
     memory_gib: float = 1.0,
+    start_timeout_s: float = TIMEOUT_S,
     progress: ProgressCallback | None = None,
 ) -> MergeResult:
     """Merge models of one architecture into one, and publish it.
@@ -68,6 +70,7 @@ def merge(
             `method` at scale 1; in a search, with equal weights at `scale`; with `learn`, at `scale`.
         num_workers: Ray actors that share the work.
         memory_gib: Memory of one of them.
+        start_timeout_s: Seconds to wait until the cluster has capacity for one of them.
         progress: Receives every `ProgressEvent`; by default progress is printed.
 
     Raises:
@@ -92,7 +95,11 @@ def merge(
         "seed": seed,
         "adapter_rank": adapter_rank,
         "space": "weights" if base is None else "deltas",
-        "execution": {"num_workers": num_workers, "memory_bytes": int(memory_gib * (1 << 30))},
+        "execution": {
+            "num_workers": num_workers,
+            "memory_bytes": int(memory_gib * (1 << 30)),
+            "start_timeout_s": start_timeout_s,
+        },
     }
     settings = arguments.section(Merge, chosen, "not valid merge settings:")
     arguments.at_least(9, trials=trials)  # methods, draws and their mean

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from boom_ray.api import arguments
 from boom_ray.api.arguments import ModelLike, PathLike
+from boom_ray.runtime.devices import Device
 
 if TYPE_CHECKING:
     from boom_ray.serve.serve_settings import ServeSettings
@@ -44,7 +45,7 @@ def serve(
     pass_tokens: int | None = None,
     min_replicas: int = 1,
     max_replicas: int = 1,
-    device: Literal["cpu", "cuda"] | None = None,
+    device: Device = "auto",
     gpus_per_replica: float = 1.0,
     start_timeout_s: float = 600.0,
     blocking: bool = False,
@@ -63,7 +64,7 @@ def serve(
         pass_tokens: Tokens in one forward pass; by default as suits the device.
         min_replicas: Encoders of each model at least.
         max_replicas: Encoders of each model at most.
-        device: Device of the encoders; by default GPUs if the cluster has any.
+        device: Device of the encoders; `auto`: GPUs if the cluster has any, or its autoscaler may start some.
         gpus_per_replica: GPUs of each encoder on GPUs; encoders share a GPU below 1.
         start_timeout_s: Seconds to wait for the encoders of a model, for resources and until they are loaded.
         blocking: Return after Ctrl-C or SIGTERM, when the endpoint has ended.
@@ -97,7 +98,7 @@ def serve_config(
     pass_tokens: int | None = None,
     min_replicas: int = 1,
     max_replicas: int = 1,
-    device: Literal["cpu", "cuda"] | None = None,
+    device: Device = "auto",
     gpus_per_replica: float = 1.0,
 ) -> str:
     """Write a configuration file for `serve deploy`, which serves the same as `serve` does.
@@ -126,7 +127,7 @@ def _settings(
     pass_tokens: int | None,
     min_replicas: int,
     max_replicas: int,
-    device: Literal["cpu", "cuda"] | None,
+    device: Device,
     gpus_per_replica: float,
 ) -> "ServeSettings":
     from boom_ray.serve.serve_settings import ServeSettings

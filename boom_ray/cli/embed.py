@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from boom_ray.cli.group import main, workers_option
+from boom_ray.cli.group import device_option, main, start_timeout_option, workers_option
 from boom_ray.runtime import signals
 
 
@@ -47,6 +47,8 @@ def _columns(context: click.Context, parameter: click.Parameter, value: str) -> 
     type=click.Choice(["float32", "bfloat16"]),
     help="Of the computation; default: bfloat16 on GPUs, on CPUs the faster if the vectors agree.",
 )
+@device_option
+@start_timeout_option
 @workers_option
 @signals.exit_on_signal()
 def embed(model: str, source: str, target: str, **values: Any) -> None:

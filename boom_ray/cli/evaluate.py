@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from boom_ray import storage
-from boom_ray.cli.group import main
+from boom_ray.cli.group import device_option, main, start_timeout_option
 from boom_ray.errors import BoomError
 from boom_ray.runtime import signals
 
@@ -23,8 +23,15 @@ from boom_ray.runtime import signals
     "--query-template", metavar="TEXT", help="As in a recipe; mteb has an instruction for each of its tasks."
 )
 @click.option("--num-cpus", type=float, metavar="N", help="CPUs for each model; default: its share of all.")
-@click.option("--num-gpus", default=0.0, show_default=True, help="GPUs for each model; 0: CPUs.")
+@click.option(
+    "--num-gpus",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
+    help="GPUs for each model on GPUs; default: 1.",
+)
+@device_option
 @click.option("--batch-size", default=32, show_default=True, help="Texts in one forward pass, with mteb.")
+@start_timeout_option
 @click.option("--json", "json_file", metavar="FILE", help="Write all metrics to this file as well.")
 @signals.exit_on_signal()
 def evaluate(

@@ -2,12 +2,14 @@
 
 import os
 import sys
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from boom_ray import __version__
 from boom_ray.errors import BoomError
+from boom_ray.runtime.demand import TIMEOUT_S
+from boom_ray.runtime.devices import Device
 
 
 class _Root(click.Group):
@@ -51,3 +53,19 @@ def job(file: str) -> None:
 
 
 workers_option = click.option("--num-workers", type=click.IntRange(min=1), metavar="N", help="Ray actors.")
+device_option = click.option(
+    "--device",
+    type=click.Choice(get_args(Device)),
+    default="auto",
+    show_default=True,
+    help="Of the models; auto: GPUs if the cluster has any, or its autoscaler may start some.",
+)
+start_timeout_option = click.option(
+    "--start-timeout",
+    "start_timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=TIMEOUT_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for nodes.",
+)

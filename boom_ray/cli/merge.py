@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 import click
 
-from boom_ray.cli.group import main, workers_option
+from boom_ray.cli.group import main, start_timeout_option, workers_option
 from boom_ray.recipe import MergeMethod, SaveDtype
 from boom_ray.runtime import signals
 
@@ -91,6 +91,7 @@ def _scale(context: click.Context, parameter: click.Parameter, value: str) -> st
     show_default=True,
 )
 @workers_option
+@start_timeout_option
 @signals.exit_on_signal()
 def merge(report: str | None, num_workers: int | None, **options: Any) -> None:
     """Merge models of one architecture into one."""

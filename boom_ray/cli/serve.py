@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from boom_ray.cli.group import main
+from boom_ray.cli.group import device_option, main
 
 
 @main.command()
@@ -14,7 +14,7 @@ from boom_ray.cli.group import main
 @click.option("--pass-tokens", type=click.IntRange(min=1), metavar="N", help="Tokens in one forward pass.")
 @click.option("--min-replicas", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--max-replicas", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: GPUs if the cluster has any.")
+@device_option
 @click.option(
     "--gpus-per-replica",
     default=1.0,

@@ -10,6 +10,7 @@ from boom_ray.embed.embed_options import EmbedOptions
 from boom_ray.embed.text_source import open_source
 from boom_ray.errors import InputError
 from boom_ray.model import directory
+from boom_ray.runtime import demand
 from boom_ray.runtime.cluster import result_of
 
 NEIGHBOURS = 10
@@ -67,6 +68,7 @@ def drift(model_a: str, model_b: str, data: str, text_column: str, id_column: st
         raise InputError(
             f"{data}: contains {len(texts)} distinct texts; a comparison needs more than {NEIGHBOURS}"
         )
+    demand.await_capacity({"CPU": 1.0}, remedy="Add nodes with CPUs")
     # Both tasks are submitted before the first result is awaited, so that the models run in parallel.
     references = [_vectors.remote(uri, texts) for uri in (model_a, model_b)]
     old, new = (result_of(reference) for reference in references)

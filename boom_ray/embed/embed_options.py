@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from boom_ray.errors import InputError
+from boom_ray.runtime.demand import TIMEOUT_S
+from boom_ray.runtime.devices import Device
 
 Precision = Literal["float32", "bfloat16"]
 VectorType = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
@@ -37,6 +39,8 @@ class EmbedOptions:
             only if it is faster and the vectors agree with float32.
         chunk_tokens: Tokens in one forward pass, padding included; by default as suits the device. Vectors
             depend on it by rounding only.
+        device: Device of the encoders; `auto`: GPUs if the cluster has any, or its autoscaler may start some.
+        start_timeout_s: Seconds to wait until the cluster has capacity for one encoder.
 
     Raises:
         InputError: if options contradict each other.
@@ -60,6 +64,8 @@ class EmbedOptions:
     num_workers: int | None = None
     precision: Precision | None = None
     chunk_tokens: int | None = None
+    device: Device = "auto"
+    start_timeout_s: float = TIMEOUT_S
 
     def __post_init__(self) -> None:
         if self.prompt_name is not None and self.prompt is not None:

@@ -11,6 +11,7 @@ from boom_ray.embed.probe import ComputeSettings
 from boom_ray.embed.text_source import COPIED, TextSource
 from boom_ray.embed.vectors import Reduction
 from boom_ray.model.spec import EncoderSpec
+from boom_ray.runtime import capacity
 
 MIN_ROWS, MAX_ROWS, TARGET_PARTITIONS = 128, 16384, 64
 
@@ -84,6 +85,7 @@ class EncoderPool:
     Attributes:
         size: Maximum number of encoders, each an actor.
         num_cpus: CPUs an actor reserves: at most one, and all together leave one for reading and writing.
+            Where the autoscaler must start nodes for them, at most as many as it has threads.
         num_gpus: GPUs an actor reserves.
         compute: Precision and threads of an encoder. Threads may exceed `num_cpus`: the other stages need
             little time on the same CPUs.
@@ -95,20 +97,26 @@ class EncoderPool:
     compute: ComputeSettings
 
     @classmethod
-    def of(cls, num_workers: int | None, num_partitions: int, compute: ComputeSettings) -> "EncoderPool":
-        """A pool on the cluster this process is connected to.
+    def of(
+        cls, num_workers: int | None, num_partitions: int, compute: ComputeSettings, device: str
+    ) -> "EncoderPool":
+        """A pool on the cluster this process is connected to, with the nodes that its autoscaler may start.
 
         Args:
             num_workers: Maximum encoders; by default one per GPU, or per `compute.threads` CPUs.
             num_partitions: Partitions to encode: more encoders would be idle.
+            device: `cuda` or `cpu`.
         """
-        cpus, gpus = (ray.cluster_resources().get(kind, 0) for kind in ("CPU", "GPU"))
-        wanted = num_workers or int(gpus) or int(cpus) // (compute.threads or int(cpus) or 1)
+        cpus, gpus = capacity.potential({"CPU": 1}), 0
+        if device == "cuda":
+            gpus = max(1, capacity.potential({"GPU": 1}))
+        wanted = num_workers or gpus or cpus // (compute.threads or cpus or 1)
         size = max(1, min(wanted, num_partitions))
-        nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+        threads = max(1, min(cpus // size, capacity.most_cpus()))
+        grows = not gpus and cpus > capacity.live({"CPU": 1})
         return cls(
             size=size,
-            num_cpus=min(1, max(0, cpus - 1) / size),
+            num_cpus=min(threads if grows else 1, max(0, cpus - 1) / size),
             num_gpus=min(1, gpus / size),
-            compute=replace(compute, threads=max(1, int(min(cpus // size, max(nodes))))),
+            compute=replace(compute, threads=threads),
         )

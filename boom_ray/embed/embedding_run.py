@@ -38,12 +38,15 @@ from boom_ray.embed.vectors import Reduction, Scales
 from boom_ray.errors import BoomError, ClusterError, ConflictError, NotFoundError, StorageError, first_line
 from boom_ray.model import directory
 from boom_ray.model.spec import EncoderSpec
+from boom_ray.runtime import capacity, demand, devices
 from boom_ray.runtime.cluster import result_of
 from boom_ray.runtime.progress import Progress
 
 logger = logging.getLogger(__name__)
 MIN_PROBED_ROWS = 1024  # a smaller run is over before a probe is
 BLOCK_BYTES = 1 << 16  # a partition is one row and larger, so that it is a block of its own
+SURVEYOR = {"CPU": 1.0}
+REMEDY = "Choose another device (--device), add nodes, or wait longer (--start-timeout)"
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,8 @@ def embed(model: str, source: str, target: str, options: EmbedOptions | None = N
         InputError: if a row or an option is invalid, or the model cannot be loaded.
         StorageError: if reading or writing fails. The partitions stored until then are kept for the next run,
             invisible to readers.
-        ClusterError: if Ray loses processes more often than it restarts them.
+        ClusterError: if Ray loses processes more often than it restarts them, has no capacity for an encoder
+            within `start_timeout_s`, or its nodes lack the device.
     """
     options = options or EmbedOptions()
     _prepare_ray_data()
@@ -116,7 +120,9 @@ def embed(model: str, source: str, target: str, options: EmbedOptions | None = N
         directory.dimension_of(storage.local_directory(model)), options.dimensions, options.dtype
     )
     settings |= {"dimensions": reduction.dimensions, "dtype": options.dtype}
-    opened = open_source(source, options)
+    opened, device = open_source(source, options), devices.resolve(options.device)
+    demand.refuse_impossible(_encoder_resources(device), 1, REMEDY)
+    _await_capacity(SURVEYOR, options)
     earlier = read_earlier(options.since, parent.digest, settings, opened.id_type)
     with _explained(f"{source}: cannot be read"):
         seen = survey(opened, earlier, TokenCheck.of(model, settings["prompt"]))
@@ -126,7 +132,7 @@ def embed(model: str, source: str, target: str, options: EmbedOptions | None = N
         seen.source, model, spec, settings["prompt"], seen.rows, ray.put(earlier.keys), target, reduction
     )
     with staging.resumable(target, identity) as stage:
-        output = _encode(replace(plan, target=stage.uri), stage, seen)
+        output = _encode(replace(plan, target=stage.uri), stage, seen, device)
         seconds = time.monotonic() - started
         return stage.commit(_record(stage, identity, parent, settings, plan, seen, output, seconds))
 
@@ -167,6 +173,16 @@ def _record(
     )
 
 
+def _encoder_resources(device: str) -> dict[str, float]:
+    """Ray resources that an encoder needs at most."""
+    return {"CPU": 1.0, "GPU": 1.0} if device == "cuda" else {"CPU": 1.0}
+
+
+def _await_capacity(process: dict[str, float], options: EmbedOptions) -> None:
+    """Wait for a first process: Ray Data starts no work on a cluster without capacity, and reports no wait."""
+    demand.await_capacity(process, timeout_s=options.start_timeout_s, remedy=REMEDY)
+
+
 def _prepare_ray_data() -> None:
     """Let exceptions arrive as they were raised, and keep Ray Data's reports of them to its own log file."""
     context = DataContext.get_current()
@@ -190,7 +206,7 @@ def _vector_settings(model: str, spec: EncoderSpec, options: EmbedOptions) -> di
     return {"prompt_name": name, "prompt": prompt, **(chunks if options.chunk else {"chunk": None})}
 
 
-def _encode(plan: EmbedPlan, stage: Stage, seen: Survey) -> _Output:
+def _encode(plan: EmbedPlan, stage: Stage, seen: Survey, device: str) -> _Output:
     """Write the missing partitions."""
     total, written = sum(seen.rows), list[Partition]()
     with _explained(f"{plan.source.uri}: cannot be embedded into {stage.target}"):
@@ -198,8 +214,11 @@ def _encode(plan: EmbedPlan, stage: Stage, seen: Survey) -> _Output:
         num_done = sum(partition.texts for partition in done.values())
         if num_done:
             logger.info("embed: %d of %d rows are already stored", num_done, total)
-        compute = metadata.compute if metadata else _compute_settings(plan, total)
-        pool = EncoderPool.of(plan.source.options.num_workers, -(-total // plan.partition_rows), compute)
+        options = plan.source.options
+        if num_done < total:
+            _await_capacity(_encoder_resources(device), options)
+        compute = metadata.compute if metadata else _compute_settings(plan, total, device)
+        pool = EncoderPool.of(options.num_workers, -(-total // plan.partition_rows), compute, device)
         scales = int8_scales.calibrated(plan, pool, metadata.scales if metadata else None)
         plan = replace(plan, compute=compute, reduction=replace(plan.reduction, scales=scales))
         if num_done < total:
@@ -256,14 +275,13 @@ def _reported(
             yield partition
 
 
-def _compute_settings(plan: EmbedPlan, total: int) -> ComputeSettings:
+def _compute_settings(plan: EmbedPlan, total: int, device: str) -> ComputeSettings:
     """Precision and threads: from the options, or for a long run on CPUs from a probe."""
-    options, resources = plan.source.options, ray.cluster_resources()
-    if resources.get("GPU"):
+    options, cpus = plan.source.options, max(1, capacity.most_cpus())
+    if device == "cuda":
         return ComputeSettings(options.precision or "bfloat16")
     if (options.precision and options.num_workers) or total < MIN_PROBED_ROWS:
         return ComputeSettings(options.precision or "float32")
-    cpus = max(1, int(resources.get("CPU", 1)))
     task = ray.remote(num_cpus=min(1, cpus))(_probe)
     settings = result_of(task.remote(plan, cpus))
     return replace(settings, precision=options.precision or settings.precision)

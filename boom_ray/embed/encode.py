@@ -22,6 +22,7 @@ from boom_ray.embed.embed_plan import EmbedPlan, EncoderPool
 from boom_ray.embed.partition import Partition, PartitionMetadata
 from boom_ray.embed.tokens import tokenizer_of
 from boom_ray.errors import NotFoundError, StorageError
+from boom_ray.runtime import devices
 
 if TYPE_CHECKING:
     from boom_ray.embed.pieces import Pieces
@@ -101,6 +102,7 @@ class PartitionEncoder:
         torch.set_num_threads(self.pool.compute.threads or 1)
         local, dtype = storage.local_directory(self.plan.model), getattr(torch, self.pool.compute.precision)
         device = "cuda" if self.pool.num_gpus else "cpu"
+        devices.check(device)
         return directory.load_encoder(local, device=device, dtype=dtype).for_inference()
 
     def __call__(self, batch: pa.Table) -> pa.Table:

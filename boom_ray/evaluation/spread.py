@@ -10,9 +10,15 @@ import ray
 from boom_ray.errors import BoomError
 from boom_ray.evaluation.protocol import EvaluationProtocol, EvaluationTask, Subject
 from boom_ray.evaluation.slots import Slots
+from boom_ray.runtime import devices
 from boom_ray.runtime.cluster import ProcessLost, result_of
+from boom_ray.runtime.demand import POLL_SECONDS, Wait
 
 MAX_RETRIES = 3  # of a task whose process was lost; as Ray retries its tasks
+REMEDY = (
+    "Choose another device, give a model less (--num-cpus, --num-gpus; evaluate.execution.resources_per_model)"
+    ", add nodes, or wait longer (--start-timeout, evaluate.execution.start_timeout_s)"
+)
 Job = tuple[EvaluationTask[Any], Any]  # with the cached result, if it is incomplete
 Result = tuple[Subject, EvaluationTask[Any], Any]  # with the result, or the `BoomError` that was raised
 
@@ -50,8 +56,14 @@ def measured(missing: Mapping[Subject, Sequence[Job]], protocol: EvaluationProto
 
     Yields:
         Results in the order in which they are ready. Closing the iterator cancels the others.
+
+    Raises:
+        ClusterError: if the cluster has no capacity for one process within `start_timeout_s`.
     """
+    if not missing:
+        return
     slots = Slots.of(protocol.execution, len(missing))
+    wait = Wait(slots.reserved, 1, protocol.execution.start_timeout_s, REMEDY)
     # Declared with its resources: then Ray ends a process that used a GPU, which frees the memory.
     task = ray.remote(num_returns="streaming", max_retries=0, **slots.options)(_measure)
     running: dict[Any, ModelShare] = {}
@@ -65,7 +77,11 @@ def measured(missing: Mapping[Subject, Sequence[Job]], protocol: EvaluationProto
             for number in range(num_shares):
                 start(ModelShare(subject, deque(jobs[number::num_shares])))
         while running:
-            stream: Any = ray.wait(list(running), num_returns=1)[0][0]
+            ready: list[Any] = ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)[0]
+            if not ready:  # the tasks may wait for nodes, for which they are the demand
+                wait.goes_on()
+                continue
+            stream = ready[0]
             share, result = running[stream], _result(next(stream))
             lost = isinstance(result, ProcessLost)
             if lost or len(share.jobs) == 1:
@@ -91,6 +107,7 @@ def _measure(subject: Subject, jobs: list[Job], protocol: EvaluationProtocol, th
     """The result of each task, or its `BoomError`."""
     from boom_ray.model import inference
 
+    devices.check(protocol.device)
     models: dict[type, Any] = {}
     with inference.threads(threads):
         for task, partial in jobs:

@@ -17,12 +17,13 @@ from boom_ray.merge.actors import MergeCoordinator, MergeOutput, MergeWorker
 from boom_ray.merge.layer_groups import weights_of
 from boom_ray.merge.merge_job import GramMatrix
 from boom_ray.merge.methods import METHODS, Array, DirectionsCancel, coefficients_of
-from boom_ray.merge.placement import placements
+from boom_ray.merge.placement import REMEDY, WORKER, placements
 from boom_ray.merge.settings import check_settings
 from boom_ray.merge.shards import index_json
 from boom_ray.model import adapter, directory
 from boom_ray.recipe import Lora, Merge
 from boom_ray.runtime.cluster import here, result_of
+from boom_ray.runtime.demand import Wait
 from boom_ray.runtime.progress import Progress
 
 POLL_SECONDS = 0.1
@@ -85,7 +86,8 @@ def _merge_on_ray(
     grams: dict[str, GramMatrix] | None,
 ) -> MergeOutput:
     name = f"merge-{uuid.uuid4().hex[:6]}"
-    options = placements([*models, *([base] if base else []), target], settings.execution.num_workers)
+    execution, files = settings.execution, [*models, *([base] if base else []), target]
+    options = placements(files, execution.num_workers, execution.start_timeout_s)
     coordinator_class: Any = MergeCoordinator.options(  # type: ignore[attr-defined]
         # One thread runs the merge; the others answer reports of workers and the driver meanwhile.
         name=f"{name}-coordinator",
@@ -99,9 +101,8 @@ def _merge_on_ray(
     ]
     coordinator = coordinator_class.remote(f"{name}-coordinator")
     try:
-        return _await(
-            coordinator, coordinator.run.remote(models, base, settings, target, workers, coordinator, grams)
-        )
+        merged = coordinator.run.remote(models, base, settings, target, workers, coordinator, grams)
+        return _await(coordinator, merged, Wait(WORKER, 1, execution.start_timeout_s, REMEDY))
     finally:
         # An error keeps this frame alive, in a notebook until the next one, and its handles keep the CPUs.
         for worker in workers:
@@ -154,11 +155,16 @@ def recorded_coefficients(settings: Merge, weights: list[float], gram: GramMatri
         return None
 
 
-def _await(coordinator: Any, reference: Any) -> MergeOutput:
-    """The coordinator's result; progress is shown until it is available."""
+def _await(coordinator: Any, reference: Any, wait: Wait) -> MergeOutput:
+    """The coordinator's result; progress is shown until it is available.
+
+    Args:
+        wait: Ends the merge if all nodes are lost and none comes: workers that Ray restarts are demand.
+    """
     started = time.monotonic()
     with Progress() as progress:
         while not ray.wait([reference], timeout=POLL_SECONDS)[0]:
+            wait.goes_on()
             done, total, read = result_of(coordinator.progress.remote())
             if not done:
                 started = time.monotonic()

@@ -38,6 +38,7 @@ from boom_ray.planner.workload import Workload, planned_bags
 from boom_ray.recipe import Bag, Bags, Evaluate, Recipe, Train
 from boom_ray.runs.heartbeat import driving
 from boom_ray.runs.layout import Layout
+from boom_ray.runtime import capacity, node_types
 from boom_ray.runtime.cluster import connect, result_of
 from boom_ray.train.bagging import train_bags
 from boom_ray.train.capacity import await_capacity
@@ -76,7 +77,8 @@ def calibrate(recipe: Recipe, options: PlanOptions | None = None, num_steps: int
     finally:
         storage.delete_tree(small.root)
     if cluster.on_cpus:
-        values["gpu.memory"] = ray.cluster_resources()["memory"] / cluster.num_gpus
+        total = ray.cluster_resources()
+        values["gpu.memory"] = total["memory"] / max(1, total.get("CPU", 1))
     created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     calibration = Calibration(cluster.gpu_type, cluster.num_gpus, values, created)
     logger.info("calibration: %s", store(recipe, calibration))
@@ -84,13 +86,13 @@ def calibrate(recipe: Recipe, options: PlanOptions | None = None, num_steps: int
 
 
 def processors_of(recipe: Recipe) -> tuple[str, int]:
-    """Kind and number of the processors of the connected cluster that the recipe's ranks use."""
-    total = ray.cluster_resources()
+    """Kind and number of the processors that the recipe's ranks use, on the connected cluster at its largest."""
     if not recipe.train.execution.use_gpu:
-        return "cpu", int(total.get("CPU", 1))
-    found = [name.partition(":")[2] for name in total if name.startswith("accelerator_type:")]
+        return "cpu", max(1, capacity.potential({"CPU": 1}))
+    names = {*ray.cluster_resources(), *(name for one in node_types.declared().types for name in one.resources)}
+    found = [name.partition(":")[2] for name in sorted(names) if name.startswith("accelerator_type:")]
     kinds = [kind for name in found if (kind := RAY_NAMES.get(name, name)) in DATA_SHEETS]
-    return (kinds or ["H100"])[0], int(total.get("GPU", 1))
+    return (kinds or ["H100"])[0], max(1, capacity.potential({"GPU": 1}))
 
 
 def miniature(recipe: Recipe, num_rows: Mapping[str, int], steps: int) -> Recipe:
@@ -100,10 +102,10 @@ def miniature(recipe: Recipe, num_rows: Mapping[str, int], steps: int) -> Recipe
         num_rows: Rows of each task of the recipe.
         steps: Optimizer steps of each bag.
     """
-    train, capacity = recipe.train, await_capacity(recipe.train.execution)
+    train, ranks = recipe.train, await_capacity(recipe.train.execution)
     counts = enumerate(bags.counts(dict(num_rows), recipe.bags))
     bag_steps = [num_steps(tasks.values(), recipe.train_of(index)) for index, tasks in counts]
-    schedule = schedule_of(recipe, bag_steps, capacity)
+    schedule = schedule_of(recipe, bag_steps, ranks)
     num_bags = min(MAX_BAGS, max(2, sum(start == 0 for start, _ in schedule.spans)))
     batches = {task: num_batches([rows], train.batch_size) for task, rows in num_rows.items()}
     fraction = steps / sum(batches.values())

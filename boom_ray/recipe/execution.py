@@ -67,11 +67,13 @@ class MergeExecution(Section):
         num_workers: Worker actors; each has one CPU.
         memory_bytes: Anonymous memory of one worker.
         max_shard_bytes: Size limit of an output file; a single tensor may exceed it.
+        start_timeout_s: Seconds to wait until the cluster has capacity for one worker.
     """
 
     num_workers: int = Field(1, ge=1)
     memory_bytes: int = Field(1 << 30, ge=1 << 29)
     max_shard_bytes: int = Field(4 << 30, ge=1)
+    start_timeout_s: float = Field(600.0, gt=0)
 
 
 class EvaluateExecution(Section):
@@ -81,7 +83,9 @@ class EvaluateExecution(Section):
         use_gpu: Measure in bfloat16 on GPUs, instead of float32 on CPUs.
         resources_per_model: Ray resources of a model while it is measured, e.g. `{CPU: 4, GPU: 1}`; `CPU` is
             also its number of threads, by default those of the cluster divided by the models.
+        start_timeout_s: Seconds to wait until the cluster has capacity for one model.
     """
 
     use_gpu: bool = False
     resources_per_model: dict[Text, float] = Field(default_factory=dict)
+    start_timeout_s: float = Field(600.0, gt=0)

@@ -11,14 +11,8 @@ def task_options(resources: Mapping[str, float]) -> dict[str, Any]:
     return options | {"memory": others.pop("memory", None) or None, "resources": others}
 
 
-def capacity(resources: Mapping[str, float]) -> int:
-    """Processes with `resources` each that fit on the live nodes, regardless of their current use."""
-    import ray  # here, because plans are made without Ray
-
-    required = {key: amount for key, amount in resources.items() if amount}
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return sum(
-        # 1e-9: 0.3 / 0.1 is less than 3 in floating point
-        min(int(node.get(key, 0) / amount + 1e-9) for key, amount in required.items()) if required else 1
-        for node in nodes
-    )
+def fitting(node: Mapping[str, float], process: Mapping[str, float]) -> int:
+    """Processes with the resources `process` that fit on a node; one, if they need none."""
+    required = {key: amount for key, amount in process.items() if amount}
+    # 1e-9: 0.3 / 0.1 is less than 3 in floating point
+    return min((int(node.get(key, 0) / amount + 1e-9) for key, amount in required.items()), default=1)

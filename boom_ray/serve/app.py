@@ -137,9 +137,9 @@ def _answer(method: Any) -> Any:
 def _start(served: ServedModel, settings: ServeSettings, num_models: int, timeout_s: float) -> None:
     """Start the encoders of a version, and return when they are ready."""
     application = build.encoder_of(served, settings, num_models)
-    required = {kind: amount * settings.min_replicas for kind, amount in settings.encoder_resources().items()}
+    replica, num_replicas = settings.encoder_resources(), settings.min_replicas
     try:
-        start(application, served.application, None, required, timeout_s)
+        start(application, served.application, None, replica, num_replicas, timeout_s)
     except RuntimeError as error:
         raise InputError(f"{served.uri}: cannot be served: {_constructor_error(served)}") from error
 
@@ -154,4 +154,4 @@ def _constructor_error(served: ServedModel) -> str:
 def _route(wanted: list[ServedModel], settings: ServeSettings, endpoint: Endpoint, timeout_s: float) -> None:
     """Let the ingress serve these versions; its replicas and the requests they hold stay."""
     application = ingress_application(wanted, settings.limits(wanted), endpoint)
-    start(application, APPLICATION, "/", {"CPU": NUM_CPUS}, timeout_s)
+    start(application, APPLICATION, "/", {"CPU": NUM_CPUS}, 1, timeout_s)

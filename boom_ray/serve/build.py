@@ -4,10 +4,8 @@ Ray Serve imports `encoder` and `ingress` by the paths in the file, and validate
 the pydantic models that annotate them.
 """
 
-import os
 from typing import Any
 
-import ray
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 from ray.serve.config import ProxyLocation
@@ -16,6 +14,7 @@ from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDep
 from boom_ray import storage
 from boom_ray.errors import ConflictError
 from boom_ray.model import directory
+from boom_ray.runtime import capacity
 from boom_ray.serve import address, guard
 from boom_ray.serve.ingress import Endpoint, ingress_application
 from boom_ray.serve.keys import read_keys
@@ -80,8 +79,10 @@ def describe(models: list[str]) -> list[ServedModel]:
 
 def encoder_of(served: ServedModel, settings: ServeSettings, num_models: int) -> Any:
     """The application of one version of a model, one of `num_models` that share the CPUs."""
-    share = ray.cluster_resources().get("CPU", 1) / num_models / settings.max_replicas
-    return encoder_application(served, settings, threads=max(1, min(int(share), os.cpu_count() or 1)))
+    # Nodes that must be started are those of few replicas: the autoscaler fills one after another.
+    cpus = capacity.live({"CPU": 1}) or capacity.most_cpus()
+    threads = min(cpus // num_models // settings.max_replicas, capacity.most_cpus())
+    return encoder_application(served, settings, threads=max(1, threads))
 
 
 def encoder(args: EncoderArguments) -> Any:

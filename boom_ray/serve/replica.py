@@ -10,6 +10,7 @@ from ray import serve
 
 from boom_ray import artifacts, storage
 from boom_ray.model.tokens import Tokens
+from boom_ray.runtime import devices
 from boom_ray.serve.batcher import TokenBatcher
 from boom_ray.serve.limits import Limits
 from boom_ray.serve.serve_settings import ServeSettings
@@ -33,6 +34,7 @@ class EncoderReplica:
         from boom_ray.model import inference, self_test
         from boom_ray.serve.metrics import EncoderMetrics
 
+        devices.check(device)
         torch.set_num_threads(threads)
         recorded = artifacts.verify(served.uri).self_test if artifacts.read_record(served.uri) else []
         encoder = inference.load(storage.local_directory(served.uri), device)

@@ -1,12 +1,13 @@
 """The settings of an endpoint."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-import ray
 from pydantic import ConfigDict
 
 from boom_ray.errors import InputError
+from boom_ray.runtime import devices
+from boom_ray.runtime.devices import Device
 from boom_ray.serve.limits import Limits
 from boom_ray.serve.served_model import ServedModel
 
@@ -21,7 +22,8 @@ class ServeSettings:
         pass_tokens: Tokens in one forward pass, from which all limits follow; the default suits the device.
         min_replicas: Minimum encoder replicas of each model.
         max_replicas: Maximum encoder replicas of each model. Ray Serve scales with the load between the two.
-        device: Device of the encoders; by default GPUs if the cluster has any when the endpoint starts.
+        device: Device of the encoders; `auto`: GPUs if the cluster has any when the endpoint starts, or its
+            autoscaler may start some.
         gpus_per_replica: GPUs of an encoder replica, if they run on GPUs; replicas share one below 1.
 
     Raises:
@@ -31,7 +33,7 @@ class ServeSettings:
     pass_tokens: int | None = None
     min_replicas: int = 1
     max_replicas: int = 1
-    device: Literal["cpu", "cuda"] | None = None
+    device: Device = "auto"
     gpus_per_replica: float = 1.0
 
     # As part of the arguments of an application builder: a misspelled key in a config file is an error.
@@ -56,7 +58,7 @@ class ServeSettings:
 
     def resolved_device(self) -> str:
         """The device of encoders on the cluster this process is connected to."""
-        return self.device or ("cuda" if ray.cluster_resources().get("GPU") else "cpu")
+        return devices.resolve(self.device)
 
     def encoder_resources(self) -> dict[str, float]:
         """Ray resources of an encoder replica, on the cluster this process is connected to."""

@@ -66,7 +66,7 @@ def train_bags(
         jobs.append(_baseline_job(recipe, corpus, full, base, actor))
     missing = [job for job in jobs if not _is_published(job)]
     if missing:
-        capacity = await_capacity(recipe.train.execution)
+        capacity = _await_capacity(recipe, missing)
         rehearse_new(missing)
         schedule = plan_bags(recipe, missing, capacity)
         logger.info("schedule: %d bags, longest first", len(missing))
@@ -130,6 +130,21 @@ def _is_published(job: BagJob) -> bool:
     return record is not None
 
 
+def _await_capacity(recipe: Recipe, jobs: Sequence[BagJob]) -> int:
+    """Wait for the ranks that the bags can use, of those that may fit on the cluster; returns their number."""
+    execution = recipe.train.execution
+    most = rank_capacity(execution)
+    if execution.num_workers != "auto" or not most:
+        return await_capacity(execution)
+    return await_capacity(execution, most_at_once(plan_bags(recipe, jobs, most)))
+
+
+def most_at_once(schedule: Schedule) -> int:
+    """The largest number of ranks that train at the same time."""
+    bags = list(zip(schedule.ranks, schedule.spans, strict=True))
+    return max(sum(ranks for ranks, (start, end) in bags if start <= now < end) for _, (now, _) in bags)
+
+
 def plan_bags(recipe: Recipe, jobs: Sequence[BagJob], capacity: int) -> Schedule:
     """Schedule the bags; with `num_workers: auto`, a bag that has a checkpoint keeps its number of ranks.
 
@@ -160,7 +175,7 @@ def _run_all(jobs: list[BagJob], progress_actor: Any, driver: Driver) -> None:
         while waiting or running:
             capacity = rank_capacity(jobs[0].recipe.train.execution)
             # One trainer more than fits is started. It waits in Ray's queue, so that it begins as soon as
-            # ranks become free, and that an autoscaler sees the demand.
+            # ranks become free. Trainers that wait for nodes are the demand that the autoscaler sees.
             while waiting and sum(job.num_ranks for job in running.values()) <= capacity:
                 job = waiting.pop(0)
                 running[threads.submit(bag_trainer.fit, job)] = job

@@ -1,13 +1,9 @@
 """The capacity of the cluster, counted in ranks."""
 
-import time
 from typing import Any
 
-import ray
-
-from boom_ray.errors import ClusterError
 from boom_ray.recipe.execution import TrainExecution
-from boom_ray.runtime import resources
+from boom_ray.runtime import capacity, demand, resources
 
 
 def rank_resources(execution: TrainExecution) -> dict[str, float]:
@@ -37,30 +33,32 @@ def task_options(execution: TrainExecution) -> dict[str, Any]:
 
 
 def rank_capacity(execution: TrainExecution) -> int:
-    """Ranks that fit on the live nodes, regardless of their current use."""
-    return resources.capacity(rank_resources(execution))
+    """Ranks that fit on the cluster at its largest, regardless of their current use."""
+    return capacity.potential(rank_resources(execution))
 
 
-def await_capacity(execution: TrainExecution) -> int:
-    """Wait until the cluster has capacity for one bag; nodes may still be joining.
+def await_capacity(execution: TrainExecution, wanted: int | None = None) -> int:
+    """Wait until the cluster has capacity for one bag; its autoscaler starts nodes for it.
+
+    Args:
+        wanted: With `num_workers: auto`, ranks that bags can use at once; by default all that may fit.
 
     Returns:
-        The capacity in ranks.
+        The ranks that bags can be scheduled on: with `auto` those that came, else all that may come.
 
     Raises:
-        ClusterError: if it has not within `start_timeout_s`.
+        ClusterError: if it has none within `start_timeout_s`.
     """
-    num_required = 1 if execution.num_workers == "auto" else execution.num_workers
-    deadline = time.monotonic() + execution.start_timeout_s
-    while (capacity := rank_capacity(execution)) < num_required:
-        if time.monotonic() > deadline:
-            required = rank_resources(execution)
-            total = {key: ray.cluster_resources().get(key, 0) for key in required}
-            raise ClusterError(
-                f"the cluster is too small for one bag after {execution.start_timeout_s:g} s: required are "
-                f"{num_required} workers of {required}, the cluster has {total} on {len(ray.nodes())} "
-                f"nodes, enough for {capacity}. Lower train.execution.num_workers or "
-                "train.execution.resources_per_worker, or add nodes"
-            )
-        time.sleep(1)
-    return capacity
+    remedy = (
+        "Lower train.execution.num_workers or train.execution.resources_per_worker, add nodes, or wait longer "
+        "(train.execution.start_timeout_s)"
+    )
+    least, is_auto = execution.num_workers, execution.num_workers == "auto"
+    found = demand.await_capacity(
+        rank_resources(execution),
+        least=1 if least == "auto" else least,
+        wanted=(wanted or rank_capacity(execution)) if is_auto else None,
+        timeout_s=execution.start_timeout_s,
+        remedy=remedy,
+    )
+    return found if is_auto else max(found, rank_capacity(execution))
