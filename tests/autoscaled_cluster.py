@@ -1,6 +1,6 @@
 """A cluster of Ray's own autoscaler on this machine: a head without CPUs, and nodes that start on demand.
 
-The nodes are those of a shipped configuration, scaled down; Ray's provider `fake_multinode` starts them as
+The nodes are those of a shipped configuration, scaled down; Ray's `FakeMultiNodeProvider` starts them as
 processes of this machine. They have GPUs for Ray, but none for torch.
 """
 
@@ -104,7 +104,8 @@ def scaled_down(types: Mapping[str, Any], address: str) -> dict[str, Any]:
         "idle_timeout_minutes": IDLE_SECONDS / 60,
         "upscaling_speed": 1.0,
         "provider": {
-            "type": "fake_multinode",
+            "type": "external",  # `fake_multinode` reads a file that the wheel of Ray lacks
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
             "gcs_address": address,
             "head_node_id": FAKE_HEAD_NODE_ID,
             "launch_multiple": True,
@@ -128,7 +129,9 @@ def scaled_down(types: Mapping[str, Any], address: str) -> dict[str, Any]:
 
 
 @contextmanager
-def autoscaled_cluster(types: Mapping[str, Any], folder: Path, version: int = 2) -> Iterator[AutoscaledCluster]:
+def autoscaled_cluster(
+    types: Mapping[str, Any], folder: Path, version: int = 2
+) -> Iterator[AutoscaledCluster]:
     """A cluster with zero workers.
 
     Args:

@@ -1,4 +1,4 @@
-"""From zero nodes: every verb asks Ray's own autoscaler for the nodes it needs, and they go away afterwards."""
+"""From zero nodes: every verb asks Ray's own autoscaler for nodes, and they go away afterwards."""
 
 import json
 import os
@@ -133,7 +133,9 @@ def test_serve_starts_a_node_and_ends_with_it(cluster, published_qwen3):
     cluster.await_no_nodes()
 
 
-def test_what_no_node_type_has_is_one_error_at_once(pods, published_qwen3, qwen3, corpus_files, beir, tmp_path):
+def test_what_no_node_type_has_is_one_error_at_once(
+    pods, published_qwen3, qwen3, corpus_files, beir, tmp_path
+):
     values = recipe_values(qwen3, corpus_files, beir, str(tmp_path / "runs"))
     path = write_recipe(tmp_path, values, num_workers=8, resources_per_worker={"CPU": 1, "GPU": 1})
     commands = [

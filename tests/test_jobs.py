@@ -83,7 +83,11 @@ def head_node(
     environment |= variables
     environment.pop("RAY_ADDRESS", None)
     free, dashboard, agent = free_ports(3)
-    ports = [f"--port={port or free}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+    ports = [
+        f"--port={port or free}",
+        f"--dashboard-port={dashboard}",
+        f"--dashboard-agent-listen-port={agent}",
+    ]
     with (
         tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as temporary,
         open(f"{temporary}/log", "w", encoding="utf-8") as log,

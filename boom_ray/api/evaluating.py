@@ -77,7 +77,7 @@ def evaluate(
     _check_options(by_mteb, name, len(uris), query_template)
     arguments.at_least(1, batch_size=batch_size)
     if num_gpus is not None and (num_gpus <= 0 or device == "cpu"):
-        raise InputError(f"num_gpus: got {num_gpus:g} with device {device}; allowed: above 0, on GPUs. Omit it")
+        raise InputError(f"num_gpus: got {num_gpus:g} with device {device}; allowed: above 0, on GPUs")
     refuse_development_tasks(list(uris.values()), found)
     cluster.connect()
     resources = {"CPU": num_cpus, "GPU": num_gpus}

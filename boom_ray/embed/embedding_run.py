@@ -179,7 +179,7 @@ def _encoder_resources(device: str) -> dict[str, float]:
 
 
 def _await_capacity(process: dict[str, float], options: EmbedOptions) -> None:
-    """Wait for a first process: Ray Data starts no work on a cluster without capacity, and reports no wait."""
+    """Wait for a first process: Ray Data starts no work without capacity, and reports no wait."""
     demand.await_capacity(process, timeout_s=options.start_timeout_s, remedy=REMEDY)
 
 

@@ -16,8 +16,8 @@ from boom_ray.runtime.demand import POLL_SECONDS, Wait
 
 MAX_RETRIES = 3  # of a task whose process was lost; as Ray retries its tasks
 REMEDY = (
-    "Choose another device, give a model less (--num-cpus, --num-gpus; evaluate.execution.resources_per_model)"
-    ", add nodes, or wait longer (--start-timeout, evaluate.execution.start_timeout_s)"
+    "Choose another device, give models less (--num-cpus, --num-gpus; evaluate.execution.resources_per_model"
+    "), add nodes, or wait longer (--start-timeout, evaluate.execution.start_timeout_s)"
 )
 Job = tuple[EvaluationTask[Any], Any]  # with the cached result, if it is incomplete
 Result = tuple[Subject, EvaluationTask[Any], Any]  # with the result, or the `BoomError` that was raised

@@ -86,10 +86,13 @@ def calibrate(recipe: Recipe, options: PlanOptions | None = None, num_steps: int
 
 
 def processors_of(recipe: Recipe) -> tuple[str, int]:
-    """Kind and number of the processors that the recipe's ranks use, on the connected cluster at its largest."""
+    """Kind and number of the processors of the recipe's ranks, on the connected cluster at its largest."""
     if not recipe.train.execution.use_gpu:
         return "cpu", max(1, capacity.potential({"CPU": 1}))
-    names = {*ray.cluster_resources(), *(name for one in node_types.declared().types for name in one.resources)}
+    names = {
+        *ray.cluster_resources(),
+        *(name for one in node_types.declared().types for name in one.resources),
+    }
     found = [name.partition(":")[2] for name in sorted(names) if name.startswith("accelerator_type:")]
     kinds = [kind for name in found if (kind := RAY_NAMES.get(name, name)) in DATA_SHEETS]
     return (kinds or ["H100"])[0], max(1, capacity.potential({"GPU": 1}))

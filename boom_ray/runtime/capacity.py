@@ -16,7 +16,9 @@ def live(process: Mapping[str, float]) -> int:
 
 def potential(process: Mapping[str, float]) -> int:
     """The same on the cluster at its largest, with the nodes that its autoscaler may start."""
-    return live(process) + sum(number * fitting(one.resources, process) for one, number in _startable(process))
+    return live(process) + sum(
+        number * fitting(one.resources, process) for one, number in _startable(process)
+    )
 
 
 def most_cpus() -> int:

@@ -158,7 +158,7 @@ def too_small(
     after = "" if timeout_s is None else f" after {timeout_s:g} s"
     return ClusterError(
         f"the cluster is too small{after}: required are {least} workers of {dict(process)}, the cluster has "
-        f"{({key: total.get(key, 0) for key in process})} on {len(ray.nodes())} nodes, enough for "
+        f"{ ({key: total.get(key, 0) for key in process}) } on {len(ray.nodes())} nodes, enough for "
         f"{capacity.live(process)}. {_startable_types(process)}{autoscaler_report()[1]} {remedy}"
     )
 
@@ -167,7 +167,7 @@ def _startable_types(process: Mapping[str, float]) -> str:
     """The types of nodes that the autoscaler may start, with the resources that a process needs."""
     declared = node_types.declared()
     types = [
-        f"{one.max_nodes} {one.name} of {({key: one.resources.get(key, 0) for key in process})}"
+        f"{one.max_nodes} {one.name} of { ({key: one.resources.get(key, 0) for key in process}) }"
         for one in declared.types
     ]
     limit = f", together at most {declared.max_nodes} nodes"

@@ -39,6 +39,6 @@ def check(device: str) -> None:
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ClusterError(
-            f"node {socket.gethostname()}: device cuda was chosen, but torch {torch.__version__} finds no GPU "
-            "there. Install NVIDIA's driver and torch for CUDA on the nodes, or choose device cpu"
+            f"node {socket.gethostname()}: device cuda was chosen, but torch {torch.__version__} finds no "
+            "GPU there. Install NVIDIA's driver and torch for CUDA on the nodes, or choose device cpu"
         )

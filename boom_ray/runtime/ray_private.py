@@ -118,4 +118,6 @@ def report_of_v1(status: dict[str, Any]) -> tuple[Counter[str], dict[str, str]]:
     starting.update(node_type for _, node_type, _ in report.get("pending_nodes", []))
     types = report.get("node_availability_summary", {}).get("node_availabilities", {})
     reasons = {name: one["unavailable_node_information"] for name, one in types.items()}
-    return starting, {name: f"{one['category']}: {one['description']}" for name, one in reasons.items() if one}
+    return starting, {
+        name: f"{one['category']}: {one['description']}" for name, one in reasons.items() if one
+    }

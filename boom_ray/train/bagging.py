@@ -131,7 +131,7 @@ def _is_published(job: BagJob) -> bool:
 
 
 def _await_capacity(recipe: Recipe, jobs: Sequence[BagJob]) -> int:
-    """Wait for the ranks that the bags can use, of those that may fit on the cluster; returns their number."""
+    """Wait for the ranks that the bags can use, of those that may fit; returns their number."""
     execution = recipe.train.execution
     most = rank_capacity(execution)
     if execution.num_workers != "auto" or not most:

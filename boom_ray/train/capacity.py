@@ -50,8 +50,8 @@ def await_capacity(execution: TrainExecution, wanted: int | None = None) -> int:
         ClusterError: if it has none within `start_timeout_s`.
     """
     remedy = (
-        "Lower train.execution.num_workers or train.execution.resources_per_worker, add nodes, or wait longer "
-        "(train.execution.start_timeout_s)"
+        "Lower train.execution.num_workers or train.execution.resources_per_worker, add nodes, or wait "
+        "longer (train.execution.start_timeout_s)"
     )
     least, is_auto = execution.num_workers, execution.num_workers == "auto"
     found = demand.await_capacity(

@@ -1,6 +1,7 @@
 """Waiting for capacity on a cluster without an autoscaler: with a deadline, and never on CPUs instead."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import ray
@@ -27,13 +28,17 @@ def test_capacity_that_is_there_is_not_awaited():
 def test_a_wait_asks_by_placement_groups_says_so_and_ends_at_the_deadline(caplog, monkeypatch):
     caplog.set_level(logging.INFO, "boom_ray.runtime.demand")
     monkeypatch.setattr(demand, "LOG_AFTER_SECONDS", 0.0)
-    seen = list[int]()
-    monkeypatch.setattr(demand.time, "sleep", lambda _: seen.append(groups("PENDING")))
+    gpus = {"CPU": 1, "GPU": 1}
     message = r"after 1 s: required are 2 workers of \{'CPU': 1, 'GPU': 1\}, the cluster has \{'CPU': 2.0, "
     message += r"'GPU': 0\} on 1 nodes, enough for 0\. .*no autoscaler.* Add a GPU$"
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(demand.await_capacity, gpus, 2, timeout_s=1, remedy="Add a GPU")
+        most = 0
+        while not waiting.done():
+            most = max(most, groups("PENDING"))
     with pytest.raises(ClusterError, match=message):
-        demand.await_capacity({"CPU": 1, "GPU": 1}, 2, timeout_s=1, remedy="Add a GPU")
-    assert max(seen) == 1 and groups("PENDING") == 0
+        waiting.result()
+    assert most == 1 and groups("PENDING") == 0
     assert "of at most 1 s: capacity for 0 of 2 workers of {'CPU': 1, 'GPU': 1}" in caplog.text
 
 
