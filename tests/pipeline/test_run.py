@@ -33,7 +33,7 @@ def modification_times(root: str) -> dict[str, int]:
     }
 
 
-@pytest.fixture(params=["bert", "qwen3"])
+@pytest.fixture(params=[pytest.param("bert", marks=pytest.mark.slow), "qwen3"])
 def recipe(request, corpus_files, beir, tmp_path) -> Recipe:
     """The recipe of a finished run of each base model: of one in bf16, an adapter and all weights; both in
     fp32, all weights, of the other.

@@ -211,6 +211,7 @@ def check_traffic(found: dict[Variant, Traffic]) -> None:
         assert reduced == pytest.approx(1 if stage == 1 else 1 + others, rel=0.1)
 
 
+@pytest.mark.slow
 def test_gradients_in_bf16_are_independent_of_the_number_of_chunks(make_recipe, qwen3):
     """A chunk is up to one text. Summed in bf16, the gradients of so many differ by 6 to 7 units."""
     recipe, update = make_recipe(qwen3), {"precision": "bf16", "batch_size": 32, "temperature": 0.05}
