@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from boom_ray import artifacts, storage
-from boom_ray.artifacts import BagsRecord, CorpusRecord, Parent, checkpoints
+from boom_ray.artifacts import BagsRecord, CorpusRecord, Parent
 from boom_ray.data import bags as bag_manifests
 from boom_ray.data.bags import BASELINE
 from boom_ray.data.batches import num_steps
@@ -24,7 +24,6 @@ from boom_ray.train.capacity import await_capacity, rank_capacity
 from boom_ray.train.progress_actor import ProgressActor
 from boom_ray.train.rehearsal_task import rehearse_new
 from boom_ray.train.schedule import Schedule, best, longest_first, render
-from boom_ray.train.training_state import TrainingState
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
@@ -146,20 +145,11 @@ def most_at_once(schedule: Schedule) -> int:
 
 
 def plan_bags(recipe: Recipe, jobs: Sequence[BagJob], capacity: int) -> Schedule:
-    """Schedule the bags; with `num_workers: auto`, a bag that has a checkpoint keeps its number of ranks.
-
-    A checkpoint can only be resumed by as many ranks as saved it.
-    """
+    """Schedule the bags; with `num_workers: auto`, the numbers of ranks that end the last one earliest."""
     steps, num_workers = [job.steps for job in jobs], recipe.train.execution.num_workers
-    if num_workers != "auto":
-        return longest_first(steps, [num_workers] * len(jobs), capacity)
-    ranks = best(steps, capacity, max_ranks=recipe.train.batch_size).ranks
-    for index, job in enumerate(jobs):
-        checkpoint = checkpoints.newest(job.checkpoints)
-        if checkpoint is not None:
-            saved_by = TrainingState.from_checkpoint(checkpoint[1]).num_ranks
-            ranks[index] = saved_by if saved_by <= capacity else ranks[index]
-    return longest_first(steps, ranks, capacity)
+    if num_workers == "auto":
+        return best(steps, capacity, max_ranks=recipe.train.batch_size)
+    return longest_first(steps, [num_workers] * len(jobs), capacity)
 
 
 def _run_all(jobs: list[BagJob], progress_actor: Any, driver: Driver) -> None:
