@@ -29,7 +29,10 @@ def most_cpus() -> int:
 
 
 def _startable(process: Mapping[str, float]) -> list[tuple[NodeType, int]]:
-    workers = [node for node in _nodes() if HEAD not in node["Resources"]]
+    # Others count towards no limit: the autoscaler ends those that are idle.
+    workers = [
+        node for node in _nodes() if HEAD not in node["Resources"] and fitting(node["Resources"], process)
+    ]
     running = Counter(str((node["Labels"] or {}).get(LABEL)) for node in workers)
     return node_types.declared().startable(process, running)
 
