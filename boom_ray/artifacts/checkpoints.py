@@ -53,8 +53,8 @@ class Saver:
     Args:
         root: URI of the checkpoints of the bag.
         attempt: Distinguishes this start of the bag from earlier ones, whose files must not mix.
-        gather: Returns the values that all ranks call it with, in a thread beside training; None is a rank
-            that could not store its files.
+        gather: Returns the values that all ranks call it with, in a thread of its own while training goes on;
+            None is a rank that could not store its files.
     """
 
     def __init__(

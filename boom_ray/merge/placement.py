@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -21,7 +22,10 @@ def _missing_paths(paths: list[str]) -> list[str]:
 
 
 def placements(
-    uris: list[str], num_workers: int, start_timeout_s: float = demand.TIMEOUT_S
+    uris: list[str],
+    num_workers: int,
+    start_timeout_s: float = demand.TIMEOUT_S,
+    process: Mapping[str, float] = WORKER,
 ) -> list[dict[str, Any]]:
     """Ray options of each worker, once the cluster has capacity for one.
 
@@ -31,16 +35,17 @@ def placements(
     Args:
         uris: The models, the base model and the output.
         start_timeout_s: Seconds to wait for nodes.
+        process: Ray resources of a worker, for which its node must have capacity.
 
     Raises:
         ClusterError: if the cluster has no capacity for a worker in time, or no node has all local paths.
     """
     paths = [uri for uri in uris if storage.is_local(uri)]
-    demand.await_capacity(WORKER, 1, num_workers if paths else 1, start_timeout_s, REMEDY)
+    demand.await_capacity(process, 1, num_workers if paths else 1, start_timeout_s, REMEDY)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if not paths or len(nodes) == 1:
         return [{"scheduling_strategy": "SPREAD"}] * num_workers
-    nodes = [node for node in nodes if resources.fitting(node["Resources"], WORKER)]
+    nodes = [node for node in nodes if resources.fitting(node["Resources"], process)]
     pinned = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
     task: Any = _missing_paths
     missing: list[list[str]] = ray.get(

@@ -35,7 +35,7 @@ class Wait:
         least: Processes without which the wait ends with an error.
         wanted: Processes that are awaited too if they may fit, but only as long as nodes are starting; by
             default `least`.
-        timeout_s: Seconds until the wait ends. They begin anew when capacity that was there is lost.
+        timeout_s: Seconds until the wait ends. They start again when capacity is lost.
         remedy: What a user can do for a smaller or a larger capacity, as a sentence.
 
     Raises:
@@ -64,7 +64,7 @@ class Wait:
         """Whether to wait longer. Looks at the cluster at most every `POLL_SECONDS`.
 
         Raises:
-            ClusterError: at the deadline, if there is no capacity for `least` processes.
+            ClusterError: at the deadline, if the cluster has no capacity for `least` processes.
         """
         now = time.monotonic()
         if now - self.looked >= POLL_SECONDS:

@@ -50,7 +50,7 @@ def autoscaling_config() -> dict[str, Any] | None:
     runs on the head; or with KubeRay, where that is in another container, in the RayCluster.
 
     Returns:
-        None if there is no autoscaler.
+        None if the cluster has no autoscaler.
 
     Raises:
         OSError: if the file or the RayCluster cannot be read.

@@ -23,6 +23,7 @@ FROM_ENVIRONMENT = (
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
 )
+AZURE_FROM_ENVIRONMENT = ("AZURE_CLIENT_SECRET", "AZURE_FEDERATED_TOKEN_FILE")
 PREFIXES = ("AWS_", "AZURE_", "GOOGLE_")  # of the variables that the clients read
 
 
@@ -38,12 +39,16 @@ def create(uri: str, content: bytes) -> bool:
 
     Raises:
         NotConditional: if that cannot be decided by the store.
+        OSError: if it does not answer, or has a fault of its own.
     """
     from obstore import exceptions, get, put
 
     parts = uris.parse(uri)
     variables = tuple(sorted(item for item in os.environ.items() if item[0].startswith(PREFIXES)))
-    store = _store(parts._replace(key=""), variables)
+    try:
+        store = _store(parts._replace(key=""), variables)
+    except exceptions.BaseError as error:  # of its configuration
+        raise NotConditional from error
     deadline, is_first = time.monotonic() + SECONDS_OF_RETRIES, True
     while True:
         try:
@@ -53,8 +58,11 @@ def create(uri: str, content: bytes) -> bool:
             # If an earlier answer was lost, the object may be of this call.
             return not is_first and bytes(get(store, parts.key).bytes()) == content
         except exceptions.GenericError as error:
-            if _is_unsupported(error) or time.monotonic() > deadline:
+            if _is_unsupported(error):
                 raise NotConditional from error
+            # Another client would not know whether an earlier request has created the object.
+            if time.monotonic() > deadline:
+                raise OSError(str(error)) from error
             is_first = False
             time.sleep(1)
         except (exceptions.BaseError, ValueError) as error:  # also a key that it cannot write
@@ -91,7 +99,8 @@ def _store(bucket: RemoteUri, variables: tuple[tuple[str, str], ...]) -> "Object
         return S3Store(place, config=config, client_options=plain, retry_config=retries)
     if bucket.store == "gs" and not user and not options:
         return GCSStore(place, retry_config=retries)
-    if bucket.store == "abfss" and not options and place.endswith(".dfs.core.windows.net"):
+    is_account = not options and place.endswith(".dfs.core.windows.net")
+    if bucket.store == "abfss" and is_account and environment.keys() & {*AZURE_FROM_ENVIRONMENT}:
         account = place.partition(".")[0]
         return AzureStore(user, config={"account_name": account}, retry_config=retries)
     raise NotConditional

@@ -47,7 +47,7 @@ def _root() -> str:
 
 
 def _use(key: str, path: str) -> bool:
-    """Take a share of the lock of a copy until this process ends; False if there is no copy."""
+    """Take a share of the lock of a copy until this process ends; False if it does not exist."""
     if key in _used and os.path.isdir(path):
         return True
     descriptor = _open(key)

@@ -1,5 +1,6 @@
 """Files and directories at URIs: list, read, write, copy and delete."""
 
+import logging
 import os
 import shutil
 import uuid
@@ -14,10 +15,11 @@ from boom_ray.storage import conditional
 from boom_ray.storage.failures import explained
 from boom_ray.storage.filesystems import filesystem
 from boom_ray.storage.output_stream import OutputStream
-from boom_ray.storage.uri import is_hub, is_local, join
+from boom_ray.storage.uri import is_hub, is_local, join, without_credentials
 
 NUM_COPIES = 4  # files of a tree that are copied at the same time
 COPIED_BYTES = 8 << 20
+logger = logging.getLogger(__name__)
 
 
 def exists(uri: str) -> bool:
@@ -115,6 +117,7 @@ def create(uri: str, content: bytes) -> bool:
             with explained(uri):
                 return conditional.create(uri, content)
         except conditional.NotConditional:
+            _warn_of_two_writers(uri)
             return _create_checked(uri, content)
     temporary = f"{uri}.{os.getpid()}-{uuid.uuid4().hex[:8]}.new"
     write_bytes(temporary, content)
@@ -126,6 +129,14 @@ def create(uri: str, content: bytes) -> bool:
         finally:
             os.unlink(temporary)
     return True
+
+
+def _warn_of_two_writers(uri: str) -> None:
+    logger.warning(
+        "%s: written without a condition, so that of two commands at the same moment both can succeed. %s",
+        without_credentials(uri),
+        "Set the credentials in the environment, on a store with conditional writes",
+    )
 
 
 def _create_checked(uri: str, content: bytes) -> bool:

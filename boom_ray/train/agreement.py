@@ -58,7 +58,7 @@ def new_attempt_id() -> str:
     return from_first_rank(lambda: uuid.uuid4().hex[:8])
 
 
-def beside_training() -> Callable[[T], list[T]]:
+def gather_while_training() -> Callable[[T], list[T]]:
     """A function that returns the values of all ranks, and that a second thread can call while training runs.
 
     Runs on every rank. Collectives of one process group must have one order, so it has a group of its own,

@@ -9,9 +9,9 @@ from boom_ray.artifacts.fragments import FragmentReader
 from boom_ray.artifacts.record import METRICS_LOG
 from boom_ray.model.encoder import Encoder
 from boom_ray.train.agreement import (
-    beside_training,
     from_all_ranks,
     from_first_rank,
+    gather_while_training,
     new_attempt_id,
     on_all_ranks,
 )
@@ -49,7 +49,7 @@ class BagCheckpoints:
         self.uri, self.encoder, self.engine = job.checkpoints, encoder, engine
         self.average, self.log = average, log
         self.rank, self.num_ranks = rank, num_ranks
-        self.saver = Saver(job.checkpoints, new_attempt_id(), rank, beside_training())
+        self.saver = Saver(job.checkpoints, new_attempt_id(), rank, gather_while_training())
 
     def resume(self) -> TrainingState | None:
         """Restore the newest complete checkpoint whose files are what was stored.

@@ -45,8 +45,7 @@ class EngineState(BaseModel):
     """The counters that DeepSpeed stores in its own checkpoints.
 
     What else it stores follows from the recipe: settings, and the learning rate, which is a function of
-    `schedule_steps`. There is no state of random numbers: batches are functions of the seed, and there is no
-    dropout.
+    `schedule_steps`. Random numbers have no state: batches are functions of the seed, and dropout is off.
 
     Attributes:
         adam_steps: Updates of the weights, for the bias correction of the moments.

@@ -14,10 +14,11 @@ from boom_ray.data import rows
 from boom_ray.errors import InputError, NotFoundError, StorageError
 from boom_ray.merge import distances
 from boom_ray.runs import updates
-from boom_ray.storage import download, filesystems
+from boom_ray.storage import conditional, download, filesystems
 from tests.faulty_proxy import faulty_proxy
 from tests.object_store import SECRET_KEY, s3_server
 
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 NAMES = [
     *(
         "a%2Db.txt",
@@ -113,6 +114,34 @@ def test_an_object_is_created_once_though_requests_fail(client, monkeypatch, fau
         proxy.fail(fault, 1)
         assert storage.create(f"s3://keys/once/{fault}", b"mine") and proxy.met == 1
         assert not storage.create(f"s3://keys/once/{fault}", b"theirs")
+
+
+def test_a_store_that_does_not_answer_is_an_error_and_no_second_way_is_tried(client, monkeypatch):
+    port = int(os.environ["AWS_ENDPOINT_URL"].rsplit(":", 1)[1])
+    monkeypatch.setattr(conditional, "SECONDS_OF_RETRIES", 0)
+    with faulty_proxy(port) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        proxy.fail("500", 10)
+        with pytest.raises(StorageError, match=r"^s3://keys/once/never: "):
+            storage.create("s3://keys/once/never", b"mine")
+    monkeypatch.undo()
+    assert proxy.met == 1 and not storage.exists("s3://keys/once/never")
+
+
+def test_a_write_without_a_condition_is_announced(client, monkeypatch, tmp_path, caplog):
+    caplog.set_level("WARNING", logger="boom_ray")
+    assert storage.create("s3://keys/once/condition", b"a") and not caplog.messages
+    profile = tmp_path / "credentials"
+    lines = ["[default]", *(f"{name.lower()} = {os.environ[name]}" for name in KEYS)]
+    profile.write_text("\n".join(lines))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))
+    for name in KEYS:
+        monkeypatch.delenv(name)
+    assert storage.create("s3://keys/once/profile", b"a") and not storage.create(
+        "s3://keys/once/profile", b"b"
+    )
+    assert all("s3://keys/once/profile: written without a condition" in line for line in caplog.messages)
+    assert caplog.messages
 
 
 @pytest.mark.parametrize("options", ["", "?region=us-east-1"])

@@ -104,7 +104,10 @@ class LearnedMerge:
 def _learn(models: list[str], base: str, settings: Merge, options: LearnOptions) -> LearnedMerge:
     """Learn on a worker, and show its progress."""
     slots = Slots.of(options.execution, 1)
-    where = slots.options | placements([*models, base, options.data], 1)[0]
+    where = (
+        slots.options
+        | placements([*models, base, options.data], 1, options.execution.start_timeout_s, slots.reserved)[0]
+    )
     task: Any = ray.remote(num_returns="streaming", max_retries=0, **where)(_steps)
     stream = task.remote(models, base, settings, options, slots.threads)
     try:
