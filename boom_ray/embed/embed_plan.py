@@ -84,7 +84,8 @@ class EncoderPool:
 
     Attributes:
         size: Maximum number of encoders, each an actor.
-        num_cpus: CPUs an actor reserves: at most one, and all together leave one for reading and writing.
+        num_cpus: CPUs an actor reserves: at most one, and all together leave one of those that other work
+            does not use for reading and writing, which would else wait for the encoders' CPUs for ever.
             Where the autoscaler must start nodes for them, at most as many as it has threads.
         num_gpus: GPUs an actor reserves.
         compute: Precision and threads of an encoder. Threads may exceed `num_cpus`: the other stages need
@@ -114,9 +115,10 @@ class EncoderPool:
         size = max(1, min(wanted, num_partitions))
         threads = max(1, min(cpus // size, capacity.most_cpus()))
         grows = not gpus and cpus > capacity.live({"CPU": 1})
+        shared = max(0, cpus - capacity.used("CPU") - 1)
         return cls(
             size=size,
-            num_cpus=min(threads if grows else 1, max(0, cpus - 1) / size),
+            num_cpus=min(threads if grows else 1, shared / size),
             num_gpus=min(1, gpus / size),
             compute=replace(compute, threads=threads),
         )

@@ -9,7 +9,7 @@ next to the output, which could disagree with it.
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from boom_ray.embed import int8_scales, probe
 from boom_ray.embed.earlier_rows import read_earlier
 from boom_ray.embed.embed_options import EmbedOptions, Precision
 from boom_ray.embed.embed_plan import EmbedPlan, EncoderPool
-from boom_ray.embed.encode import encoded_partitions, write_empty
+from boom_ray.embed.encode import encode_partitions, write_empty
 from boom_ray.embed.metrics import STAGES, EmbedMetrics
 from boom_ray.embed.partition import Partition, PartitionMetadata
 from boom_ray.embed.probe import ComputeSettings
@@ -222,9 +222,9 @@ def _encode(plan: EmbedPlan, stage: Stage, seen: Survey, device: str) -> _Output
         scales = int8_scales.calibrated(plan, pool, metadata.scales if metadata else None)
         plan = replace(plan, compute=compute, reduction=replace(plan.reduction, scales=scales))
         if num_done < total:
-            stream = map(Partition.from_row, encoded_partitions(plan, pool, set(done)).iter_rows())
             metrics = EmbedMetrics(storage.name_of(stage.target))
-            written = list(_reported(stream, num_done, total, metrics))
+            with closing(encode_partitions(plan, pool, set(done))) as stream:
+                written = list(_reported(stream, num_done, total, metrics))
         elif not total:
             written = [write_empty(plan)]
     # By file, so that a partition counts once even if Ray Data yields it twice.

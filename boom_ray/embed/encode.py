@@ -4,8 +4,10 @@ The texts of a partition are sorted and batched among themselves, never with tho
 is repeated or resumed computes the same vectors.
 """
 
+import gc
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -32,12 +34,38 @@ WRITE_ATTEMPTS = 5
 FIRST_PAUSE = 0.5  # seconds, doubled after each attempt
 
 
-def encoded_partitions(plan: EmbedPlan, pool: EncoderPool, done: set[str]) -> Dataset:
-    """The stream of stored partitions, each a row of the fields of `Partition`.
+def encode_partitions(plan: EmbedPlan, pool: EncoderPool, done: set[str]) -> Generator[Partition, None, None]:
+    """Encode and store the partitions of a plan.
 
     Args:
         done: Files of partitions that an earlier run stored; they are skipped.
+
+    Yields:
+        Each partition when it is stored. The end of the iterator, also by an error, ends the encoders.
     """
+    rows: Any = iter(_stages(plan, pool, done).iter_rows())
+    try:
+        yield from map(Partition.from_row, rows)
+    except Exception as error:
+        _release_encoders(error)
+        raise
+    finally:
+        rows.close()
+
+
+def _release_encoders(error: Exception) -> None:
+    """Drop what an exception of Ray Data, and the exceptions before it, hold of Ray Data's loop.
+
+    Ray ends an actor with its last handle, and those exceptions hold some, in reference cycles: the CPUs of
+    the encoders would stay reserved until Python collects them, and longer if the caller keeps the exception.
+    """
+    traceback.clear_frames(error.__traceback__)
+    error.__cause__ = error.__context__ = None
+    gc.collect()
+
+
+def _stages(plan: EmbedPlan, pool: EncoderPool, done: set[str]) -> Dataset:
+    """The dataset of stored partitions, each a row of the fields of `Partition`."""
     items = [{"unit": number} for number, rows in enumerate(plan.rows) if rows]
     stage: Any = {"num_cpus": 0.25, "batch_size": 1, "batch_format": "pyarrow"}
     return (

@@ -21,6 +21,14 @@ def potential(process: Mapping[str, float]) -> int:
     )
 
 
+def used(resource: str) -> float:
+    """The amount of a resource of the live nodes that running tasks and actors, of any driver, reserve."""
+    import ray  # here, because plans are made without Ray
+
+    total = ray.cluster_resources().get(resource, 0.0)
+    return float(total - min(total, ray.available_resources().get(resource, 0.0)))
+
+
 def most_cpus() -> int:
     """CPUs of the largest node for work without a GPU, live or one that the autoscaler may start."""
     found = [node["Resources"] for node in _nodes()]

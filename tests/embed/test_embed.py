@@ -1,5 +1,6 @@
 """Batch embedding: vectors equal the encoder's, bad input is refused, killed runs resume."""
 
+import gc
 import glob
 import json
 import os
@@ -234,6 +235,43 @@ def test_a_failed_worker_is_one_clear_error_and_leaves_no_output(weightless, tmp
         embed(weightless, source, str(tmp_path / "out"))
     assert "\n" not in str(caught.value)
     assert not os.path.exists(tmp_path / "out")
+
+
+def await_free_cpus(number: int) -> None:
+    """Wait until so many CPUs are free; Ray counts them again some seconds after their use."""
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU", 0.0) < number:
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.2)
+
+
+def test_the_encoders_of_a_failed_run_end_with_it(weightless, tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", [{"id": 1, "text": "a"}])
+    gc.disable()
+    try:
+        with pytest.raises(BoomError) as caught:
+            embed(weightless, source, str(tmp_path / "out"))
+        await_free_cpus(2)
+    finally:
+        gc.enable()
+    assert weightless in str(caught.value)  # the exception is kept until here
+
+
+@ray.remote(num_cpus=1)
+class Occupant:
+    """Holds a CPU."""
+
+    def ready(self) -> None: ...
+
+
+def test_a_run_ends_where_other_work_holds_a_cpu(published_qwen3, tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", [{"id": i, "text": f"text {i}"} for i in range(300)])
+    occupant = Occupant.remote()
+    ray.get(occupant.ready.remote())
+    try:
+        assert embed(published_qwen3, source, str(tmp_path / "out")).config.rows == 300
+    finally:
+        ray.kill(occupant)
 
 
 @pytest.fixture(scope="module")
