@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 REQUEST_LINE = re.compile(rb"(?:GET|HEAD|PUT|POST|DELETE) \S+ HTTP/1.1")
 REPLIES = {
@@ -28,6 +28,7 @@ class FaultyProxy:
         self.upstream, self.verb, self.fault, self.times, self.met = port, b"PUT", "", 0, 0
         self.request_lines: list[str] = []
         self.on_request: Callable[[str], None] = lambda line: None
+        self.forgotten = 0.0
         self.listener = socket.create_server((address, 0))
         self.port = self.listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -35,6 +36,10 @@ class FaultyProxy:
     def fail(self, fault: str, times: int, verb: str = "PUT") -> None:
         """Let the next requests of a kind fail."""
         self.fault, self.times, self.verb, self.met = fault, times, verb.encode(), 0
+
+    def forget(self) -> None:
+        """From now on swallow what arrives on connections that exist, as a NAT does with those long idle."""
+        self.forgotten = time.monotonic()
 
     def _accept(self) -> None:
         while True:
@@ -47,8 +52,11 @@ class FaultyProxy:
     def _serve(self, client: socket.socket) -> None:
         server = socket.create_connection(("127.0.0.1", self.upstream))
         threading.Thread(target=_pump, args=(server, client), daemon=True).start()
+        began = time.monotonic()
         try:
             while data := client.recv(1 << 16):
+                if began < self.forgotten:
+                    continue
                 if line := REQUEST_LINE.match(data):
                     self.request_lines.append(line[0].decode())
                     self.on_request(line[0].decode())
@@ -74,11 +82,11 @@ class FaultyProxy:
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:
-    try:
+    """Forward what a server sends, and that it closes a connection."""
+    with suppress(OSError):
         while data := source.recv(1 << 16):
             target.sendall(data)
-    except OSError:
-        return
+        target.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager

@@ -75,7 +75,10 @@ def _is_unsupported(error: Exception) -> bool:
 
 @functools.lru_cache(maxsize=16)
 def _store(bucket: RemoteUri, variables: tuple[tuple[str, str], ...]) -> "ObjectStore":
-    """The client of a bucket, which keeps its connections.
+    """The client of a bucket.
+
+    It opens a connection for each request. They are few and hours apart, and on one that something between
+    has dropped in silence a request would wait for its timeout.
 
     Args:
         variables: Those of the environment that it reads, since tests and long processes change them.
@@ -85,6 +88,7 @@ def _store(bucket: RemoteUri, variables: tuple[tuple[str, str], ...]) -> "Object
     """
     from obstore.store import AzureStore, GCSStore, S3Store
 
+    client: Any = {"pool_max_idle_per_host": "0"}
     retries: Any = {"max_retries": 0}  # an answer that was lost is handled by `create`
     options = dict(option.split("=", 1) for option in bucket.options.split("&") if option)
     user, _, place = bucket.authority.rpartition("@")
@@ -95,14 +99,15 @@ def _store(bucket: RemoteUri, variables: tuple[tuple[str, str], ...]) -> "Object
         if endpoint:
             scheme = options.get("scheme", "https")
             config["endpoint"] = endpoint if "://" in endpoint else f"{scheme}://{endpoint}"
-        plain: Any = {"allow_http": str(config.get("endpoint", "")).startswith("http://")}
-        return S3Store(place, config=config, client_options=plain, retry_config=retries)
+        client["allow_http"] = str(config.get("endpoint", "")).startswith("http://")
+        return S3Store(place, config=config, client_options=client, retry_config=retries)
     if bucket.store == "gs" and not user and not options:
-        return GCSStore(place, retry_config=retries)
+        return GCSStore(place, client_options=client, retry_config=retries)
     is_account = not options and place.endswith(".dfs.core.windows.net")
     if bucket.store == "abfss" and is_account and environment.keys() & {*AZURE_FROM_ENVIRONMENT}:
         account = place.partition(".")[0]
-        return AzureStore(user, config={"account_name": account}, retry_config=retries)
+        config = {"account_name": account}
+        return AzureStore(user, config=config, client_options=client, retry_config=retries)
     raise NotConditional
 
 

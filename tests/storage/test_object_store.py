@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -114,6 +115,17 @@ def test_an_object_is_created_once_though_requests_fail(client, monkeypatch, fau
         proxy.fail(fault, 1)
         assert storage.create(f"s3://keys/once/{fault}", b"mine") and proxy.met == 1
         assert not storage.create(f"s3://keys/once/{fault}", b"theirs")
+
+
+def test_a_connection_that_was_dropped_in_silence_is_not_used_again(client, monkeypatch):
+    port = int(os.environ["AWS_ENDPOINT_URL"].rsplit(":", 1)[1])
+    with faulty_proxy(port) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        assert storage.create("s3://keys/idle/first", b"a")
+        proxy.forget()
+        started = time.monotonic()
+        assert storage.create("s3://keys/idle/second", b"b")
+        assert time.monotonic() - started < 15
 
 
 def test_a_store_that_does_not_answer_is_an_error_and_no_second_way_is_tried(client, monkeypatch):
