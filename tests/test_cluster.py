@@ -12,10 +12,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import boto3
 import kubernetes_validate
 import promql_parser
 import pytest
 import yaml
+from botocore.validate import ParamValidator
+from ray.autoscaler._private.aws.config import _configure_from_network_interfaces
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
@@ -50,11 +53,15 @@ def pinned(package: str) -> str:
 # ── ray up ─────────────────────────────────────────────────────────────────────────────────────────
 
 
+def yaml_of_the_readme() -> list[dict[str, Any]]:
+    blocks = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "cluster/README.md").read_text(), re.M | re.S)
+    return list(map(yaml.safe_load, blocks))
+
+
 def launcher(provider: str) -> dict[str, Any]:
     """`cluster.yaml` as prepared by Ray, with the keys that cluster/README.md lists for a provider."""
     config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    blocks = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "cluster/README.md").read_text(), re.M | re.S)
-    changed = {keys["provider"]["type"]: keys for keys in map(yaml.safe_load, blocks)}
+    changed = {keys["provider"]["type"]: keys for keys in yaml_of_the_readme() if "provider" in keys}
     if provider == "local":
         for key in ("head_node_type", "available_node_types", "max_workers"):
             del config[key]
@@ -66,6 +73,30 @@ def test_ray_accepts_the_configuration_of_every_provider(provider: str) -> None:
     config = launcher(provider)
     validate_config(config)
     assert config["provider"]["type"] == provider
+
+
+def refused_by_aws(node: dict[str, Any]) -> str:
+    """Why EC2's API would refuse to start such a node, as far as its published model of a request tells."""
+    client = boto3.client("ec2", region_name="us-west-2")
+    request = client.meta.service_model.operation_model("RunInstances").input_shape
+    counts = {"MinCount": 1, "MaxCount": 1}
+    return ParamValidator().validate(node | counts, request).generate_report()
+
+
+def test_aws_accepts_every_node_also_with_efa() -> None:
+    [efa] = [keys for keys in yaml_of_the_readme() if "NetworkInterfaces" in keys]
+    config = launcher("aws")
+    nodes = {name: one["node_config"] for name, one in config["available_node_types"].items()}
+    for node in nodes.values():
+        assert refused_by_aws({key: value for key, value in node.items() if key != "SubnetIds"}) == ""
+    nodes["gpu_spot"] |= efa
+    validate_config(config)
+    found = _configure_from_network_interfaces(config)["available_node_types"]["gpu_spot"]["node_config"]
+    assert len(found["SubnetIds"]) == len(found["SecurityGroupIds"]) == 4
+    cards = [(card["NetworkCardIndex"], card["DeviceIndex"]) for card in efa["NetworkInterfaces"]]
+    assert cards == [(0, 0), (1, 1), (2, 1), (3, 1)]
+    assert refused_by_aws(nodes["gpu_spot"]) == ""
+    assert "NetworkCard" in refused_by_aws(nodes["gpu_spot"] | {"NetworkInterfaces": [{"NetworkCard": 0}]})
 
 
 def test_ray_refuses_unknown_keys() -> None:
@@ -170,6 +201,17 @@ def test_clusters_have_token_authentication_and_an_autoscaler() -> None:
             int(group["template"]["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", 0))
             for group in cluster["workerGroupSpecs"]
         )
+
+
+def test_pods_have_shared_memory_and_groups_for_training_whole_nodes() -> None:
+    for group, _ in groups():
+        pod = group["template"]["spec"]
+        [volume] = [volume for volume in pod["volumes"] if volume["name"] == "shm"]
+        assert volume["emptyDir"]["medium"] == "Memory"
+        assert {"name": "shm", "mountPath": "/dev/shm"} in pod["containers"][0]["volumeMounts"]
+    for group in clusters()["raycluster"]["workerGroupSpecs"][:2]:
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        assert int(limits["nvidia.com/gpu"]) == 8
 
 
 def test_pods_match_the_schema_of_kubernetes() -> None:

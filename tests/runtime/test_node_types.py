@@ -33,7 +33,7 @@ def test_the_shipped_configurations_declare_gpus_and_cpus_and_no_more_heads():
     assert {one.name: one.max_nodes for one in pods.types} == {"gpu-on-demand": 8, "gpu-spot": 8, "cpu": 4}
     assert (types.max_nodes, pods.max_nodes) == (12, 20) and types.are_known and pods.are_known
     gpus = {one.name: (one.resources["CPU"], one.resources["GPU"]) for one in pods.types if "gpu" in one.name}
-    assert gpus == {"gpu-spot": (8, 1), "gpu-on-demand": (8, 1)}
+    assert gpus == {"gpu-spot": (90, 8), "gpu-on-demand": (90, 8)}
 
 
 @pytest.mark.parametrize(
