@@ -6,7 +6,6 @@ ends.
 """
 
 import logging
-from dataclasses import replace
 from typing import Any
 
 from ray import serve
@@ -75,7 +74,7 @@ def serve_models(
         serve.start(proxy_location="Disabled")
         for served in wanted:
             _start(served, settings, len(wanted), start_timeout_s)
-        _route(wanted, settings, Endpoint(host, port, guard.digests(keys)), start_timeout_s)
+        _route(wanted, settings, Endpoint(host, port), guard.digests(keys), start_timeout_s)
     except BaseException:
         serve.shutdown()
         raise
@@ -114,8 +113,8 @@ def switch(
             serve.delete(served.application)
         raise
     endpoint: Endpoint = _answer(ingress.get_endpoint)
-    endpoint = replace(endpoint, key_digests=guard.digests(keys)) if keys else endpoint
-    _route(wanted, settings, endpoint, start_timeout_s)
+    key_digests = guard.digests(keys) if keys else _answer(ingress.get_key_digests)
+    _route(wanted, settings, endpoint, key_digests, start_timeout_s)
     for name in sorted(before - {served.application for served in wanted}):
         serve.delete(name)  # its replicas first answer what they have accepted
         logger.info("ended %s", name)
@@ -151,7 +150,13 @@ def _constructor_error(served: ServedModel) -> str:
     return line.partition(": ")[2] if line.startswith("boom_ray.errors.") else line
 
 
-def _route(wanted: list[ServedModel], settings: ServeSettings, endpoint: Endpoint, timeout_s: float) -> None:
+def _route(
+    wanted: list[ServedModel],
+    settings: ServeSettings,
+    endpoint: Endpoint,
+    key_digests: tuple[bytes, ...],
+    timeout_s: float,
+) -> None:
     """Let the ingress serve these versions; its replicas and the requests they hold stay."""
-    application = ingress_application(wanted, settings.limits(wanted), endpoint)
+    application = ingress_application(wanted, settings.limits(wanted), endpoint, key_digests)
     start(application, APPLICATION, "/", {"CPU": NUM_CPUS}, 1, timeout_s)

@@ -99,8 +99,8 @@ def ingress(args: IngressArguments) -> Any:
     """
     models, keys, host = describe(args.models), read_keys(), proxy_host()
     address.check_host(host, bool(keys))
-    endpoint = Endpoint("", None, guard.digests(keys))
-    return ingress_application(models, args.settings.limits(models), endpoint)
+    limits = args.settings.limits(models)
+    return ingress_application(models, limits, Endpoint("", None), guard.digests(keys))
 
 
 def write_config(models: list[str], settings: ServeSettings, host: str, port: int, path: str) -> None:

@@ -33,7 +33,7 @@ class Guard:
     """ASGI middleware.
 
     Args:
-        key_digests: SHA-256 of the keys that open the routes.
+        key_digests: Returns SHA-256 of the keys that open the routes.
         limits: Returns the current limits.
         refuse: Makes the response to an error.
         version: Returns the version of the default model, for responses that no model computed.
@@ -43,7 +43,7 @@ class Guard:
     def __init__(
         self,
         app: ASGIApp,
-        key_digests: tuple[bytes, ...],
+        key_digests: Callable[[], tuple[bytes, ...]],
         limits: Callable[[], Limits],
         refuse: Callable[[RequestError], ASGIApp],
         version: Callable[[], str],
@@ -86,7 +86,8 @@ class Guard:
 
     def _error(self, scope: Scope, headers: Headers) -> RequestError | None:
         """The reason to refuse a request before its body is read, if any."""
-        if scope["path"] not in OPEN and not is_allowed(headers.get("authorization", ""), self.key_digests):
+        authorization = headers.get("authorization", "")
+        if scope["path"] not in OPEN and not is_allowed(authorization, self.key_digests()):
             message = "send the server's key in the header: Authorization: Bearer KEY"
             return RequestError(401, message, code="invalid_api_key")
         length, allowed = headers.get("content-length", "0"), self.limits().body_bytes

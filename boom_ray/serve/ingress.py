@@ -37,17 +37,15 @@ MIN_TOKENS_PER_SECOND = 1000  # assumed of an endpoint that has measured no pace
 
 @dataclass(frozen=True)
 class Endpoint:
-    """The address of an endpoint, and the keys that open it.
+    """The address of an endpoint.
 
     Attributes:
         host: Address to listen at.
         port: TCP port; None if Ray Serve's proxies listen instead.
-        key_digests: SHA-256 of the keys that clients may send; empty: no key is needed.
     """
 
     host: str
     port: int | None
-    key_digests: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,9 @@ class Ingress:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self.limits = Limits(1, 1)  # until Ray Serve calls `reconfigure`, before the first request
+        # Until Ray Serve calls `reconfigure`, before the first request:
+        self.limits = Limits(1, 1)
+        self.key_digests: tuple[bytes, ...] = (b"",)  # which is the digest of no key
         self.listener: Listener | None = None
         self.models: dict[str, ActiveModel] = {}
         self.metrics = RequestMetrics()
@@ -89,18 +89,22 @@ class Ingress:
         return self.routes
 
     async def get_endpoint(self) -> Endpoint:
-        """The address and keys, for a driver that changes the served versions."""
+        """The address, for a driver that changes the served versions."""
         return self.endpoint
 
+    async def get_key_digests(self) -> tuple[bytes, ...]:
+        """SHA-256 of the keys that clients may send, for the same driver; empty: no key is needed."""
+        return self.key_digests
+
     async def get_names(self) -> list[str]:
-        """The names of the served models, for the same driver."""
+        """The names of the served models, also for that driver."""
         return list(self.models)
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
-        """Serve other versions from the next request on; requests in progress keep their version.
+        """Serve other versions from the next request on, to clients with other keys.
 
-        Everything that can fail or wait comes before the two assignments, so that a request sees either the
-        old models and limits or the new.
+        Requests in progress keep their version. Everything that can fail or wait comes before the
+        assignments, so that a request sees either the old models, limits and keys or the new.
         """
         loop, models = asyncio.get_running_loop(), {}
         limits = Limits(**config["limits"])
@@ -120,6 +124,7 @@ class Ingress:
             )
             models[served.name] = ActiveModel(served, reader, encoder, int(time.time()))
         self.models, self.limits = models, limits
+        self.key_digests = tuple(map(bytes.fromhex, config["key_digests"]))
         # The port opens after the first configuration: a connection is never refused for lack of a model.
         if self.endpoint.port and self.listener is None:
             self.listener = Listener(self.routes)
@@ -220,18 +225,27 @@ async def call(encoder: DeploymentHandle, tokens: Tokens) -> np.ndarray:
     return vectors
 
 
-def ingress_application(models: list[ServedModel], limits: Limits, endpoint: Endpoint) -> Any:
-    """The application in front of the encoders. Deployed again at the same endpoint, it keeps its replicas.
+def ingress_application(
+    models: list[ServedModel], limits: Limits, endpoint: Endpoint, key_digests: tuple[bytes, ...]
+) -> Any:
+    """The application in front of the encoders. Deployed again at the same address, it keeps its replicas.
 
     The version covers what the constructor depends on. A replica that was replaced would refuse connections
-    until the next one listens; models and limits arrive through `reconfigure` instead.
+    until the next one listens; models, limits and keys arrive through `reconfigure` instead.
+
+    Args:
+        key_digests: SHA-256 of the keys that clients may send; empty: no key is needed.
     """
-    digests = [digest.hex() for digest in endpoint.key_digests]
+    config = {
+        "models": [asdict(model) for model in models],
+        "limits": asdict(limits),
+        "key_digests": [digest.hex() for digest in key_digests],
+    }
     deployment: Any = with_version(
         Ingress,  # type: ignore[arg-type]
-        fingerprint([__version__, endpoint.host, endpoint.port, digests]),
+        fingerprint([__version__, endpoint.host, endpoint.port]),
         max_ongoing_requests=limits.ongoing_requests,
         ray_actor_options={"num_cpus": NUM_CPUS},
-        user_config={"models": [asdict(model) for model in models], "limits": asdict(limits)},
+        user_config=config,
     )
     return deployment.bind(endpoint)

@@ -46,7 +46,7 @@ def build_app(ingress: "Ingress") -> FastAPI:
     # Callables, not values: models and limits change while the app stays.
     app.add_middleware(
         Guard,
-        key_digests=ingress.endpoint.key_digests,
+        key_digests=lambda: ingress.key_digests,
         limits=lambda: ingress.limits,
         refuse=error_response,
         version=lambda: ingress.model(None).served.version if ingress.models else "none",

@@ -39,8 +39,9 @@ def active(served: ServedModel) -> ActiveModel:
 def local_endpoint(*models: str) -> Iterator[TestClient]:
     """A client of the routes for model directories."""
     served = build.describe(list(models))
-    ingress = UNDEPLOYED(Endpoint("", None, ()))
+    ingress = UNDEPLOYED(Endpoint("", None))
     ingress.models = {one.name: active(one) for one in served}
+    ingress.key_digests = ()
     ingress.limits = Limits(PASS_TOKENS, max(one.max_length for one in served))
     with TestClient(build_app(ingress)) as client:
         yield client

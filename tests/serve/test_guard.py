@@ -29,7 +29,12 @@ class Endpoint:
         add_error_handlers(app)
         self.seen: list[tuple[Any, ...]] = []
         self.guard = Guard(
-            app, (), lambda: LIMITS, error_response, lambda: "v0001", lambda *answer: self.seen.append(answer)
+            app,
+            lambda: (),
+            lambda: LIMITS,
+            error_response,
+            lambda: "v0001",
+            lambda *answer: self.seen.append(answer),
         )
 
     def post(self, *chunks: bytes) -> "asyncio.Task[tuple[int, dict[bytes, bytes], Any]]":

@@ -14,6 +14,8 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import aiohttp
 import numpy as np
@@ -50,12 +52,18 @@ def versions(qwen3, tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def url(versions, tmp_path_factory) -> Iterator[str]:
+def keys_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("keys") / "keys.txt"
+    path.write_text("\n".join(KEYS) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def url(versions, keys_file) -> Iterator[str]:
     """An endpoint with two encoders and two keys."""
-    keys, port = tmp_path_factory.mktemp("keys") / "keys.txt", free_port()
-    keys.write_text("\n".join(KEYS) + "\n")
+    port = free_port()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BOOM_RAY_API_KEYS_FILE", str(keys))
+        patch.setenv("BOOM_RAY_API_KEYS_FILE", str(keys_file))
         settings = ServeSettings(pass_tokens=512, min_replicas=2, max_replicas=2)
         serve_models([versions["v0001"]], port=port, settings=settings, blocking=False)
         yield f"http://127.0.0.1:{port}"
@@ -294,6 +302,27 @@ def test_a_new_version_takes_over_under_load(url, versions):
     assert set(seen) == {(200, "v0001"), (200, "bag-2")}
     assert call(f"{url}/health", key=None)[2]["version"] == "bag-2"
     assert len(serve.status().applications) == 2
+
+
+def test_other_keys_open_the_endpoint_and_its_connections_stay(url, versions, keys_file):
+    connection = http.client.HTTPConnection(url.removeprefix("http://"))
+
+    def status(key: str) -> int:
+        connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status
+
+    assert [status(key) for key in (KEYS[0], KEYS[1], "a new one")] == [200, 200, 401]
+    port = connection.sock.getsockname()
+    before = keys_file.read_text()
+    keys_file.write_text(f"{KEYS[1]}\na new one\n")
+    switch = partial(serve_models, [versions["bag-2"]], settings=ONE_ENCODER, blocking=False)
+    assert set(under_load(url, switch)) == {(200, "bag-2")}
+    assert [status(key) for key in (KEYS[0], KEYS[1], "a new one")] == [401, 200, 200]
+    keys_file.write_text(before)
+    switch()
+    assert status(KEYS[0]) == 200 and connection.sock.getsockname() == port
 
 
 def test_serving_another_model_does_not_end_a_served_one(url, published_minilm, tmp_path):
