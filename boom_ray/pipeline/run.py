@@ -24,7 +24,7 @@ from boom_ray.pipeline.merge_choice import chosen, keep_development
 from boom_ray.pipeline.publish import Publication, publish, self_test_of
 from boom_ray.pipeline.training import baseline_name, prepare_and_train
 from boom_ray.recipe import Evaluate, Recipe
-from boom_ray.runs.heartbeat import Driver, driving
+from boom_ray.runs.driver import Driver, driving
 from boom_ray.runs.identity import claim
 from boom_ray.runs.layout import FIRST_VERSION, Layout
 from boom_ray.runs.scores import ScoreTable

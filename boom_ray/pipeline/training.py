@@ -6,7 +6,7 @@ from boom_ray.artifacts import CorpusRecord, Parent
 from boom_ray.data import bags, corpus
 from boom_ray.data.bags import BASELINE
 from boom_ray.recipe import Bag, Bags, Recipe
-from boom_ray.runs.heartbeat import Driver, driving
+from boom_ray.runs.driver import Driver, driving
 from boom_ray.runs.identity import claim
 from boom_ray.runs.layout import FIRST_VERSION, Layout
 from boom_ray.runtime import cluster
@@ -29,7 +29,7 @@ def train(recipe: Recipe, only: int | None = None, baseline: bool = False) -> li
         BoomError: as the stages do.
     """
     base = claim(recipe)
-    with driving(recipe.root, "train", FIRST_VERSION) as driver:
+    with driving(recipe.root, "train", FIRST_VERSION, only) as driver:
         return prepare_and_train(recipe, base, driver, only, baseline)
 
 

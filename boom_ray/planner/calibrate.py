@@ -36,7 +36,7 @@ from boom_ray.planner.shape import ModelShape
 from boom_ray.planner.texts import BatchLoad
 from boom_ray.planner.workload import Workload, planned_bags
 from boom_ray.recipe import Bag, Bags, Evaluate, Recipe, Train
-from boom_ray.runs.heartbeat import driving
+from boom_ray.runs.driver import driving
 from boom_ray.runs.layout import Layout
 from boom_ray.runtime import capacity, node_types
 from boom_ray.runtime.cluster import connect, result_of

@@ -1,33 +1,22 @@
 """Heartbeats of drivers on storage, which distinguish a run at work from one whose driver died.
 
-Each driver keeps one small file, `<root>/drivers/<start>-<random>.json`. A thread writes it at the start, at
-each stage, twice a minute, and at the end, so that slow storage delays no stage and fails none.
+Each driver keeps one small file, `<root>/drivers/<start>-<random>.json`.
 """
 
-import logging
-import os
-import socket
-import threading
-import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Literal
 
 from pydantic import BaseModel
 
-from boom_ray import artifacts, storage
-from boom_ray.errors import BoomError
+from boom_ray import storage
 from boom_ray.runs.layout import Layout
-from boom_ray.runtime import processes, signals
+from boom_ray.runtime import processes
 
 SECONDS_BETWEEN_BEATS = 30.0
 LOST_AFTER_SECONDS = 4 * SECONDS_BETWEEN_BEATS
-SECONDS_TO_END, SECONDS_TO_STOP = 60.0, 1.5
 NUM_READ = 20  # only the last drivers of a run matter, even after years of updates
-State = Literal["running", "done", "failed", "stopped", "lost"]
+State = Literal["waiting", "running", "done", "failed", "stopped", "lost"]
 StageName = Literal["corpus", "bags", "train", "merge", "evaluate", "compare"]
-logger = logging.getLogger(__name__)
 
 
 class BagProgress(BaseModel):
@@ -41,12 +30,22 @@ class BagProgress(BaseModel):
 
 
 class Heartbeat(BaseModel):
-    """The content of a driver's file; `time` is when it was written, `job` a submission id of Ray."""
+    """The content of a driver's file.
 
+    Attributes:
+        driver: Name of the file without its ending.
+        bag: Index of the only bag that it trains, if it trains one alone.
+        state: `waiting` while another driver is at work on the same.
+        time: When it was written, in seconds since 1970.
+        job: Submission id of the Ray job, if there is one.
+    """
+
+    driver: str
     command: str
     version: str
+    bag: int | None = None
     stage: StageName = "corpus"
-    state: State = "running"
+    state: State = "waiting"
     message: str = ""
     started: float
     time: float
@@ -57,15 +56,48 @@ class Heartbeat(BaseModel):
     bags: dict[str, BagProgress] = {}
 
     def at(self, now: float) -> "Heartbeat":
-        """This heartbeat, with state `lost` if it claims to run but is too old or its process has ended."""
-        if self.state != "running":
+        """This heartbeat, with state `lost` if it is not the last but too old, or its process has ended."""
+        if not self.is_active:
             return self
         silence = now - self.time
         if silence <= LOST_AFTER_SECONDS and not processes.has_ended(self.process_name):
             return self
-        driver = f"process {self.pid} on {self.host}"
-        reason = f"{driver} died without reporting an end; its last heartbeat is {age(silence)} old"
+        reason = f"{self.process} died without reporting an end; its last heartbeat is {age(silence)} old"
         return self.model_copy(update={"state": "lost", "message": reason})
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it is not the last of its driver, as far as this driver knew."""
+        return self.state in ("waiting", "running")
+
+    @property
+    def process(self) -> str:
+        """Where the driver runs."""
+        return f"process {self.pid} on {self.host}"
+
+    def ahead(self, others: Iterable["Heartbeat"]) -> list["Heartbeat"]:
+        """Those of the active drivers of the same version that this one, waiting or running, waits for.
+
+        A driver first writes that it waits, and runs as soon as none is ahead; it writes that, and waits
+        again if one is ahead then. So two never run: the second to write that it waits either finds the
+        first running, or is found by it, and the earlier of them goes on. Requires that whoever reads a file
+        after it was written finds it, as all supported storage guarantees.
+        """
+        rivals = [beat for beat in others if beat.is_active and self._trains_the_same_as(beat)]
+        return [
+            beat
+            for beat in rivals
+            if beat._order < self._order or (beat.state == "running" and self.state == "waiting")
+        ]
+
+    def _trains_the_same_as(self, other: "Heartbeat") -> bool:
+        bags = {self.bag, other.bag}
+        is_rival = other.version == self.version and (len(bags) == 1 or None in bags)
+        return is_rival and other.driver != self.driver
+
+    @property
+    def _order(self) -> tuple[float, str]:
+        return self.started, self.driver
 
 
 def read_heartbeats(root: str) -> list[Heartbeat]:
@@ -82,102 +114,3 @@ def age(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{max(0.0, seconds):.0f} s"
-
-
-class Driver:
-    """Keeps the heartbeat of this process.
-
-    Args:
-        root: URI of the run.
-        command: Verb it was started with.
-        version: Version that it makes.
-    """
-
-    def __init__(self, root: str, command: str, version: str) -> None:
-        now = time.time()
-        name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(now))}-{uuid.uuid4().hex[:8]}.json"
-        self.uri = storage.join(Layout(root).heartbeats, name)
-        self.beat = Heartbeat(
-            command=command,
-            version=version,
-            started=now,
-            time=now,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            process_name=processes.own_name(),
-            job=artifacts.submission_id(),
-        )
-        self._lock, self._changed = threading.Lock(), threading.Event()
-        self._writer = threading.Thread(target=self._write_until_end, daemon=True)
-        self._writer.start()
-
-    def begin(self, stage: StageName) -> None:
-        """Report the start of a stage."""
-        self._update(stage=stage)
-        self._changed.set()
-
-    def show(self, bags: dict[str, BagProgress]) -> None:
-        """Report the progress of the bags with the next heartbeat."""
-        self._update(bags=bags)
-
-    def end(self, state: State, message: str, patience: float = SECONDS_TO_END) -> None:
-        """Report the end, and wait up to `patience` seconds until that is stored. The first report stays."""
-        self._update(state=state, message=message)
-        self._changed.set()
-        self._writer.join(patience)
-
-    def stopped(self, signal_name: str) -> str:
-        """Report that a signal ended the driver.
-
-        Returns:
-            The last line for the terminal: what is kept.
-        """
-        self.end("stopped", f"by {signal_name}", SECONDS_TO_STOP)
-        beat = self.beat
-        unfinished = [
-            name for name, bag in beat.bags.items() if bag.failed is None and bag.step < bag.num_steps
-        ]
-        more = f"; {', '.join(unfinished)} will resume from the last checkpoint" if unfinished else ""
-        return (
-            f"stopped by {signal_name} at {beat.version}, {beat.stage}: published artifacts are kept{more}. "
-            "Run the same command again to continue"
-        )
-
-    def _update(self, **changes: Any) -> None:
-        with self._lock:
-            if self.beat.state == "running":
-                self.beat = self.beat.model_copy(update=changes)
-
-    def _write_until_end(self) -> None:
-        warned = False
-        while True:
-            beat = self.beat.model_copy(update={"time": time.time()})
-            try:
-                storage.write_bytes(self.uri, beat.model_dump_json(indent=1).encode())
-            except BoomError as error:  # whether this is serious shows when the run stores its artifacts
-                if not warned:
-                    logger.warning("%s", error)
-                warned = True
-            if beat.state != "running":
-                return
-            self._changed.wait(SECONDS_BETWEEN_BEATS)
-            self._changed.clear()
-
-
-@contextmanager
-def driving(root: str, command: str, version: str) -> Iterator[Driver]:
-    """The driver of the block; its heartbeat reports how the block ended."""
-    driver = Driver(root, command, version)
-    try:
-        with signals.stop_message(driver.stopped):
-            yield driver
-    except BoomError as error:
-        driver.end("failed", str(error))
-        raise
-    except Exception as error:
-        driver.end("failed", f"{type(error).__name__}: {error}")
-        raise
-    except BaseException as error:
-        driver.end("stopped", f"by {type(error).__name__}")
-        raise
-    driver.end("done", "")

@@ -5,7 +5,6 @@ why none does.
 """
 
 import time
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -43,7 +42,7 @@ class RunStatus:
     Attributes:
         state: Running if any driver is running, else the state in which the last one ended.
         reason: Why the run is not well, or "".
-        drivers: The running ones, else the last one.
+        drivers: Those at work and those that wait for them, else the last one.
         versions: Published versions.
         current: The version to serve.
         making: The parts of each version, in order; published updates are left out.
@@ -133,22 +132,16 @@ def _verdict(beats: list[Heartbeat], making: dict[str, list[Part]], published: b
 
 
 def _drivers(beats: list[Heartbeat], now: float) -> list[Part]:
-    """The running drivers, else the last one."""
-    running = [beat for beat in beats if beat.state == "running"]
-    rivals = Counter(beat.version for beat in running)
-    return [_driver(beat, rivals[beat.version] > 1, now) for beat in running or beats[-1:]]
+    """The drivers at work and those that wait for them, else the last one."""
+    return [_driver(beat, now) for beat in [beat for beat in beats if beat.is_active] or beats[-1:]]
 
 
-def _driver(beat: Heartbeat, has_rival: bool, now: float) -> Part:
+def _driver(beat: Heartbeat, now: float) -> Part:
     parts = [f"{beat.command} of {beat.version}, {beat.stage}"]
+    parts += ["waits for the other"] if beat.state == "waiting" else []
     parts += [f"job {beat.job}"] if beat.job else []
     parts += [f"{beat.host}, process {beat.pid}", f"heartbeat {age(now - beat.time)} ago"]
     detail = ", ".join(parts)
-    if has_rival:
-        detail += (
-            "; another driver makes the same version: both train, the first to publish wins, the other "
-            "fails. Stop one"
-        )
     detail += f"; {beat.message}" if beat.message else ""
     facts = beat.model_dump(exclude={"bags", "state"}) | {"seconds_silent": now - beat.time}
     return Part("driver", beat.state, detail, facts)

@@ -9,7 +9,8 @@ from typing import Any
 import ray
 
 from boom_ray.errors import BoomError
-from boom_ray.runs.heartbeat import BagProgress, Driver
+from boom_ray.runs.driver import Driver
+from boom_ray.runs.heartbeat import BagProgress
 from boom_ray.runtime.progress import Progress
 from boom_ray.train.bag_job import BagJob
 from boom_ray.train.progress_actor import BagState

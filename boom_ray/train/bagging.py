@@ -13,7 +13,7 @@ from boom_ray.data.bags import BASELINE
 from boom_ray.data.batches import num_steps
 from boom_ray.errors import BoomError, ConflictError
 from boom_ray.recipe import Bag, Bags, Recipe, identity
-from boom_ray.runs.heartbeat import Driver
+from boom_ray.runs.driver import Driver
 from boom_ray.runs.layout import Layout
 from boom_ray.runtime.cluster import here
 from boom_ray.runtime.progress import Progress

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -19,7 +20,8 @@ from boom_ray.data.batches import num_steps
 from boom_ray.errors import BoomError
 from boom_ray.recipe import Recipe
 from boom_ray.runs import status
-from boom_ray.runs.heartbeat import BagProgress, driving
+from boom_ray.runs.driver import driving
+from boom_ray.runs.heartbeat import BagProgress
 from boom_ray.runs.identity import claim
 
 
@@ -49,7 +51,8 @@ def start(root: str, busy: str) -> subprocess.Popen[str]:
 import hashlib, time, ray
 from boom_ray.runtime import cluster
 from boom_ray.runtime import signals
-from boom_ray.runs.heartbeat import BagProgress, driving
+from boom_ray.runs.driver import driving
+from boom_ray.runs.heartbeat import BagProgress
 with signals.exit_on_signal(), driving({root!r}, "run", "v0001") as driver:
     cluster.connect()
     driver.show({{"bag-1": BagProgress(step=1, num_steps=9, time=time.time())}})
@@ -74,6 +77,13 @@ def await_state(root: str, name: str, state: str) -> None:
     deadline = time.monotonic() + 20
     while states(status.read(root))[name] != state:
         assert time.monotonic() < deadline, status.read(root)
+        time.sleep(0.05)
+
+
+def await_drivers(root: str, expected: list[str]) -> None:
+    deadline = time.monotonic() + 20
+    while (found := [driver.state for driver in status.read(root).drivers]) != expected:
+        assert time.monotonic() < deadline, found
         time.sleep(0.05)
 
 
@@ -114,7 +124,7 @@ def test_a_running_driver_shows_its_bags_and_is_lost_without_heartbeats(begun, t
     assert status.read(root).state == "done"
 
 
-def test_the_reason_of_a_failure_and_a_rival_driver_are_shown(begun):
+def test_the_reason_of_a_failure_is_shown(begun):
     root = begun.root
     with pytest.raises(BoomError), driving(root, "run", "v0001") as driver:
         driver.begin("merge")
@@ -131,12 +141,38 @@ def test_the_reason_of_a_failure_and_a_rival_driver_are_shown(begun):
         driver.begin("evaluate")
         await_state(root, "evaluation", "running")
         assert states(status.read(root))["merge"] == "done"
-    with driving(root, "run", "v0001"), driving(root, "run", "v0001"):
-        deadline = time.monotonic() + 20
-        while len(drivers := status.read(root).drivers) < 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert len(drivers) == 2 and all("another driver" in driver.detail for driver in drivers)
     assert lines(root)[0] == 0
+
+
+def test_a_second_driver_waits_for_the_first_and_goes_on_when_it_dies(begun):
+    root, begins = begun.root, threading.Event()
+
+    def second() -> None:
+        with driving(root, "train", "v0001"):
+            begins.set()
+
+    first = start(root, "time.sleep(120)")
+    thread = threading.Thread(target=second)
+    thread.start()
+    try:
+        await_drivers(root, ["running", "waiting"])
+        with driving(root, "update", "v0002"):
+            pass  # another version waits for nobody
+        assert not begins.is_set() and status.read(root).is_well
+    finally:
+        first.kill()
+        first.wait()
+        thread.join(30)
+    assert begins.is_set()
+    assert status.read(root).state == "done"
+
+
+def test_drivers_of_single_bags_wait_for_drivers_of_the_same_bag_and_of_all(begun):
+    with driving(begun.root, "train", "v0001", bag=0), driving(begun.root, "train", "v0001", bag=1) as driver:
+        await_drivers(begun.root, ["running", "running"])
+        mine = driver.beat.model_copy(update={"state": "waiting"})
+        others = [driver.beat.model_copy(update={"bag": bag, "driver": "other"}) for bag in (0, 1, None)]
+        assert [len(mine.ahead([other])) for other in others] == [0, 1, 1]
 
 
 def test_storage_that_cannot_be_written_fails_no_stage(begun, caplog):

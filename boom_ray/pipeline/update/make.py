@@ -24,7 +24,7 @@ from boom_ray.pipeline.update.cost import cost, describe
 from boom_ray.pipeline.update.measure import TaskSets, measure_update, require, task_sets
 from boom_ray.recipe import Bag, Bags, Evaluate, Recipe
 from boom_ray.runs import updates, versions
-from boom_ray.runs.heartbeat import Driver, driving
+from boom_ray.runs.driver import Driver, driving
 from boom_ray.runs.identity import claim, with_data_of_run
 from boom_ray.runs.layout import Layout
 from boom_ray.runs.updates import UpdateRequest
@@ -118,6 +118,9 @@ def make(recipe: Recipe, request: UpdateRequest, version: str, sets: TaskSets) -
     layout, parent = Layout(recipe.root), str(request.parent)
     target = layout.model(version)
     with driving(recipe.root, "update", version) as driver:
+        if published := artifacts.find(target, ModelRecord):
+            logger.info("%s: published already", target)
+            return UpdateResult(target, published)
         small = _training_recipe(recipe, request, version)
         (trained,) = prepare_and_train(small, claim(small), driver)
         spent = cost(recipe, version, trained)
