@@ -20,6 +20,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.state import list_nodes
 
+from boom_ray.runtime.node_types import LABEL
 from tests.object_store import free_ports
 from tests.test_jobs import await_end, head_node, patiently
 
@@ -55,7 +56,7 @@ class AutoscaledCluster:
         """Live nodes, or all there have been, by their type; without the head."""
         found = list_nodes(address=self.client.get_address(), detail=True, limit=1000)
         return Counter(
-            node.labels.get("ray.io/node-group", "unknown")
+            node.labels[LABEL]
             for node in found
             if not node.is_head_node and (not alive or node.state == "ALIVE")
         )
@@ -94,6 +95,7 @@ def scaled_down(types: Mapping[str, Any], address: str) -> dict[str, Any]:
         is_head = name in ("head", "headgroup")
         found[FAKE_HEAD_NODE_TYPE if is_head else name] = {
             "resources": resources,
+            "labels": {} if is_head else {LABEL: name},  # which Ray sets itself on nodes of their own
             "node_config": {},
             "max_workers": 0 if is_head else 2,
             "priority": one.get("priority", 0),

@@ -74,7 +74,8 @@ def test_a_run_starts_gpu_nodes_for_its_bags_and_they_go_away(cluster, qwen3, co
     assert "waiting, " in log and "gpu_spot starting" in log, log
     assert log.count(" steps on 2 ranks") == 2, f"auto counts the nodes that may come: {log}"
     assert artifacts.verify(f"{tmp_path}/runs/tiny/models/v0001")
-    assert cluster.nodes(alive=False)["gpu_spot"] == 2
+    started = cluster.nodes(alive=False)
+    assert started["gpu_spot"] >= 2 and "gpu_on_demand" not in started, started
     cluster.await_no_nodes()
 
 
