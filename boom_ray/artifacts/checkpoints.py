@@ -145,6 +145,11 @@ def newest(root: str) -> tuple[str, dict[str, Any]] | None:
     return next(((uri, manifest.state) for uri, manifest in complete(root)), None)
 
 
+def newest_step(root: str) -> int:
+    """Step of the newest complete checkpoint, 0 if there is none."""
+    return next((state["step"] for _, state in find(root) if state), 0)
+
+
 def damage(uri: str, files: Mapping[str, FileEntry]) -> list[str]:
     """The files of a checkpoint whose content is not what its manifest records.
 

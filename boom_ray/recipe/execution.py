@@ -24,7 +24,7 @@ class TrainExecution(Section):
             fixed number on CPUs.
         deterministic: Use deterministic kernels, so that a GPU computes the same weights again.
         save_every_steps: Steps between checkpoints.
-        max_failures: Times a bag is restarted from its last checkpoint.
+        max_failures: Attempts of a bag in a row that may fail without storing a later checkpoint.
         start_timeout_s: Seconds to wait until the cluster has capacity for one bag.
         collective_timeout_s: Seconds after which a silent rank ends the bag's attempt.
     """

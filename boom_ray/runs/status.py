@@ -245,9 +245,8 @@ def _trained(name: str, record: ModelRecord) -> Part:
 
 
 def _saved_step(directory: str) -> int:
-    """Step of the newest complete checkpoint, 0 if there is none."""
     try:
-        return next((state["step"] for _, state in checkpoints.find(directory) if state), 0)
+        return checkpoints.newest_step(directory)
     except BoomError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return 0  # the bag was published while its checkpoints were read

@@ -1,15 +1,15 @@
 """One bag as a trainer of Ray Train."""
 
 import uuid
-from collections.abc import Iterator
 from typing import Any, cast
 
 import ray.exceptions
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from boom_ray.errors import BoomError, ClusterError
 from boom_ray.runs.layout import Layout
+from boom_ray.train.attempts import StopAtBoomErrors, StopWithoutProgress, reasons
 from boom_ray.train.bag_job import BagJob
 from boom_ray.train.capacity import rank_environment, rank_resources
 
@@ -22,6 +22,7 @@ def fit(job: BagJob) -> BoomError | None:
     """
     execution = job.recipe.train.execution
     environment: Any = {"worker_runtime_env": rank_environment(execution)}  # mypy knows the older RunConfig
+    callbacks = [StopAtBoomErrors(), StopWithoutProgress(job.checkpoints, execution.max_failures)]
     trainer = TorchTrainer(
         cast(Any, _train_bag),
         train_loop_config={"job": job},
@@ -36,8 +37,8 @@ def fit(job: BagJob) -> BoomError | None:
         run_config=RunConfig(
             name=f"{job.name}-{uuid.uuid4().hex[:8]}",
             storage_path=Layout(job.recipe.root).ray_train,
-            failure_config=FailureConfig(max_failures=execution.max_failures),
-            callbacks=[cast(Any, StopAtBoomErrors())],
+            failure_config=FailureConfig(max_failures=-1),  # the callbacks decide
+            callbacks=cast(Any, callbacks),
             **environment,
         ),
     )
@@ -45,7 +46,7 @@ def fit(job: BagJob) -> BoomError | None:
         trainer.fit()
     except (TrainingFailedError, ray.exceptions.RayError, ValueError, OSError) as error:
         cause = getattr(error, "controller_failure", error)
-        return cause if isinstance(cause, BoomError) else ClusterError("; ".join(reasons(error)))
+        return cause if isinstance(cause, BoomError) else ClusterError(reasons([error]))
     return None
 
 
@@ -54,30 +55,3 @@ def _train_bag(config: dict[str, Any]) -> None:
     from boom_ray.train.worker import train_bag
 
     train_bag(config)
-
-
-class StopAtBoomErrors(UserCallback):
-    """Ends a bag at a `BoomError` of any rank, which would occur again in every attempt.
-
-    Ray Train counts an exception of a rank as a failure and starts the next attempt, whatever it is. An
-    exception of a callback ends the trainer, and all ranks with it: none waits for others in a collective.
-    """
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Raise the first `BoomError`; Ray Train wraps what a rank has raised."""
-        for wrapper in worker_exceptions.values():
-            for error in (wrapper, *wrapper.args):
-                if isinstance(error, BoomError):
-                    raise error
-
-
-def reasons(error: Exception) -> Iterator[str]:
-    """The distinct errors of all failed ranks, one line each."""
-    failures = getattr(error, "worker_failures", None) or {0: error}
-    yield from dict.fromkeys(map(_reason, failures.values()))
-
-
-def _reason(failure: Exception) -> str:
-    """The last line of a traceback, or the first line of Ray's explanation of an out-of-memory kill."""
-    lines = str(failure).strip().splitlines()
-    return lines[0 if isinstance(failure, ray.exceptions.OutOfMemoryError) else -1]
