@@ -10,7 +10,7 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -26,27 +26,29 @@ from boom_ray.evaluation import local_tasks
 from boom_ray.merge.driver import merge_into
 from boom_ray.model import directory
 from boom_ray.model.tokens import Tokens
-from boom_ray.planner import cost, hardware, stages
+from boom_ray.planner import cost, hardware, memory, stages
 from boom_ray.planner.assumptions import Assumptions
 from boom_ray.planner.calibration import Calibration, store
 from boom_ray.planner.estimate import schedule_of
 from boom_ray.planner.hardware import DATA_SHEETS, ClusterSpec, RankSpec
 from boom_ray.planner.plan import PlanOptions, gather
 from boom_ray.planner.shape import ModelShape
-from boom_ray.planner.texts import BatchLoad
+from boom_ray.planner.texts import BatchMix, EncodedTexts
 from boom_ray.planner.workload import Workload, planned_bags
 from boom_ray.recipe import Bag, Bags, Evaluate, Recipe, Train
 from boom_ray.runs.driver import driving
 from boom_ray.runs.layout import Layout
 from boom_ray.runtime import capacity, node_types
 from boom_ray.runtime.cluster import connect, result_of
-from boom_ray.train.bagging import train_bags
-from boom_ray.train.capacity import await_capacity
+from boom_ray.train.bag_job import BagJob
+from boom_ray.train.bagging import make_job, train_bags
+from boom_ray.train.capacity import await_capacity, task_options
 from boom_ray.train.progress_actor import ProgressActor
 
 SCRATCH = "calibration-scratch"
 MAX_BAGS = 8
 PROBE_BYTES, NUM_CALLS = 64 << 20, 200
+NUM_BATCHES, NUM_PASSES = 3, 20  # of which the host's part is measured
 NUM_TEXTS, LENGTH, FIRST_WORD = 128, 64, 5  # texts of one repeated token, if there is no task to evaluate
 RAY_NAMES = {"A100": "A100-80", "A100-40G": "A100-40", "A100-80G": "A100-80"}
 
@@ -73,7 +75,7 @@ def calibrate(recipe: Recipe, options: PlanOptions | None = None, num_steps: int
     storage.delete_tree(small.root)
     try:
         logger.info("calibrate: %d bags of %d steps, merge and evaluation", len(small.bags.ratios), num_steps)
-        values = _measured(small, workload, cluster, rank)
+        values = _measured(small, workload, cluster, rank, assume)
     finally:
         storage.delete_tree(small.root)
     if cluster.on_cpus:
@@ -129,22 +131,33 @@ def miniature(recipe: Recipe, num_rows: Mapping[str, int], steps: int) -> Recipe
     )
 
 
-def _measured(small: Recipe, workload: Workload, cluster: ClusterSpec, rank: RankSpec) -> dict[str, float]:
+def _measured(
+    small: Recipe, workload: Workload, cluster: ClusterSpec, rank: RankSpec, assume: Assumptions
+) -> dict[str, float]:
     """Values of assumptions, measured with the miniature."""
-    models, values = _training(small, workload, cluster, rank)
+    num_ranks = small.train.execution.num_workers
+    assert num_ranks != "auto"
+    train = memory.with_chunk_tokens(small.train, workload.shape, num_ranks, rank.memory, assume)
+    models, values = _training(small, train, workload, cluster, rank)
     values |= _merging(small, workload, models)
     values |= _encoding(workload, cluster, models[0])
     return values | _storing(small.root, cluster)
 
 
 def _training(
-    small: Recipe, workload: Workload, cluster: ClusterSpec, rank: RankSpec
+    small: Recipe, train: Train, workload: Workload, cluster: ClusterSpec, rank: RankSpec
 ) -> tuple[list[str], dict[str, float]]:
-    """Train the miniature's bags; returns their models and the rates of training."""
+    """Train the miniature's bags; returns their models and the rates of training.
+
+    Args:
+        train: Its settings with a number for `chunk_tokens`.
+    """
     layout = Layout(small.root)
     prepared = corpus.prepare(small.data, layout.corpus, small.name)
     drawn = bags.publish(prepared, small.bags, layout.bags)
-    base, since = directory.identify(small.base_model.path), time.time()
+    base = directory.identify(small.base_model.path)
+    values = _hosting(make_job(small, 0, prepared, drawn, base, None), workload.shape)
+    since = time.time()
     with driving(small.root, "plan", small.name) as driver:
         models = train_bags(small, prepared, drawn, base, driver)
     starts, work, finishes = [], [], []
@@ -157,11 +170,11 @@ def _training(
         starts.append(began - since)
         finishes.append(ended - steps[-1]["time"])
         work += [
-            _arithmetic(workload, small.train, step["task"], step["time"] - before["time"], cluster, rank)
+            _arithmetic(workload, train, step, step["time"] - before["time"], cluster, rank)
             for before, step in itertools.pairwise(steps)
         ]
     flops, seconds = (sum(column) for column in zip(*work, strict=True))
-    return models, {
+    return models, values | {
         "rank.flops": flops / seconds,
         "train.start_seconds": fmean(starts),
         "train.finish_seconds": fmean(finishes),
@@ -169,14 +182,67 @@ def _training(
 
 
 def _arithmetic(
-    workload: Workload, train: Train, task: str, seconds: float, cluster: ClusterSpec, rank: RankSpec
+    workload: Workload,
+    train: Train,
+    step: dict[str, Any],
+    seconds: float,
+    cluster: ClusterSpec,
+    rank: RankSpec,
 ) -> tuple[float, float]:
-    """FLOPs of one rank in a measured step, and its seconds minus those of network and optimizer."""
+    """FLOPs of the slowest rank in a measured step, and its seconds minus those of waiting and optimizer.
+
+    Args:
+        step: Its entry in the metrics log.
+        seconds: Since the end of the step before.
+    """
     num_ranks = train.execution.num_workers
     assert num_ranks != "auto"
-    step = cost.step(workload.shape, train, workload.loads[task], num_ranks, cluster, rank)
+    batches = BatchMix.of(workload.texts, {step["task"]: 1})
+    planned = cost.step(workload.shape, train, batches, num_ranks, cluster, rank)
     # Network and optimizer are assumed rates: they may not explain more than nine tenths of a step.
-    return step.flops / num_ranks, max(seconds - step.network - step.optimizer, seconds / 10)
+    others = planned.exposed + planned.optimizer + step["feed_wait"]
+    return planned.compute * rank.flops, max(seconds - others, seconds / 10)
+
+
+def _hosting(job: BagJob, shape: ModelShape) -> dict[str, float]:
+    """What the host of a rank does for a step: launch operations, assemble a batch, and tokenize."""
+    execution = job.recipe.train.execution
+    on_rank: Any = ray.remote(_host).options(**task_options(execution))
+    launch, collate, tokenize = result_of(on_rank.remote(job, "cuda" if execution.use_gpu else "cpu"))
+    return {
+        "host.launch_seconds": launch / (shape.layers * cost.OPERATIONS),
+        "host.collate_seconds": collate,
+        "host.tokenize_bytes_per_second": tokenize,
+    }
+
+
+def _host(job: BagJob, device: str) -> tuple[float, float, float]:
+    """Seconds of the shortest forward pass, seconds to assemble a batch per text, and bytes tokenized per
+    second."""
+    from boom_ray.train.batch_loader import BatchLoader
+    from boom_ray.train.preparation import prepare
+    from boom_ray.train.share import sizes_of
+
+    encoder, loader = prepare(job, device)
+    num_ranks = 1 << 20  # more than texts, so that the last one has none to tokenize
+    steps = range(min(NUM_BATCHES, loader.num_steps))
+    batches = [loader.batch(step).batch for step in steps]
+    assembling = _seconds(BatchLoader(job, encoder, num_ranks - 1, num_ranks).batch, steps)
+    tokenizing = max(_seconds(loader.batch, steps) - assembling, 1e-6)
+    num_texts = sum(len(batch.texts) for batch in batches)
+    num_bytes = sum(int(sizes_of(batch.texts).sum()) for batch in batches)
+    token = Tokens.of([[FIRST_WORD]])
+    launching = _seconds(lambda _: encoder.encode_tokens(token), range(NUM_PASSES))
+    return launching / NUM_PASSES, assembling / num_texts, num_bytes / tokenizing
+
+
+def _seconds(call: Callable[[int], object], arguments: range) -> float:
+    """Seconds of a call with each of the arguments, after one that is not measured."""
+    call(arguments[0])
+    since = time.perf_counter()
+    for argument in arguments:
+        call(argument)
+    return time.perf_counter() - since
 
 
 def _merging(small: Recipe, workload: Workload, models: list[str]) -> dict[str, float]:
@@ -187,18 +253,19 @@ def _merging(small: Recipe, workload: Workload, models: list[str]) -> dict[str, 
         _, merged = merge_into(stage, models, small.base_model.path, settings)
         whole = time.time() - since
     shapes = [workload.shape] * len(models)
-    planned = planned_bags(small, shapes, workload.num_rows, workload.loads)
+    planned = planned_bags(small, shapes, workload.num_rows, workload.texts)
     rate = stages.merge_work(small, planned) / merged.seconds / settings.execution.num_workers
     return {"merge.start_seconds": whole - merged.seconds, "merge.bytes_per_second": rate}
 
 
 @ray.remote(num_cpus=1)
-def _measure(model: str, task: str | None, max_length: int | None) -> tuple[float, float, float]:
+def _measure(model: str, task: str | None, max_length: int | None, device: str) -> tuple[float, float, float]:
     """When this process was ready, seconds to load a model, and seconds to evaluate it, or to embed."""
     from boom_ray.evaluation.retrieval import RetrievalEvaluator
+    from boom_ray.model import inference
 
     ready = time.time()
-    encoder: Any = directory.load_encoder(storage.local_directory(model)).for_inference()
+    encoder: Any = inference.load(storage.local_directory(model), device)
     loaded = time.time()
     if task:
         evaluator = RetrievalEvaluator(task, max_length)
@@ -209,17 +276,19 @@ def _measure(model: str, task: str | None, max_length: int | None) -> tuple[floa
 
 
 def _encoding(workload: Workload, cluster: ClusterSpec, model: str) -> dict[str, float]:
-    """Rates of evaluation with every CPU busy, and of embedding, on CPUs derived from the former."""
+    """Rates of evaluation with every CPU or GPU busy, and of embedding, on CPUs derived from the former."""
     evaluate, shape = workload.recipe.evaluate, workload.shape
-    num_slots = max(1, min(64, int(cluster.num_cpus)))
+    on_gpu = evaluate.execution.use_gpu
+    num_slots = max(1, min(64, int(cluster.num_gpus if on_gpu else cluster.num_cpus)))
     tasks = workload.evaluation if evaluate.data else []
     local = local_tasks.find(evaluate.data) if evaluate.data and tasks else []
     task = next((one.uri for one in local if one.type == "Retrieval"), None)
-    load = tasks[0] if task else BatchLoad(NUM_TEXTS, NUM_TEXTS * LENGTH, NUM_TEXTS * LENGTH, LENGTH, 0, True)
-    since = time.time()
-    results = result_of([_measure.remote(model, task, evaluate.max_length) for _ in range(num_slots)])
+    texts = tasks[0] if task else EncodedTexts(NUM_TEXTS, NUM_TEXTS * LENGTH, NUM_TEXTS * LENGTH, LENGTH)
+    measure: Any = _measure.options(num_gpus=1 if on_gpu else 0)
+    since, arguments = time.time(), (model, task, evaluate.max_length, "cuda" if on_gpu else "cpu")
+    results = result_of([measure.remote(*arguments) for _ in range(num_slots)])
     ready, loads, seconds = zip(*results, strict=True)
-    rate = num_slots * shape.forward_flops(load.computed, load.length) / sum(seconds)
+    rate = num_slots * shape.forward_flops(texts.computed, texts.length) / sum(seconds)
     values = {
         "evaluate.start_seconds": max(ready) - since,
         "evaluate.load_seconds": fmean(loads),

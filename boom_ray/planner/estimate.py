@@ -7,7 +7,6 @@ from boom_ray.planner import cost, memory, stages
 from boom_ray.planner.assumptions import Assumptions
 from boom_ray.planner.cost import StepCost
 from boom_ray.planner.hardware import ClusterSpec, RankSpec
-from boom_ray.planner.texts import BatchLoad
 from boom_ray.planner.workload import PlannedBag, Workload
 from boom_ray.recipe import Recipe
 from boom_ray.train.schedule import Schedule, best, longest_first
@@ -44,9 +43,9 @@ class BagEstimate:
         return self.planned.steps
 
     @property
-    def load(self) -> BatchLoad:
-        """The mean global batch."""
-        return self.planned.load
+    def tokens(self) -> float:
+        """Tokens of all steps, without padding."""
+        return self.steps * self.planned.batches.tokens
 
     @property
     def checkpoint_bytes(self) -> float:
@@ -161,9 +160,9 @@ def estimate(workload: Workload, cluster: ClusterSpec, rank: RankSpec, assume: A
         train=max(bag.end for bag in planned),
         merge=stages.merge_seconds(recipe, workload.bags, assume),
         evaluate=stages.evaluate_seconds(
-            recipe, shape, cluster, rank, workload.evaluation, num_evaluated, assume
+            recipe, shape, cluster, rank, workload.evaluation, num_evaluated, stored, assume
         ),
-        embed=stages.embed_seconds(shape, cluster, rank, workload.loads, assume),
+        embed=stages.embed_seconds(shape, cluster, rank, workload.texts, stored, assume),
         storage=_stored(workload, planned),
         network=_transferred(workload, planned, cluster),
     )
@@ -174,7 +173,7 @@ def _bags(workload: Workload, cluster: ClusterSpec, rank: RankSpec, overhead: fl
     drawn = workload.trained
     ranks = schedule_of(workload.recipe, [bag.steps for bag in drawn], cluster.num_ranks).ranks
     costs = [
-        cost.step(bag.shape, bag.train, bag.load, n, cluster, rank)
+        cost.step(bag.shape, bag.train, bag.batches, n, cluster, rank)
         for bag, n in zip(drawn, ranks, strict=True)
     ]
     work = [n * (overhead + bag.steps * one.seconds) for bag, n, one in zip(drawn, ranks, costs, strict=True)]
@@ -220,4 +219,4 @@ def _transferred(workload: Workload, planned: list[BagEstimate], cluster: Cluste
 
 
 def _corpus_bytes(workload: Workload) -> float:
-    return sum(rows * workload.loads[task].row_bytes for task, rows in workload.num_rows.items())
+    return sum(rows * workload.texts[task].row_bytes for task, rows in workload.num_rows.items())

@@ -131,6 +131,8 @@ def bottleneck(estimate: Estimate, forecast: Forecast) -> str:
     bag = estimate.longest
     parts = {
         "compute": bag.steps * bag.step.compute,
+        "launches": bag.steps * bag.step.launches,
+        "feed": bag.steps * bag.step.feed,
         "network": bag.steps * bag.step.network,
         "start": estimate.start + estimate.finish,
         "node failures": forecast.makespan - estimate.train,

@@ -101,6 +101,9 @@ class RankSpec:
     Attributes:
         flops: Achieved in training.
         encode_flops: Achieved in encoding without gradients.
+        launch: Seconds in which the host launches one operation of torch.
+        collate: Seconds in which the host assembles a batch, per text of the global batch.
+        tokenize: Bytes of text that it tokenizes per second.
     """
 
     memory: float
@@ -109,6 +112,9 @@ class RankSpec:
     memory_bandwidth: float
     link: float
     network: float
+    launch: float
+    collate: float
+    tokenize: float
 
 
 def sheet_of(gpu_type: str) -> DataSheet:
@@ -174,4 +180,7 @@ def rank(cluster: ClusterSpec, precision: Precision, assume: Assumptions) -> Ran
         memory_bandwidth=assume.take("gpu.bandwidth", sheet.memory_bandwidth, "B/s", sheet.source),
         link=assume.take("gpu.link", sheet.link, "B/s", sheet.source),
         network=assume.take("gpu.network", sheet.network, "B/s", sheet.source),
+        launch=assume.take("host.launch_seconds", 1e-5, "s", "of one operation of torch, a guess"),
+        collate=assume.take("host.collate_seconds", 5e-5, "s", "of one text of a batch, a guess"),
+        tokenize=assume.take("host.tokenize_bytes_per_second", 2e6, "B/s", "of one rank, a guess"),
     )

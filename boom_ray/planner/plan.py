@@ -16,7 +16,7 @@ from boom_ray.planner.forecast import Forecast, forecast
 from boom_ray.planner.hardware import ClusterSpec
 from boom_ray.planner.memory import MemoryTable
 from boom_ray.planner.shape import ModelShape
-from boom_ray.planner.texts import BatchLoads
+from boom_ray.planner.texts import TextSampler
 from boom_ray.planner.workload import Workload, planned_bags, planned_baseline, sized
 from boom_ray.recipe import Recipe
 from boom_ray.runs.layout import Layout
@@ -144,17 +144,17 @@ def gather(recipe: Recipe, config_file: str | None, assume: Assumptions, baselin
     """Count rows, measure or assume texts, and read the shape of the base model."""
     num_rows = corpus.expected_rows(recipe.data, Layout(recipe.root).corpus)
     own, limit = _tokenizer(recipe)
-    loads = BatchLoads(recipe, limit, own, assume)
-    by_task = {task.name: loads.of(task) for task in recipe.data.tasks}
+    sampler = TextSampler(recipe, limit, own, assume)
+    texts = {task.name: sampler.of(task) for task in recipe.data.tasks}
     *of_bags, of_recipe = _shapes(recipe, config_file, assume)
     return Workload(
         recipe=recipe,
         shape=of_recipe,
         num_rows=num_rows,
-        loads=by_task,
-        evaluation=loads.evaluation(recipe.evaluate),
-        bags=planned_bags(recipe, of_bags, num_rows, by_task),
-        baseline=planned_baseline(recipe, of_recipe, num_rows, by_task) if baseline else None,
+        texts=texts,
+        evaluation=sampler.evaluation(recipe.evaluate),
+        bags=planned_bags(recipe, of_bags, num_rows, texts),
+        baseline=planned_baseline(recipe, of_recipe, num_rows, texts) if baseline else None,
     )
 
 

@@ -16,11 +16,11 @@ def corpus(estimate: Estimate) -> Iterator[str]:
     """One line per task, and one for the base model."""
     workload, shape = estimate.workload, estimate.workload.shape
     for task in workload.recipe.data.tasks:
-        load = workload.loads[task.name]
-        source = "measured" if load.measured else "assumed"
+        texts = workload.texts[task.name]
+        source = "measured" if texts.measured else "assumed"
         yield (
             f"corpus: {task.name} ({task.type}): {workload.num_rows[task.name]:,} rows; a batch has "
-            f"{load.texts:,.0f} texts, {load.tokens:,.0f} tokens ({source})"
+            f"{texts.texts:,.0f} texts, {texts.tokens:,.0f} tokens ({source})"
         )
     yield (
         f"model: {shape.parameters / 1e6:,.1f} M parameters, {shape.multiplying / 1e6:,.1f} M in matrix "
@@ -31,19 +31,19 @@ def corpus(estimate: Estimate) -> Iterator[str]:
 def bags(estimate: Estimate) -> Iterator[str]:
     """One line per bag, and one for a step of the longest bag."""
     for bag in estimate.bags:
-        tokens, hours = bag.steps * bag.load.tokens, bag.ranks * bag.seconds / 3600
-        hours *= estimate.cluster.gpus_per_rank
+        hours = bag.ranks * bag.seconds / 3600 * estimate.cluster.gpus_per_rank
         yield (
-            f"{bag.name}: {bag.planned.bag.describe()}, {bag.rows:,} rows, {tokens / 1e6:,.1f} M tokens, "
+            f"{bag.name}: {bag.planned.bag.describe()}, {bag.rows:,} rows, {bag.tokens / 1e6:,.1f} M tokens, "
             f"{quantity(bag.steps * bag.step.flops, 'FLOP')}, {bag.steps:,} steps of "
             f"{duration(bag.step.seconds)}, {duration(bag.seconds)}, {hours:,.3g} {kind(estimate)}-hours"
         )
     bag = estimate.longest
     per_rank = bag.ranks * bag.step.seconds
-    useful = cost.model_flops(bag.planned.shape, bag.load) / per_rank
+    useful = cost.model_flops(bag.planned.shape, bag.planned.batches) / per_rank
     yield (
-        f"step of {bag.name}: compute {duration(bag.step.compute)}, network {duration(bag.step.network)}, "
-        f"optimizer {duration(bag.step.optimizer)}; {quantity(bag.step.flops / per_rank, 'FLOP/s')} per "
+        f"step of {bag.name}: compute {duration(bag.step.compute)}, launches {duration(bag.step.launches)}, "
+        f"feed {duration(bag.step.feed)}, network {duration(bag.step.network)} "
+        f"({duration(bag.step.exposed)} after the passes), optimizer {duration(bag.step.optimizer)}; {quantity(bag.step.flops / per_rank, 'FLOP/s')} per "
         f"rank, {quantity(useful, 'FLOP/s')} without padding and recomputation"
     )
 

@@ -7,9 +7,10 @@ from boom_ray.planner import memory
 from boom_ray.planner.assumptions import Assumptions
 from boom_ray.planner.hardware import ClusterSpec, RankSpec
 from boom_ray.planner.shape import ModelShape
-from boom_ray.planner.texts import BatchLoad
+from boom_ray.planner.texts import BatchMix, EncodedTexts, TaskTexts
 from boom_ray.planner.workload import PlannedBag
 from boom_ray.recipe import Recipe
+from boom_ray.recipe.execution import EvaluateExecution
 from boom_ray.train.schedule import longest_first
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -59,42 +60,82 @@ def evaluate_seconds(
     shape: ModelShape,
     cluster: ClusterSpec,
     rank: RankSpec,
-    tasks: list[BatchLoad],
+    tasks: list[EncodedTexts],
     num_models: int,
+    stored: float,
     assume: Assumptions,
 ) -> float:
-    """Seconds of evaluating `num_models` models on all tasks; see `boom_ray.evaluation.slots`."""
+    """Seconds of evaluating `num_models` models on all tasks; see `boom_ray.evaluation.slots`.
+
+    Args:
+        stored: Bytes per second from storage.
+    """
     if not tasks:
         return 0.0
-    slots, rate = cluster.num_ranks, rank.encode_flops
-    if not recipe.evaluate.execution.use_gpu:
-        cpus = max(1, int(cluster.num_cpus))
-        threads = max(1, min(MAX_THREADS, cpus // num_models))
-        rate = threads * assume.take("evaluate.flops", 50e9, "FLOP/s", "of one CPU, a guess")
-        slots = cpus // threads
-    start = assume.take("evaluate.start_seconds", 20.0, "s", "of the first processes")
-    reading = 1 + 4 * shape.parameters / 1e9
-    load = assume.take("evaluate.load_seconds", reading, "s", "to read a model, a guess")
+    slots, rate = _evaluation_slots(recipe.evaluate.execution, cluster, rank, num_models, assume)
     score = assume.take("evaluate.score_seconds", 0.5, "s", "to rank the documents of a task")
-    work = sum(score + shape.forward_flops(task.computed, task.length) / rate for task in tasks)
-    shares = max(1, slots // num_models)
-    jobs = [load + work / shares] * (num_models * shares)
-    return start + longest_first(jobs, [1] * len(jobs), slots).end
+    seconds = [score + shape.forward_flops(task.computed, task.length) / rate for task in tasks]
+    shares = min(len(tasks), max(1, slots // num_models))
+    load = _load_seconds(shape, stored, assume)
+    jobs = [load + sum(seconds[number::shares]) for number in range(shares)] * num_models
+    return _start_seconds(assume) + longest_first(jobs, [1] * len(jobs), slots).end
+
+
+def _evaluation_slots(
+    execution: EvaluateExecution, cluster: ClusterSpec, rank: RankSpec, num_models: int, assume: Assumptions
+) -> tuple[int, float]:
+    """Processes that measure at the same time, and FLOP/s of one of them."""
+    reserved = execution.resources_per_model
+    if execution.use_gpu:
+        rate = assume.take("evaluate.flops", rank.encode_flops, "FLOP/s", "of one GPU, as in embedding")
+        return max(1, int(cluster.num_gpus / (reserved.get("GPU", 1.0) or 1.0))), rate
+    cpus = max(1, int(cluster.num_cpus))
+    threads = int(reserved.get("CPU", 0)) or max(1, min(MAX_THREADS, cpus // num_models))
+    rate = assume.take("evaluate.flops", 50e9, "FLOP/s", "of one CPU, a guess")
+    return max(1, cpus // threads), threads * rate
+
+
+def _start_seconds(assume: Assumptions) -> float:
+    return assume.take("evaluate.start_seconds", 20.0, "s", "of the first processes")
+
+
+def _load_seconds(shape: ModelShape, stored: float, assume: Assumptions) -> float:
+    reading = 1 + 4 * shape.parameters / stored
+    return assume.take("evaluate.load_seconds", reading, "s", "to copy a model from storage, and to read it")
 
 
 def embed_seconds(
     shape: ModelShape,
     cluster: ClusterSpec,
     rank: RankSpec,
-    loads: Mapping[str, BatchLoad],
+    texts: Mapping[str, TaskTexts],
+    stored: float,
     assume: Assumptions,
 ) -> float:
-    """Seconds of embedding `embed.rows` texts, as long as those of the corpus, with all ranks."""
+    """Seconds of embedding `embed.rows` texts, as long as those of the corpus, with all ranks.
+
+    Other processes tokenize the texts on all CPUs, and write the vectors, at the same time.
+
+    Args:
+        stored: Bytes per second to storage, of one process.
+    """
+    batches = BatchMix.of(texts, dict.fromkeys(texts, 1))
+    num_texts = batches.mean(lambda batch: len(batch.lengths))
     rows = assume.take("embed.rows", 1e6, "texts", "an example")
-    mean = sum(load.computed for load in loads.values()) / sum(load.texts for load in loads.values())
-    tokens = assume.take("embed.tokens", mean, "tokens", "of the mean text of a batch, with padding")
-    length = max(load.length for load in loads.values())
-    return shape.forward_flops(rows * tokens, length) / (cluster.num_ranks * rank.encode_flops)
+    mean = batches.tokens / num_texts
+    tokens = rows * assume.take("embed.tokens", mean, "tokens", "of the mean text of a batch")
+    length = batches.mean(lambda batch: float((batch.lengths**2).sum())) / batches.tokens
+    size = tokens * batches.mean(lambda batch: float(batch.sizes.sum())) / batches.tokens
+    num_ranks, num_cpus = cluster.num_ranks, max(1.0, cluster.num_cpus)
+    return (
+        _start_seconds(assume)
+        + _load_seconds(shape, stored, assume)
+        + max(
+            shape.forward_flops(tokens, length) / (num_ranks * rank.encode_flops),
+            size / (num_cpus * rank.tokenize),
+            4 * rows * shape.hidden / (num_ranks * stored),
+        )
+    )
 
 
 def checkpoint_seconds(

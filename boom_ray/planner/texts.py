@@ -1,11 +1,13 @@
-"""The texts and tokens of a global batch of each task.
+"""The texts and tokens of a global batch of each task, and of each evaluation task.
 
 They are measured on a few batches if the data and the base model's tokenizer are readable, else assumed from
 the recipe's maximum lengths.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from boom_ray.data.training_row import SCHEMA, BadRow, normalize
 from boom_ray.errors import BoomError
 from boom_ray.evaluation import beir
 from boom_ray.planner.assumptions import Assumptions
-from boom_ray.planner.memory import chunk_tokens
+from boom_ray.planner.passes import SampledBatch, layout, work_of
 from boom_ray.recipe import Evaluate, Recipe, Task
 from boom_ray.runs.layout import Layout
 
@@ -28,33 +30,91 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SCANNED_ROWS, NUM_BATCHES, NUM_TEXTS = 4096, 3, 256
-ASSUMED = ("data.query_fill", "data.passage_fill", "data.distinct", "data.padding")
+ASSUMED = ("data.query_fill", "data.passage_fill", "data.distinct")
 BYTES_PER_TOKEN = 4.5
 
 
 @dataclass(frozen=True)
-class BatchLoad:
-    """The mean global batch of a task.
+class TaskTexts:
+    """The texts of a task.
 
     Attributes:
-        texts: Distinct texts.
+        batches: Some global batches.
+        row_bytes: UTF-8 bytes of one row.
+        measured: Whether these numbers come from the data.
+    """
+
+    batches: list[SampledBatch]
+    row_bytes: float
+    measured: bool
+
+    @property
+    def texts(self) -> float:
+        """Distinct texts of the mean batch."""
+        return fmean(len(batch.lengths) for batch in self.batches)
+
+    @property
+    def tokens(self) -> float:
+        """Tokens of the mean batch, without padding."""
+        return fmean(float(batch.lengths.sum()) for batch in self.batches)
+
+
+@dataclass(frozen=True)
+class BatchMix:
+    """The global batches of a bag.
+
+    Attributes:
+        shares: Sampled batches, each with its share of all batches; the shares sum to 1.
+    """
+
+    shares: list[tuple[float, SampledBatch]]
+
+    @classmethod
+    def of(cls, texts: Mapping[str, TaskTexts], num_batches: Mapping[str, int]) -> "BatchMix":
+        """The mix of a bag.
+
+        Args:
+            texts: Those of each task.
+            num_batches: Global batches of each task of the bag.
+        """
+        total = sum(num_batches.values())
+        return cls(
+            [
+                (count / total / len(texts[task].batches), batch)
+                for task, count in num_batches.items()
+                for batch in texts[task].batches
+            ]
+        )
+
+    def mean(self, value: Callable[[SampledBatch], float]) -> float:
+        """The mean of a value over all batches."""
+        return sum(share * value(batch) for share, batch in self.shares)
+
+    @property
+    def tokens(self) -> float:
+        """Tokens of the mean batch, without padding."""
+        return self.mean(lambda batch: float(batch.lengths.sum()))
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """Texts that are embedded once.
+
+    Attributes:
+        texts: Number of texts.
         tokens: Tokens of the texts, truncated to their maximum length.
         computed: Tokens including padding.
         length: Padded length of the text of a token, mean over computed tokens.
-        row_bytes: UTF-8 bytes of one row.
-        measured: Whether these numbers come from the data.
     """
 
     texts: float
     tokens: float
     computed: float
     length: float
-    row_bytes: float
-    measured: bool
 
 
-class BatchLoads:
-    """Measures or assumes the mean global batch of each task of a recipe.
+class TextSampler:
+    """Measures or assumes global batches of each task of a recipe.
 
     Args:
         max_length: Tokens that the base model accepts; None if unknown.
@@ -73,28 +133,23 @@ class BatchLoads:
         self.query_limit = min(limit, self.train.query_max_length)
         self.passage_limit = min(limit, self.train.passage_max_length)
 
-    def of(self, task: Task) -> BatchLoad:
-        """The load of a task: measured if possible, unless one of `ASSUMED` is overridden or calibrated."""
+    def of(self, task: Task) -> TaskTexts:
+        """The texts of a task: measured if possible, unless one of `ASSUMED` is overridden or calibrated."""
         fixed = any(name in self.assume.overrides or name in self.assume.calibrated for name in ASSUMED)
         if self.tokenizer is None or fixed or (dataset := self._dataset(task)) is None:
             return self.assumed()
         return self._measured(task, dataset)
 
-    def assumed(self) -> BatchLoad:
-        """The load of texts that fill a fraction of their maximum length."""
+    def assumed(self) -> TaskTexts:
+        """Texts that fill a fraction of their maximum length, all of one side the same."""
         take, batch = self.assume.take, self.train.batch_size
         query = self.query_limit * take("data.query_fill", 0.15, "", "of query_max_length, a guess")
         passage = self.passage_limit * take("data.passage_fill", 0.35, "", "of passage_max_length, a guess")
         distinct = take("data.distinct", 1.0, "", "of a batch's texts; less if negatives repeat")
-        padding = take("data.padding", 0.04, "", "of computed tokens; tests/benchmarks/RESULTS.md")
-        counts = np.array([batch, batch * self.train.group_size]) * distinct
-        tokens = counts * [query, passage]
-        length = float((tokens * [query, passage]).sum() / tokens.sum())
+        counts = np.rint(np.array([batch, batch * self.train.group_size]) * distinct).astype(int)
+        lengths = np.concatenate([_whole(query, counts[0]), _whole(passage, counts[1])])
         row_bytes = BYTES_PER_TOKEN * (query + self.train.group_size * passage)
-        computed = float(tokens.sum()) / (1 - padding)
-        return BatchLoad(
-            float(counts.sum()), float(tokens.sum()), computed, length, row_bytes, measured=False
-        )
+        return TaskTexts([SampledBatch(lengths, BYTES_PER_TOKEN * lengths)], row_bytes, measured=False)
 
     def _dataset(self, task: Task) -> "Dataset | None":
         """Rows of a task: the prepared corpus if it is local, else the first rows of the task's files."""
@@ -117,10 +172,11 @@ class BatchLoads:
         usable = [row for row in map(_normalized, islice(raw, num_rows)) if row]
         return Dataset(pa.Table.from_pylist(usable, SCHEMA)) if usable else None
 
-    def _measured(self, task: Task, dataset: "Dataset") -> BatchLoad:
-        """The mean of the first batches that training would draw from a sample of a task's rows."""
+    def _measured(self, task: Task, dataset: "Dataset") -> TaskTexts:
+        """The first batches that training would draw from a sample of a task's rows."""
         from boom_ray.data.batches import epoch_batches
         from boom_ray.data.collate import Collator
+        from boom_ray.train.share import sizes_of
 
         indices = np.arange(len(dataset))
         sample = generator(self.train.seed, "plan", task.name).permutation(indices)[:SCANNED_ROWS]
@@ -131,28 +187,14 @@ class BatchLoads:
         collate = Collator(
             task.name, task.type, dataset, answers, sample, prompt, template, self.train.group_size, before
         )
-        measured = []
+        sampled, row_bytes = [], []
         for step, batch_rows in enumerate(batches.rows[:NUM_BATCHES]):
             batch = collate(batch_rows, self.train.seed, step)
             limits = np.where(batch.is_query, self.query_limit, self.passage_limit)
-            lengths = np.minimum(self._lengths(batch.texts), limits)
-            row_bytes = sum(len(text.encode()) for text in batch.texts) / len(batch_rows)
-            measured.append(_load(lengths, *self._chunking, row_bytes))
-        means = np.mean([[m.texts, m.tokens, m.computed, m.length, m.row_bytes] for m in measured], axis=0)
-        texts, tokens, computed, length, row_bytes = means.tolist()
-        return BatchLoad(texts, tokens, computed, length, row_bytes, measured=True)
-
-    @property
-    def _chunking(self) -> tuple[int, int | None]:
-        """Maximum tokens of a chunk, and the number below which it is not cut to save padding; None for that
-        if batches are expected to run packed, see `boom_ray.model.packing`."""
-        from boom_ray.model.padded_layout import MIN_CHUNK_TOKENS, MIN_CHUNK_TOKENS_ON_GPU
-
-        execution, most = self.train.execution, chunk_tokens(self.train)
-        automatic = execution.attention == "auto" and execution.use_gpu and self.train.precision != "fp32"
-        if automatic or execution.attention in ("varlen", "flash_attention_2"):
-            return most, None
-        return most, MIN_CHUNK_TOKENS_ON_GPU if execution.use_gpu else MIN_CHUNK_TOKENS
+            sizes = sizes_of(batch.texts)
+            sampled.append(SampledBatch(np.minimum(self._lengths(batch.texts), limits), sizes))
+            row_bytes.append(float(sizes.sum()) / len(batch_rows))
+        return TaskTexts(sampled, fmean(row_bytes), measured=True)
 
     def _lengths(self, texts: list[str]) -> np.ndarray:
         assert self.tokenizer is not None
@@ -160,7 +202,7 @@ class BatchLoads:
         ids = self.tokenizer(texts, truncation=True, max_length=longest, return_attention_mask=False)
         return np.array([len(one) for one in ids["input_ids"]])
 
-    def evaluation(self, evaluate: Evaluate) -> list[BatchLoad]:
+    def evaluation(self, evaluate: Evaluate) -> list[EncodedTexts]:
         """The texts of each retrieval task that a recipe is evaluated on; tasks on the hub are left out."""
         if not evaluate.data or storage.is_hub(evaluate.data):
             return []
@@ -170,10 +212,9 @@ class BatchLoads:
         limit = evaluate.max_length or self.recipe.base_model.max_length or self.passage_limit
         return [self._evaluation_task(uri, limit) for uri in uris]
 
-    def _evaluation_task(self, uri: str, limit: int) -> BatchLoad:
-        """The load of one task, from a sample of its texts, in the chunks that the evaluation makes."""
-        from boom_ray.model.encoder import CHUNK_TOKENS
-        from boom_ray.model.padded_layout import MIN_CHUNK_TOKENS
+    def _evaluation_task(self, uri: str, limit: int) -> EncodedTexts:
+        """The texts of one task, from a sample of them, in the chunks that the evaluation makes."""
+        from boom_ray.model.encoder import CHUNK_TOKENS, CHUNK_TOKENS_ON_GPU
 
         texts = [
             row["text"]
@@ -182,26 +223,21 @@ class BatchLoads:
         ]
         sample = generator(0, "plan", uri).permutation(len(texts))[:NUM_TEXTS]
         if self.tokenizer is None:
-            lengths = np.full(len(sample), limit * self.assumed().length / self.passage_limit)
+            passages = self.assume.take("data.passage_fill", 0.35, "", "of passage_max_length, a guess")
+            lengths = _whole(limit * passages, len(sample))
         else:
             lengths = np.minimum(self._lengths([texts[index] for index in sample]), limit)
-        least = None if self.recipe.evaluate.execution.use_gpu else MIN_CHUNK_TOKENS
-        load, scale = _load(lengths, CHUNK_TOKENS, least, 0.0), len(texts) / max(1, len(sample))
-        measured = self.tokenizer is not None
-        return BatchLoad(len(texts), load.tokens * scale, load.computed * scale, load.length, 0.0, measured)
+        on_gpu = self.recipe.evaluate.execution.use_gpu
+        arranged = layout(packed=on_gpu, on_gpu=on_gpu)
+        chunks = arranged.chunks(lengths, CHUNK_TOKENS_ON_GPU if on_gpu else CHUNK_TOKENS)
+        tokens, squares = work_of(arranged, lengths, chunks)
+        scale = len(texts) / max(1, len(sample))
+        return EncodedTexts(len(texts), float(lengths.sum()) * scale, tokens * scale, squares / tokens)
 
 
-def _load(lengths: np.ndarray, most: int, least: int | None, row_bytes: float) -> BatchLoad:
-    """The load of texts with these lengths, in chunks of `least` to `most` tokens; packed without `least`."""
-    from boom_ray.model.padded_layout import chunk_by_padded_tokens
-
-    padded = np.array(lengths, dtype=float)
-    if least is not None:
-        for chunk in chunk_by_padded_tokens(lengths, most, least):
-            padded[chunk] = lengths[chunk].max()
-    computed = float(padded.sum())
-    length = float((padded**2).sum() / computed)
-    return BatchLoad(len(lengths), float(lengths.sum()), computed, length, row_bytes, measured=True)
+def _whole(mean: float, count: int) -> np.ndarray:
+    """[count] int64 numbers of tokens, at least 1, next to a mean that is not whole."""
+    return np.maximum(1, np.diff(np.rint(mean * np.arange(count + 1)).astype(int)))
 
 
 def _normalized(raw: Any) -> dict[str, Any] | None:

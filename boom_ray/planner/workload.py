@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from boom_ray.data import bags
 from boom_ray.data.bags import BASELINE
 from boom_ray.data.batches import num_batches, num_steps
-from boom_ray.planner import cost, memory
+from boom_ray.planner import memory
 from boom_ray.planner.assumptions import Assumptions
 from boom_ray.planner.hardware import RankSpec
 from boom_ray.planner.shape import ModelShape
-from boom_ray.planner.texts import BatchLoad
+from boom_ray.planner.texts import BatchMix, EncodedTexts, TaskTexts
 from boom_ray.recipe import Bag, Bags, Recipe, Train
 
 
@@ -22,7 +22,7 @@ class PlannedBag:
         train: Its settings of training.
         shape: The base model with its adapters, if it trains any.
         rows: Rows of each task.
-        load: Its mean global batch.
+        batches: Its global batches.
     """
 
     name: str
@@ -30,7 +30,7 @@ class PlannedBag:
     train: Train
     shape: ModelShape
     rows: dict[str, int]
-    load: BatchLoad
+    batches: BatchMix
 
     @property
     def num_rows(self) -> int:
@@ -50,7 +50,7 @@ class Workload:
     Attributes:
         shape: The base model with the adapters of the recipe's `train`.
         num_rows: Rows of each task.
-        loads: The mean global batch of each task.
+        texts: Texts of each task.
         evaluation: The texts of each evaluation task.
         bags: The bags that are merged.
         baseline: The bag of the full corpus, if the run also trains one.
@@ -59,8 +59,8 @@ class Workload:
     recipe: Recipe
     shape: ModelShape
     num_rows: dict[str, int]
-    loads: dict[str, BatchLoad]
-    evaluation: list[BatchLoad]
+    texts: dict[str, TaskTexts]
+    evaluation: list[EncodedTexts]
     bags: list[PlannedBag]
     baseline: PlannedBag | None = None
 
@@ -71,14 +71,14 @@ class Workload:
 
 
 def planned_bags(
-    recipe: Recipe, shapes: list[ModelShape], num_rows: dict[str, int], loads: dict[str, BatchLoad]
+    recipe: Recipe, shapes: list[ModelShape], num_rows: dict[str, int], texts: dict[str, TaskTexts]
 ) -> list[PlannedBag]:
     """The bags of a recipe.
 
     Args:
         shapes: The base model with the adapters of each bag.
         num_rows: Rows of each task.
-        loads: The mean global batch of each task.
+        texts: Texts of each task.
     """
     planned = []
     for index, (rows, shape) in enumerate(zip(bags.counts(num_rows, recipe.bags), shapes, strict=True)):
@@ -90,20 +90,20 @@ def planned_bags(
                 train=recipe.train_of(index),
                 shape=shape,
                 rows=rows,
-                load=cost.mean_load(loads, batches),
+                batches=BatchMix.of(texts, batches),
             )
         )
     return planned
 
 
 def planned_baseline(
-    recipe: Recipe, shape: ModelShape, num_rows: dict[str, int], loads: dict[str, BatchLoad]
+    recipe: Recipe, shape: ModelShape, num_rows: dict[str, int], texts: dict[str, TaskTexts]
 ) -> PlannedBag | None:
     """The bag of the full corpus; None if one of the recipe's bags is."""
     if bags.whole(recipe) is not None:
         return None
     full = recipe.model_copy(update={"bags": Bags(ratios=[Bag(ratio=100)])})
-    return replace(planned_bags(full, [shape], num_rows, loads)[0], name=BASELINE)
+    return replace(planned_bags(full, [shape], num_rows, texts)[0], name=BASELINE)
 
 
 def sized(workload: Workload, rank: RankSpec, assume: Assumptions) -> Workload:

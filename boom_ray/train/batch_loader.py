@@ -16,7 +16,7 @@ from boom_ray.model.encoder import Encoder
 from boom_ray.model.tokens import Tokens
 from boom_ray.train.bag_job import BagJob
 from boom_ray.train.buffers import CHUNK_TOKENS_ON_CPU
-from boom_ray.train.share import Chunk, Counts, deal, num_kept
+from boom_ray.train.share import Chunk, Counts, deal, share_chunks, sizes_of
 
 
 @dataclass(frozen=True)
@@ -105,20 +105,12 @@ class BatchLoader:
 
     def tokenize(self, batch: Batch, rows: np.ndarray) -> TokenizedBatch:
         """Tokenize this rank's share of a batch, and cut it into chunks."""
-        texts, layout = deal(batch.texts, self.rank, self.num_ranks), self.encoder.layout
+        texts = deal(sizes_of(batch.texts), self.rank, self.num_ranks)
         tokens = self.tokens(batch, texts if len(texts) else np.arange(1))
         lengths = tokens.lengths[: len(texts)]
-        chunks = layout.chunks(lengths, self.chunk_tokens)
-        sizes = layout.chunk_sizes(lengths, chunks)
-        counts = Counts(
-            chunks=len(chunks),
-            kept=num_kept(sizes, self.chunk_tokens),
-            tokens=int(lengths.sum()),
-            computed=sum(sizes),
-            truncated=int((lengths >= self.limits(batch)[texts]).sum()),
-            waited=0,
-        )
-        return TokenizedBatch(batch, rows, texts, tokens, chunks, counts)
+        chunks, counts = share_chunks(self.encoder.layout, lengths, self.chunk_tokens)
+        truncated = int((lengths >= self.limits(batch)[texts]).sum())
+        return TokenizedBatch(batch, rows, texts, tokens, chunks, counts._replace(truncated=truncated))
 
     def tokens(self, batch: Batch, texts: np.ndarray) -> Tokens:
         """Token ids of some texts of a batch (at least one), each truncated at the limit of its side."""

@@ -5,9 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from boom_ray.model.packed_layout import snake
+from boom_ray.model.packed_layout import PackedLayout, snake
+from boom_ray.model.padded_layout import PaddedLayout
 
 Chunk = np.ndarray
+Layout = PaddedLayout | PackedLayout
 UNLIMITED = np.iinfo(np.int32).max
 
 
@@ -48,17 +50,38 @@ class Counts(NamedTuple):
         )
 
 
-def deal(texts: Sequence[str], rank: int, num_ranks: int) -> np.ndarray:
+def sizes_of(texts: Sequence[str]) -> np.ndarray:
+    """[n] int64, bytes of each text in UTF-8."""
+    return np.array([len(text.encode()) for text in texts])
+
+
+def deal(sizes: np.ndarray, rank: int, num_ranks: int) -> np.ndarray:
     """The texts of one rank, which are about as many tokens as those of any other.
 
-    Texts are dealt by their size in UTF-8, which is known before any is tokenized.
+    Args:
+        sizes: [n] bytes of each text (`sizes_of`), which are known before any is tokenized.
 
     Returns:
         [m] int64, sorted indices; those of all ranks together contain each of 0..n-1 once.
     """
-    sizes = np.array([len(text.encode()) for text in texts])
     order = np.argsort(-sizes, kind="stable")
-    return np.sort(order[snake(len(texts), num_ranks) == rank])
+    return np.sort(order[snake(len(sizes), num_ranks) == rank])
+
+
+def share_chunks(layout: Layout, lengths: np.ndarray, chunk_tokens: int) -> tuple[list[Chunk], Counts]:
+    """Cut the texts of one rank into chunks.
+
+    Args:
+        lengths: [m] tokens of each text.
+        chunk_tokens: Most tokens of a chunk, and of all chunks whose activations are kept.
+
+    Returns:
+        The chunks, as indices into the rank's texts, and their counts; none is truncated or waited for.
+    """
+    chunks = layout.chunks(lengths, chunk_tokens)
+    sizes = layout.chunk_sizes(lengths, chunks)
+    kept = num_kept(sizes, chunk_tokens)
+    return chunks, Counts(len(chunks), kept, int(lengths.sum()), sum(sizes), truncated=0, waited=0)
 
 
 def num_kept(sizes: Sequence[int], chunk_tokens: int) -> int:

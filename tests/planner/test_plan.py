@@ -20,6 +20,7 @@ from boom_ray.planner.forecast import bottleneck, forecast, head_memory
 from boom_ray.planner.plan import PlanOptions, RunPlan, gather, plan
 from boom_ray.planner.shape import ConfigNotFoundError, ModelShape
 from boom_ray.recipe import Recipe
+from boom_ray.recipe.execution import EvaluateExecution
 from boom_ray.train.schedule import best
 
 
@@ -47,14 +48,14 @@ def invoke(*arguments: str):
 
 
 def test_a_billion_rows_are_counted_and_not_sampled(billion):
-    result = invoke(billion, "--gpus", "4096", "--price", "2", "--assume", "data.padding=0")
+    result = invoke(billion, "--gpus", "4096", "--price", "2", "--assume", "data.distinct=1")
     assert result.exit_code == 0, result.output
-    made = plan(Recipe.load(billion), PlanOptions(num_gpus=4096, price=2, overrides={"data.padding": 0}))
+    made = plan(Recipe.load(billion), PlanOptions(num_gpus=4096, price=2, overrides={"data.distinct": 1}))
     steps = num_steps([round(999_999_000 * 0.05), 50], Recipe.load(billion).train)
     last = made.estimate.bags[-1]
     assert (last.name, last.planned.bag.ratio, last.rows, last.steps) == ("bag-100", 5, 50_000_000, steps)
     assert made.estimate.passes == pytest.approx(5) and made.price == pytest.approx(2 * made.held_hours)
-    assert made.assumptions["data.padding"].value == 0 and made.scale == []
+    assert made.assumptions["data.distinct"].source == "overridden" and made.scale == []
     assert list(made.lines()) == result.output.splitlines()
     assert "bag-100: 5 % of every task, 50,000,000 rows" in result.output
     assert (
@@ -119,7 +120,7 @@ def test_bags_with_settings_of_their_own_are_planned_with_them(billion):
 
 
 def estimated(path: str, num_gpus: int, overrides: dict[str, float]) -> Estimate:
-    assume = Assumptions({"data.padding": 0, **overrides})
+    assume = Assumptions(overrides)
     workload = gather(Recipe.load(path), None, assume)
     cluster = hardware.cluster("H100", num_gpus, workload.recipe.train.execution, assume)
     return estimate(workload, cluster, hardware.rank(cluster, "bf16", assume), assume)
@@ -132,6 +133,9 @@ FREE = {
     "gpu.link": 1e30,
     "gpu.bandwidth": 1e30,
     "checkpoint.copy_bytes_per_second": 1e30,
+    "host.launch_seconds": 0,
+    "host.collate_seconds": 0,
+    "host.tokenize_bytes_per_second": 1e30,
 }
 
 
@@ -141,8 +145,8 @@ def test_with_free_networks_and_starts_time_is_flops_over_rate_and_the_schedule_
     forward = (256 * (0.15 * 512) + 2048 * (0.35 * 512)) * (2 * shape.multiplying)
     attention = (256 * (0.15 * 512) ** 2 + 2048 * (0.35 * 512) ** 2) * 4 * 2048 * 28
     assert one.ranks == 8, "so that a rank has 3 chunks of 16,384 tokens, and embeds two of them twice"
-    assert one.step.flops == pytest.approx((4 + 2 / 3) * (forward + attention))
-    assert one.step.seconds == pytest.approx(one.step.flops / one.ranks / (0.35 * 989e12))
+    assert one.step.flops == pytest.approx((4 + 2 / 3) * (forward + attention), rel=1e-3)
+    assert one.step.seconds == pytest.approx(one.step.flops / one.ranks / (0.35 * 989e12), rel=1e-2)
     steps = [bag.steps for bag in made.bags]
     assert [bag.ranks for bag in made.bags] == best(steps, 800, 256).ranks
     calm = {**FREE, "spot.losses_per_node_hour": 0, "head.rank_start_seconds": 0}
@@ -194,13 +198,50 @@ def test_a_calibration_applies_to_the_processors_it_was_made_on(billion):
 
 def test_calibrated_values_reach_what_is_measured_before_the_cluster(billion):
     """Texts and the model's shape come first: they must not be assumed before the calibration is read."""
-    calibrated(billion, {"data.query_fill": 0.5, "model.hidden": 77.0, "data.padding": 0.5})
-    made = plan(Recipe.load(billion), PlanOptions(overrides={"data.padding": 0}))
-    load = made.estimate.workload.loads["web"]
-    assert load.tokens == pytest.approx(256 * 0.5 * 512 + 2048 * 0.35 * 512)
-    assert load.computed == load.tokens, "an override has precedence over a calibrated value"
+    calibrated(billion, {"data.query_fill": 0.5, "model.hidden": 77.0, "data.distinct": 0.5})
+    made = plan(Recipe.load(billion), PlanOptions(overrides={"data.distinct": 1}))
+    texts = made.estimate.workload.texts["web"]
+    assert texts.texts == 256 + 2048, "an override has precedence over a calibrated value"
+    assert texts.tokens == pytest.approx(256 * 0.5 * 512 + 2048 * 0.35 * 512, rel=1e-5)
     assert made.estimate.workload.shape.hidden == 77
     assert made.assumptions["data.query_fill"].source == "calibrated"
+
+
+def test_each_calibrated_value_reaches_the_stages_that_it_is_of(make_recipe, minilm):
+    recipe = make_recipe(minilm)
+    stages = ("train", "merge", "evaluate", "embed")
+    before = plan(recipe).estimate
+    for values, expected in [
+        ({"rank.flops": 1e6}, {"train"}),
+        ({"host.launch_seconds": 1.0}, {"train"}),
+        ({"host.collate_seconds": 1.0}, {"train"}),
+        ({"host.tokenize_bytes_per_second": 1.0}, {"train", "embed"}),
+        ({"storage.bytes_per_second": 1.0}, {"train", "evaluate", "embed"}),
+        ({"merge.bytes_per_second": 1.0}, {"merge"}),
+        ({"evaluate.flops": 1.0}, {"evaluate"}),
+        ({"evaluate.load_seconds": 1e3, "evaluate.start_seconds": 1e3}, {"evaluate", "embed"}),
+        ({"rank.encode_flops": 1.0}, {"embed"}),
+    ]:
+        store(recipe, Calibration("cpu", before.cluster.num_gpus, values, "2026-01-01T00:00:00+00:00"))
+        made = plan(recipe).estimate
+        assert {stage for stage in stages if getattr(made, stage) > getattr(before, stage)} == expected
+
+
+def test_an_evaluation_on_gpus_uses_the_rate_of_gpus_and_divides_whole_tasks(make_recipe, minilm):
+    recipe = make_recipe(minilm)
+    on_gpus = recipe.evaluate.model_copy(update={"execution": EvaluateExecution(use_gpu=True)})
+    recipe = recipe.model_copy(update={"evaluate": on_gpus})
+
+    def seconds(num_gpus: int, **overrides: float) -> float:
+        zero = {"evaluate.start_seconds": 0, "evaluate.load_seconds": 0, "evaluate.score_seconds": 100}
+        options = PlanOptions(gpu_type="H100", num_gpus=num_gpus, overrides=zero | overrides)
+        return plan(recipe, options).estimate.evaluate
+
+    num_models = len(recipe.bags.ratios) + 2
+    assert seconds(1) == pytest.approx(num_models * 2 * 100, rel=1e-3), "two tasks, one after another"
+    assert seconds(num_models) == pytest.approx(200, rel=1e-3)
+    assert seconds(num_models * 2) == pytest.approx(100, rel=1e-3) == seconds(num_models * 20)
+    assert seconds(1, **{"evaluate.flops": 1.0}) > 1000 * seconds(1)
 
 
 @pytest.mark.parametrize(
@@ -237,8 +278,8 @@ def test_a_base_model_out_of_reach_needs_its_config(make_recipe, minilm, tmp_pat
         plan(recipe)
     config_file = os.path.join(minilm, "config.json")
     made = plan(recipe, PlanOptions(config_file=config_file))
-    load = made.estimate.workload.loads["docstring-to-code"]
-    assert not load.measured and measured.estimate.workload.loads["docstring-to-code"].measured
+    texts = made.estimate.workload.texts["docstring-to-code"]
+    assert not texts.measured and measured.estimate.workload.texts["docstring-to-code"].measured
     assert made.estimate.workload.shape == measured.estimate.workload.shape
     assert [bag.steps for bag in made.estimate.bags] == [bag.steps for bag in measured.estimate.bags]
     with pytest.raises(NotFoundError, match=r"config_file .*nowhere\.json"):

@@ -15,7 +15,7 @@ from boom_ray.model.padded_layout import PaddedLayout
 from boom_ray.recipe import Recipe
 from boom_ray.train.bagging import make_job
 from boom_ray.train.batch_loader import BatchLoader
-from boom_ray.train.share import UNLIMITED, Counts, deal, num_kept, split
+from boom_ray.train.share import UNLIMITED, Counts, deal, share_chunks, sizes_of, split
 
 RECIPES = sorted(
     glob.glob(os.path.join(os.path.dirname(__file__), "..", "..", "jobs", "recipes", "qwen3-*.yaml"))
@@ -25,7 +25,7 @@ RECIPES = sorted(
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=60), st.integers(1, 9))
 def test_texts_are_dealt_once_and_evenly(sizes, num_ranks):
     texts = ["ä" * (size // 2) + "a" * (size % 2) for size in sizes]
-    shares = [deal(texts, rank, num_ranks) for rank in range(num_ranks)]
+    shares = [deal(sizes_of(texts), rank, num_ranks) for rank in range(num_ranks)]
     assert sorted(np.concatenate(shares).tolist()) == list(range(len(texts)))
     totals = [sum(sizes[index] for index in share) for share in shares]
     assert max(totals) - min(totals) <= max(sizes)
@@ -36,16 +36,15 @@ def test_texts_are_dealt_once_and_evenly(sizes, num_ranks):
 def test_all_ranks_have_equally_many_chunks_of_which_those_kept_fit(layout, lengths, num_ranks, chunk_tokens):
     lengths = np.array(lengths)
     shares = [np.arange(rank, len(lengths), num_ranks) for rank in range(num_ranks)]
-    chunks = [layout.chunks(lengths[share], chunk_tokens) for share in shares]
-    sizes = [layout.chunk_sizes(lengths[share], own) for own, share in zip(chunks, shares, strict=True)]
-    kept = min(num_kept(own, chunk_tokens) for own in sizes)
-    num_chunks = max(map(len, chunks))
+    chunks, counts = zip(*(share_chunks(layout, lengths[share], chunk_tokens) for share in shares), strict=True)
+    total = Counts.of_all(np.array(counts))
     for share, own in zip(shares, chunks, strict=True):
-        equal = split(own, num_chunks)
-        assert len(equal) == num_chunks
+        equal = split(own, total.chunks)
+        assert len(equal) == total.chunks
         assert sorted(np.concatenate(equal).tolist()) == list(range(len(share)))
-        assert kept == 1 or sum(layout.chunk_sizes(lengths[share], equal[:kept])) <= chunk_tokens
-    assert num_ranks > 1 or (kept == UNLIMITED) == (sum(sizes[0]) <= chunk_tokens)
+        assert total.kept == 1 or sum(layout.chunk_sizes(lengths[share], equal[: total.kept])) <= chunk_tokens
+    assert num_ranks > 1 or (total.kept == UNLIMITED) == (total.computed <= chunk_tokens)
+    assert total.tokens == lengths.sum()
 
 
 def test_counts_of_all_ranks_are_the_most_chunks_the_fewest_kept_and_sums():
@@ -73,7 +72,7 @@ def test_a_step_of_the_papers_recipes_is_one_to_three_chunks(path, num_ranks, mo
     chunk_tokens = recipe.train.execution.chunk_tokens
     for _ in range(3):
         texts, lengths = texts_of(recipe, random)
-        shares = [deal(texts, rank, num_ranks) for rank in range(num_ranks)]
+        shares = [deal(sizes_of(texts), rank, num_ranks) for rank in range(num_ranks)]
         tokens = [lengths[share].sum() for share in shares]
         assert max(tokens) < 1.1 * np.mean(tokens), "ranks have about the same work"
         num_chunks = max(len(chunk_by_tokens(lengths[share], chunk_tokens)) for share in shares)
