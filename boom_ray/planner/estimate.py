@@ -1,7 +1,9 @@
 """The estimate of a run on a cluster: the steps and duration of each bag, the schedule, the other stages."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from boom_ray import storage
+from boom_ray.artifacts import checkpoints
 from boom_ray.errors import InputError
 from boom_ray.planner import cost, memory, stages
 from boom_ray.planner.assumptions import Assumptions
@@ -18,14 +20,26 @@ class BagEstimate:
 
     Attributes:
         step: The cost of one step on its ranks.
+        averaging: Seconds of all steps in which weights are averaged, beside the steps themselves.
         start, end: Seconds since the start of training; startup and publishing are included.
     """
 
     planned: PlannedBag
     ranks: int
     step: StepCost
+    averaging: float
     start: float
     end: float
+
+    @property
+    def work(self) -> float:
+        """Seconds of all steps."""
+        return self.steps * self.step.seconds + self.averaging
+
+    @property
+    def num_checkpoints(self) -> int:
+        """Checkpoints that the bag stores; the last step has none."""
+        return (self.steps - 1) // self.planned.train.execution.save_every_steps
 
     @property
     def name(self) -> str:
@@ -140,12 +154,15 @@ def estimate(workload: Workload, cluster: ClusterSpec, rank: RankSpec, assume: A
     recipe, shape = workload.recipe, workload.shape
     stored = assume.take("storage.bytes_per_second", 0.5e9, "B/s", "of one process, a guess")
     model = memory.element_bytes(recipe.train) * shape.parameters
-    start = assume.take("train.start_seconds", 60 + model / stored, "s", "processes, and reading the model")
+    copied = model if storage.is_local(recipe.storage) else model + _corpus_bytes(workload)
+    source = "processes, and reading the model and a remote corpus, once a node"
+    start = assume.take("train.start_seconds", 60 + copied / stored, "s", source)
     source = "check, write and hash the model"
     written = max(map(stages.published_bytes, workload.trained))
     finish = assume.take("train.finish_seconds", 10 + 2 * written / stored, "s", source)
-    planned = _bags(workload, cluster, rank, start + finish)
-    save, upload = max(stages.checkpoint_seconds(bag.planned, bag.ranks, stored, assume) for bag in planned)
+    to_host = assume.take("checkpoint.copy_bytes_per_second", 3e9, "B/s", "copies to host memory, a guess")
+    planned = _bags(workload, cluster, rank, start + finish, to_host)
+    save, upload = max(stages.checkpoint_seconds(bag.planned, bag.ranks, stored, to_host) for bag in planned)
     # The base model, every trained model, and the merged model.
     num_evaluated = len(planned) + 2
     return Estimate(
@@ -168,20 +185,25 @@ def estimate(workload: Workload, cluster: ClusterSpec, rank: RankSpec, assume: A
     )
 
 
-def _bags(workload: Workload, cluster: ClusterSpec, rank: RankSpec, overhead: float) -> list[BagEstimate]:
-    """All bags with their times; `overhead` is the seconds of each bag that are not steps."""
+def _bags(
+    workload: Workload, cluster: ClusterSpec, rank: RankSpec, overhead: float, copied: float
+) -> list[BagEstimate]:
+    """All bags with their times.
+
+    Args:
+        overhead: Seconds of each bag that are not steps.
+        copied: Bytes per second to host memory.
+    """
     drawn = workload.trained
     ranks = schedule_of(workload.recipe, [bag.steps for bag in drawn], cluster.num_ranks).ranks
-    costs = [
-        cost.step(bag.shape, bag.train, bag.batches, n, cluster, rank)
-        for bag, n in zip(drawn, ranks, strict=True)
-    ]
-    work = [n * (overhead + bag.steps * one.seconds) for bag, n, one in zip(drawn, ranks, costs, strict=True)]
+    alone = []
+    for bag, n in zip(drawn, ranks, strict=True):
+        one = cost.step(bag.shape, bag.train, bag.batches, n, cluster, rank)
+        averaging = stages.average_seconds(bag, n, cost.bandwidth_of(n, cluster, rank), copied)
+        alone.append(BagEstimate(bag, n, one, averaging, start=0.0, end=0.0))
+    work = [bag.ranks * (overhead + bag.work) for bag in alone]
     spans = longest_first(work, ranks, cluster.num_ranks).spans
-    return [
-        BagEstimate(bag, n, one, start, end)
-        for bag, n, one, (start, end) in zip(drawn, ranks, costs, spans, strict=True)
-    ]
+    return [replace(bag, start=start, end=end) for bag, (start, end) in zip(alone, spans, strict=True)]
 
 
 def most_at_once(planned: list[BagEstimate]) -> int:
@@ -189,32 +211,43 @@ def most_at_once(planned: list[BagEstimate]) -> int:
     return max(sum(other.start <= bag.start < other.end for other in planned) for bag in planned)
 
 
+def _checkpoints_at_once(planned: list[BagEstimate]) -> float:
+    """Bytes of the checkpoints of all bags that train at the same time, with one that is being stored."""
+    return max(
+        sum(
+            min(bag.num_checkpoints, checkpoints.KEPT + 1) * bag.checkpoint_bytes
+            for bag in planned
+            if bag.start <= first.start < bag.end
+        )
+        for first in planned
+    )
+
+
 def _stored(workload: Workload, planned: list[BagEstimate]) -> dict[str, float]:
     recipe, shape = workload.recipe, workload.shape
-    saves = any(bag.steps > recipe.train.execution.save_every_steps for bag in planned)
-    checkpoint = max(bag.checkpoint_bytes for bag in planned)
-    num_checkpoints = stages.NUM_KEPT_CHECKPOINTS * most_at_once(planned) if saves else 0
     return {
         "corpus": _corpus_bytes(workload),
         "bag manifests": 4.0 * sum(bag.rows for bag in planned),
         "models of bags": sum(bag.published_bytes for bag in planned),
         "merged model": stages.merged_bytes(recipe, shape),
-        "checkpoints at once": num_checkpoints * checkpoint,
+        "checkpoints at once": _checkpoints_at_once(planned),
     }
 
 
 def _transferred(workload: Workload, planned: list[BagEstimate], cluster: ClusterSpec) -> dict[str, float]:
     recipe, shape = workload.recipe, workload.shape
     model = memory.element_bytes(recipe.train) * shape.parameters
-    save_every = recipe.train.execution.save_every_steps
-    saved = sum((bag.steps - 1) // save_every * bag.checkpoint_bytes for bag in planned)
+    saved = sum(bag.num_checkpoints * bag.checkpoint_bytes for bag in planned)
     num_nodes = cluster.nodes_of(min(cluster.num_ranks, sum(bag.ranks for bag in planned)))
+    measuring = stages.evaluation_nodes(recipe, cluster, len(workload.evaluation), len(planned) + 2)
+    measured = model + sum(bag.published_bytes for bag in planned) + stages.merged_bytes(recipe, shape)
     return {
         "gradients and weights between ranks": sum(bag.steps * bag.ranks * bag.step.sent for bag in planned),
         "base model and corpus to nodes": num_nodes * (model + _corpus_bytes(workload)),
         "checkpoints to storage": saved,
         "models to storage": sum(bag.published_bytes for bag in planned),
         "merge": stages.merge_bytes(recipe, workload.bags),
+        "models to nodes for evaluation": measuring * measured,
     }
 
 

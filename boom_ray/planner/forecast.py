@@ -12,6 +12,7 @@ from boom_ray.planner.simulate import BagWork, Conditions, SimulatedRun
 
 HEAD_IS_BUSY = 0.5
 MIN_RUNS, MIN_BAGS = 6, 600  # simulated for each mean
+RESTORE_READS = 2  # of a rank's part of a checkpoint: its hash is checked before it is used
 HEALTH_CHECK_SECONDS = 2.0  # of Ray Train, for each rank: RAY_TRAIN_HEALTH_CHECK_INTERVAL_S
 
 
@@ -56,6 +57,7 @@ def conditions_of(estimate: Estimate, assume: Assumptions) -> Conditions:
         interval=save_every * estimate.longest.step.seconds,
         save=estimate.save,
         upload=estimate.upload,
+        restore=RESTORE_READS * estimate.upload,
         failure_rate=hourly / 3600,
         replacement=assume.take("spot.replacement_seconds", 300, "s", "to replace a lost node, a guess"),
         rank_start=assume.take(
@@ -66,10 +68,7 @@ def conditions_of(estimate: Estimate, assume: Assumptions) -> Conditions:
 
 def works_of(estimate: Estimate) -> list[BagWork]:
     """The bags of an estimated run as the simulation takes them."""
-    return [
-        BagWork(bag.steps * bag.step.seconds, bag.ranks, estimate.cluster.nodes_of(bag.ranks))
-        for bag in estimate.bags
-    ]
+    return [BagWork(bag.work, bag.ranks, estimate.cluster.nodes_of(bag.ranks)) for bag in estimate.bags]
 
 
 def forecast(estimate: Estimate, assume: Assumptions, seeds: Sequence[int] | None = None) -> Forecast:

@@ -89,6 +89,11 @@ class ClusterSpec:
         """Whether the cluster has no GPUs."""
         return self.gpu_type == "cpu"
 
+    @property
+    def num_nodes(self) -> int:
+        """Nodes of all ranks."""
+        return self.nodes_of(self.num_ranks)
+
     def nodes_of(self, num_ranks: int) -> int:
         """Nodes that `num_ranks` ranks occupy."""
         return -(-num_ranks // self.ranks_per_node)
@@ -181,6 +186,6 @@ def rank(cluster: ClusterSpec, precision: Precision, assume: Assumptions) -> Ran
         link=assume.take("gpu.link", sheet.link, "B/s", sheet.source),
         network=assume.take("gpu.network", sheet.network, "B/s", sheet.source),
         launch=assume.take("host.launch_seconds", 1e-5, "s", "of one operation of torch, a guess"),
-        collate=assume.take("host.collate_seconds", 5e-5, "s", "of one text of a batch, a guess"),
-        tokenize=assume.take("host.tokenize_bytes_per_second", 2e6, "B/s", "of one rank, a guess"),
+        collate=assume.take("host.collate_seconds", 1e-5, "s", "of one text of a batch, a core of a server"),
+        tokenize=assume.take("host.tokenize_bytes_per_second", 2e6, "B/s", "of a core of a server"),
     )

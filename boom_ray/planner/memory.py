@@ -5,7 +5,7 @@ Korthikanti et al. (arXiv 2205.05198, §4.1) without dropout and without attenti
 do not store, generalized to gated layers and grouped-query attention.
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from boom_ray.planner.assumptions import Assumptions
 from boom_ray.planner.shape import ModelShape
@@ -35,6 +35,7 @@ class RankMemory:
         activations: Activations of the largest forward pass that a backward pass follows.
         loss: Embeddings of the global batch and their scores.
         overhead: CUDA context and libraries.
+        copies: What the host of the first rank holds besides, if that is the same memory; see `host_bytes`.
     """
 
     states: float
@@ -42,11 +43,12 @@ class RankMemory:
     activations: float
     loss: float
     overhead: float
+    copies: float
 
     @property
     def total(self) -> float:
         """Total bytes."""
-        return self.states + self.buffers + self.activations + self.loss + self.overhead
+        return sum(astuple(self))
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class MemoryTable:
         by_batch_size: For each batch size the memory at ZeRO stages 0 to 3.
         recipe: Memory with the settings of the recipe.
         largest_chunk: Tokens of the largest chunk that fits.
+        host: Bytes in host memory for the first rank, beside its processor's.
     """
 
     available: float
@@ -66,23 +69,30 @@ class MemoryTable:
     by_batch_size: dict[int, list[RankMemory]]
     recipe: RankMemory
     largest_chunk: float
+    host: float
 
 
 def table(
-    shape: ModelShape, train: Train, num_ranks: int, available: float, assume: Assumptions
+    shape: ModelShape, train: Train, num_ranks: int, available: float, assume: Assumptions, saves: bool
 ) -> MemoryTable:
-    """Memory with the recipe's settings, and with half, twice and four times its batch size."""
-    own = as_set(shape, train, num_ranks, assume)
+    """Memory with the recipe's settings, and with half, twice and four times its batch size.
+
+    Args:
+        available: Bytes that a rank has.
+        saves: Whether the bag is long enough for checkpoints.
+    """
+    own, stage = as_set(shape, train, num_ranks, assume, saves), train.execution.zero_stage
     batch_sizes = sorted({max(2, train.batch_size // 2), *(train.batch_size * n for n in (1, 2, 4))})
     return MemoryTable(
         available=available,
         num_ranks=num_ranks,
         by_batch_size={
-            size: [on_rank(shape, train, num_ranks, stage, size, assume) for stage in ZERO_STAGES]
+            size: [on_rank(shape, train, num_ranks, each, size, assume, saves) for each in ZERO_STAGES]
             for size in batch_sizes
         },
         recipe=own,
         largest_chunk=largest_chunk(own, shape, train, available),
+        host=host_bytes(shape, train, num_ranks, stage, saves) if train.execution.use_gpu else 0.0,
     )
 
 
@@ -143,6 +153,22 @@ def checkpoint_bytes(shape: ModelShape, train: Train) -> float:
     return 4 * (1 + ADAM_WORDS) * shape.trained + average_bytes(shape, train)
 
 
+def checkpoint_share(shape: ModelShape, train: Train, num_ranks: int, stage: int) -> float:
+    """Bytes that the first rank stores of a checkpoint: its fragments, and the average of weights."""
+    average = average_bytes(shape, train)
+    return (checkpoint_bytes(shape, train) - average) / (num_ranks if stage else 1) + average
+
+
+def host_bytes(shape: ModelShape, train: Train, num_ranks: int, stage: int, saves: bool) -> float:
+    """Bytes in host memory for the first rank: the average of weights, and the copy of its part of a
+    checkpoint while that is stored, and what is offloaded."""
+    on_device = train.execution.model_copy(update={"offload": "none"})
+    kept = train.model_copy(update={"execution": on_device})
+    offloaded = states(shape, kept, num_ranks, stage) - states(shape, train, num_ranks, stage)
+    copied = checkpoint_share(shape, train, num_ranks, stage) if saves else 0.0
+    return average_bytes(shape, train) + copied + offloaded
+
+
 def average_bytes(shape: ModelShape, train: Train) -> float:
     """Bytes of the average of weights that the first rank keeps on its host; 0 without `train.average`."""
     return 4 * shape.trained if train.average else 0.0
@@ -172,9 +198,19 @@ def activation_bytes(shape: ModelShape, tokens: float, element: int, checkpointi
 
 
 def on_rank(
-    shape: ModelShape, train: Train, num_ranks: int, stage: int, batch_size: int, assume: Assumptions
+    shape: ModelShape,
+    train: Train,
+    num_ranks: int,
+    stage: int,
+    batch_size: int,
+    assume: Assumptions,
+    saves: bool = False,
 ) -> RankMemory:
-    """Memory of one rank when all texts of a global batch have their maximum length."""
+    """Memory of one rank when all texts of a global batch have their maximum length.
+
+    Args:
+        saves: Whether the bag is long enough for checkpoints.
+    """
     element, execution = element_bytes(train), train.execution
     most = batch_size * (train.query_max_length + train.group_size * train.passage_max_length) / num_ranks
     tokens = min(most, chunk_tokens(train))
@@ -189,12 +225,15 @@ def on_rank(
         activations=factor * activations,
         loss=loss_bytes(shape, train.group_size, batch_size, num_ranks),
         overhead=overhead,
+        copies=0.0 if execution.use_gpu else host_bytes(shape, train, num_ranks, stage, saves),
     )
 
 
-def as_set(shape: ModelShape, train: Train, num_ranks: int, assume: Assumptions) -> RankMemory:
+def as_set(
+    shape: ModelShape, train: Train, num_ranks: int, assume: Assumptions, saves: bool = False
+) -> RankMemory:
     """Memory of one rank with the recipe's ZeRO stage and batch size."""
-    return on_rank(shape, train, num_ranks, train.execution.zero_stage, train.batch_size, assume)
+    return on_rank(shape, train, num_ranks, train.execution.zero_stage, train.batch_size, assume, saves)
 
 
 def buffer_bytes(shape: ModelShape, train: Train, stage: int) -> float:

@@ -178,10 +178,12 @@ def _memory(planned: Estimate, assume: Assumptions) -> MemoryTable:
     """Memory of a rank of the bag that needs the most."""
 
     def needed(bag: BagEstimate) -> float:
-        return memory.as_set(bag.planned.shape, bag.planned.train, bag.ranks, assume).total
+        one, saves = bag.planned, bag.num_checkpoints > 0
+        return memory.as_set(one.shape, one.train, bag.ranks, assume, saves).total
 
     bag = max(planned.bags, key=needed)
-    return memory.table(bag.planned.shape, bag.planned.train, bag.ranks, planned.rank.memory, assume)
+    one, saves = bag.planned, bag.num_checkpoints > 0
+    return memory.table(one.shape, one.train, bag.ranks, planned.rank.memory, assume, saves)
 
 
 def _scale(workload: Workload, gpu_type: str, assume: Assumptions) -> list[tuple[Estimate, Forecast]]:

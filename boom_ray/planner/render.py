@@ -1,6 +1,7 @@
 """Lines of text for the parts of a plan."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from boom_ray.planner import cost
 from boom_ray.planner.assumptions import duration, quantity
@@ -37,13 +38,13 @@ def bags(estimate: Estimate) -> Iterator[str]:
             f"{quantity(bag.steps * bag.step.flops, 'FLOP')}, {bag.steps:,} steps of "
             f"{duration(bag.step.seconds)}, {duration(bag.seconds)}, {hours:,.3g} {kind(estimate)}-hours"
         )
-    bag = estimate.longest
-    per_rank = bag.ranks * bag.step.seconds
+    bag, step = estimate.longest, estimate.longest.step
+    per_rank = bag.ranks * step.seconds
     useful = cost.model_flops(bag.planned.shape, bag.planned.batches) / per_rank
     yield (
-        f"step of {bag.name}: compute {duration(bag.step.compute)}, launches {duration(bag.step.launches)}, "
-        f"feed {duration(bag.step.feed)}, network {duration(bag.step.network)} "
-        f"({duration(bag.step.exposed)} after the passes), optimizer {duration(bag.step.optimizer)}; {quantity(bag.step.flops / per_rank, 'FLOP/s')} per "
+        f"step of {bag.name}: compute {duration(step.compute)}, launches {duration(step.launches)}, feed "
+        f"{duration(step.feed)}, network {duration(step.network)} ({duration(step.exposed)} after the "
+        f"passes), optimizer {duration(step.optimizer)}; {quantity(step.flops / per_rank, 'FLOP/s')} per "
         f"rank, {quantity(useful, 'FLOP/s')} without padding and recomputation"
     )
 
@@ -81,12 +82,9 @@ def memory(estimate: Estimate, table: MemoryTable) -> Iterator[str]:
             marks = ("!" if one.total > table.available else " ") + ("*" if is_own else " ")
             cells.append(f"{stage}: {one.total / GIB:8.1f}{marks}")
         yield f"  batch {batch_size:>6}  {'  '.join(cells)}".rstrip()
-    own = table.recipe
-    yield (
-        f"  the recipe: states {own.states / GIB:.1f}, buffers {own.buffers / GIB:.1f}, activations "
-        f"{own.activations / GIB:.1f}, loss {own.loss / GIB:.1f}, overhead {own.overhead / GIB:.1f}; "
-        f"chunks of up to {table.largest_chunk:,.0f} tokens fit"
-    )
+    parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in asdict(table.recipe).items())
+    host = f"; the host of the first rank holds {table.host / GIB:.1f}" if table.host else ""
+    yield f"  the recipe: {parts}; chunks of up to {table.largest_chunk:,.0f} tokens fit{host}"
 
 
 def volumes(estimate: Estimate) -> Iterator[str]:

@@ -1,9 +1,10 @@
 """A discrete-event simulation of training with node failures, and closed formulas for checkpoint intervals.
 
 Bags start longest first, as in `boom_ray.train.schedule`. Each attempt of a bag starts its ranks one after
-the other at the head node, loads, and then alternates between work and checkpoints. An attempt fails when one
-of its nodes fails, at a constant rate; the bag then waits for a new node and resumes from its last stored
-checkpoint. Bags fail independently of each other, even if they share a node.
+the other at the head node, loads, and then alternates between work and checkpoints. A checkpoint waits until
+the one before it is stored. An attempt fails when one of its nodes fails, at a constant rate. The bag then
+resumes from its last stored checkpoint, as soon as its ranks fit: at once if others are free, else on a
+replacement of the node. Bags fail independently of each other, even if they share a node.
 """
 
 import heapq
@@ -43,6 +44,7 @@ class Conditions:
         failure_rate: Failures of one node per second.
         replacement: From the failure of a node to its replacement.
         rank_start: Time that the head node takes to start one rank.
+        restore: Time that an attempt takes to read a checkpoint.
     """
 
     capacity: int
@@ -54,6 +56,12 @@ class Conditions:
     failure_rate: float = 0.0
     replacement: float = 0.0
     rank_start: float = 0.0
+    restore: float = 0.0
+
+    @property
+    def pause(self) -> float:
+        """Time that work stops at a checkpoint, for the one before it and for its own copy."""
+        return self.save + max(0.0, self.upload - self.interval)
 
 
 @dataclass
@@ -94,11 +102,14 @@ class _Simulation:
     def __init__(self, works: Sequence[BagWork], conditions: Conditions, random: np.random.Generator) -> None:
         self.works, self.conditions, self.random = works, conditions, random
         self.left = [work.seconds for work in works]
-        self.started = [0.0] * len(works)
+        self.started: dict[int, float] = {}
+        self.has_checkpoint: set[int] = set()
         self.result = SimulatedRun([(0.0, 0.0)] * len(works))
         self.free, self.head_free = conditions.capacity, 0.0
         # End of the attempt, bag, whether the bag is complete, first work of the attempt.
         self.events: list[tuple[float, int, bool, float]] = []
+        # Time at which a lost node is replaced, and its ranks.
+        self.replacements: list[tuple[float, int]] = []
 
     def run(self) -> SimulatedRun:
         waiting = sorted(range(len(self.works)), key=lambda bag: -self.works[bag].seconds)
@@ -108,18 +119,30 @@ class _Simulation:
             while waiting and self.works[waiting[0]].ranks <= self.free:
                 bag = waiting.pop(0)
                 self.free -= self.works[bag].ranks
-                self.started[bag] = now
+                self.started.setdefault(bag, now)
                 self._attempt(bag, now)
+            if self.replacements and (not self.events or self.replacements[0][0] <= self.events[0][0]):
+                now, ranks = heapq.heappop(self.replacements)
+                self.free += ranks
+                continue
             now, bag, complete, ready = heapq.heappop(self.events)
+            self.free += self.works[bag].ranks
             if complete:
-                self.free += self.works[bag].ranks
                 self.result.spans[bag] = self.started[bag], now
                 num_saves = self._saves(self.left[bag])
-                self.result.saving += num_saves * self.conditions.save * self.works[bag].ranks
+                self.result.saving += num_saves * self.conditions.pause * self.works[bag].ranks
             else:
                 self._fail(bag, now - ready)
-                self._attempt(bag, now + self.conditions.replacement)
+                self._lose_node(bag, now)
+                waiting.insert(0, bag)
         return self.result
+
+    def _lose_node(self, bag: int, now: float) -> None:
+        """Take the ranks of one node of a bag from the capacity until the node is replaced."""
+        work = self.works[bag]
+        lost = -(-work.ranks // work.nodes)
+        self.free -= lost
+        heapq.heappush(self.replacements, (now + self.conditions.replacement, lost))
 
     def _saves(self, seconds: float) -> int:
         """Checkpoints of an attempt without failures; the end of the work needs none."""
@@ -132,8 +155,12 @@ class _Simulation:
         self.result.head += starting
         # The head node starts the ranks of one bag at a time.
         self.head_free = max(now, self.head_free) + starting
-        ready = self.head_free + conditions.start
-        end = ready + self.left[bag] + self._saves(self.left[bag]) * conditions.save + conditions.finish
+        ready = self.head_free + conditions.start + (bag in self.has_checkpoint) * conditions.restore
+        num_saves = self._saves(self.left[bag])
+        last = self.left[bag] - num_saves * conditions.interval if num_saves else math.inf
+        # The model is published once the last checkpoint is stored.
+        waiting = max(0.0, conditions.upload - last)
+        end = ready + self.left[bag] + num_saves * conditions.pause + waiting + conditions.finish
         rate = conditions.failure_rate * work.nodes
         failure = self.head_free + self.random.exponential(1 / rate) if rate else math.inf
         heapq.heappush(self.events, (min(failure, end), bag, end <= failure, ready))
@@ -144,16 +171,18 @@ class _Simulation:
         result.failures += 1
         if elapsed <= 0:
             return
-        period, num_saves = conditions.interval + conditions.save, self._saves(self.left[bag])
+        period, num_saves = conditions.interval + conditions.pause, self._saves(self.left[bag])
         saved = min(num_saves, int(elapsed // period))
         since = min(conditions.interval, elapsed - saved * period)
         # Conditional, because 0 x inf is NaN where no checkpoints are saved.
         done = min(self.left[bag], (saved * conditions.interval if saved else 0.0) + since)
         stored = min(num_saves, max(0, int((elapsed - conditions.upload) // period)))
         kept = stored * conditions.interval if stored else 0.0
+        if stored:
+            self.has_checkpoint.add(bag)
         self.left[bag] -= kept
         result.lost += (done - kept) * work.ranks
-        result.saving += saved * conditions.save * work.ranks
+        result.saving += saved * conditions.pause * work.ranks
 
 
 def young(save: float, mtbf: float) -> float:

@@ -14,7 +14,6 @@ from boom_ray.recipe.execution import EvaluateExecution
 from boom_ray.train.schedule import longest_first
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-NUM_KEPT_CHECKPOINTS = 2
 
 
 def published_bytes(bag: PlannedBag) -> float:
@@ -72,27 +71,38 @@ def evaluate_seconds(
     """
     if not tasks:
         return 0.0
-    slots, rate = _evaluation_slots(recipe.evaluate.execution, cluster, rank, num_models, assume)
+    execution = recipe.evaluate.execution
+    slots, threads = _evaluation_slots(execution, cluster, num_models)
+    if execution.use_gpu:
+        rate = assume.take("evaluate.flops", rank.encode_flops, "FLOP/s", "of one GPU, as in embedding")
+    else:
+        rate = threads * assume.take("evaluate.flops", 50e9, "FLOP/s", "of one CPU, a guess")
     score = assume.take("evaluate.score_seconds", 0.5, "s", "to rank the documents of a task")
     seconds = [score + shape.forward_flops(task.computed, task.length) / rate for task in tasks]
-    shares = min(len(tasks), max(1, slots // num_models))
+    shares = _evaluation_shares(slots, num_models, len(tasks))
     load = _load_seconds(shape, stored, assume)
     jobs = [load + sum(seconds[number::shares]) for number in range(shares)] * num_models
     return _start_seconds(assume) + longest_first(jobs, [1] * len(jobs), slots).end
 
 
-def _evaluation_slots(
-    execution: EvaluateExecution, cluster: ClusterSpec, rank: RankSpec, num_models: int, assume: Assumptions
-) -> tuple[int, float]:
-    """Processes that measure at the same time, and FLOP/s of one of them."""
+def evaluation_nodes(recipe: Recipe, cluster: ClusterSpec, num_tasks: int, num_models: int) -> int:
+    """Nodes that copy a model to be evaluated, each of them once; 0 without tasks."""
+    slots, _ = _evaluation_slots(recipe.evaluate.execution, cluster, num_models)
+    return min(_evaluation_shares(slots, num_models, num_tasks), cluster.num_nodes)
+
+
+def _evaluation_slots(execution: EvaluateExecution, cluster: ClusterSpec, num_models: int) -> tuple[int, int]:
+    """Processes that measure at the same time, and the CPU threads of each."""
     reserved = execution.resources_per_model
     if execution.use_gpu:
-        rate = assume.take("evaluate.flops", rank.encode_flops, "FLOP/s", "of one GPU, as in embedding")
-        return max(1, int(cluster.num_gpus / (reserved.get("GPU", 1.0) or 1.0))), rate
+        return max(1, int(cluster.num_gpus / (reserved.get("GPU", 1.0) or 1.0))), 1
     cpus = max(1, int(cluster.num_cpus))
     threads = int(reserved.get("CPU", 0)) or max(1, min(MAX_THREADS, cpus // num_models))
-    rate = assume.take("evaluate.flops", 50e9, "FLOP/s", "of one CPU, a guess")
-    return max(1, cpus // threads), threads * rate
+    return max(1, cpus // threads), threads
+
+
+def _evaluation_shares(slots: int, num_models: int, num_tasks: int) -> int:
+    return min(num_tasks, max(1, slots // num_models))
 
 
 def _start_seconds(assume: Assumptions) -> float:
@@ -138,16 +148,28 @@ def embed_seconds(
     )
 
 
-def checkpoint_seconds(
-    bag: PlannedBag, num_ranks: int, stored: float, assume: Assumptions
-) -> tuple[float, float]:
+def checkpoint_seconds(bag: PlannedBag, num_ranks: int, stored: float, copied: float) -> tuple[float, float]:
     """Seconds that a checkpoint stops training, and seconds of its upload, on the first rank.
 
     Args:
         stored: Bytes per second to storage.
+        copied: Bytes per second to host memory.
     """
-    average = memory.average_bytes(bag.shape, bag.train)  # which no other rank has
-    whole = memory.checkpoint_bytes(bag.shape, bag.train) - average
-    own = whole / (num_ranks if bag.train.execution.zero_stage else 1) + average
-    copied = assume.take("checkpoint.copy_bytes_per_second", 3e9, "B/s", "copies to host memory, a guess")
+    own = memory.checkpoint_share(bag.shape, bag.train, num_ranks, bag.train.execution.zero_stage)
     return own / copied, own / stored
+
+
+def average_seconds(bag: PlannedBag, num_ranks: int, bandwidth: float, copied: float) -> float:
+    """Seconds of all averaged steps of a bag: ranks gather the master weights, and the first copies them.
+
+    ZeRO 1 and 2 gather by a sum over all ranks, which sends twice as much.
+
+    Args:
+        bandwidth: Bytes per second between ranks.
+        copied: Bytes per second to host memory.
+    """
+    from boom_ray.train.average import averaged_steps
+
+    stage, size = bag.train.execution.zero_stage, memory.average_bytes(bag.shape, bag.train)
+    sent = (0, 2, 2, 1)[stage] * size * (num_ranks - 1) / num_ranks
+    return len(averaged_steps(bag.train.average, bag.steps)) * (sent / bandwidth + size / copied)

@@ -37,6 +37,22 @@ def test_a_checkpoint_with_an_average_has_one_more_copy_of_the_weights():
     assert more == memory.average_bytes(BILLION, averaged) == 4 * 7.5e9
 
 
+def test_host_memory_holds_the_average_a_copy_of_the_checkpoint_and_what_is_offloaded():
+    settings = {"zero_stage": 2, "average": Average(last=4, every_steps=50)}
+    average, share = 4 * 7.5e9, 12 * 7.5e9 / 8
+    on_gpu, on_cpu = train(use_gpu=True, **settings), train(**settings)
+    assert memory.checkpoint_share(BILLION, on_cpu, 8, 2) == share + average
+    assert memory.checkpoint_share(BILLION, on_cpu, 8, 0) == 8 * share + average
+    assert memory.host_bytes(BILLION, on_gpu, 8, 2, saves=True) == average + share + average
+    assert memory.host_bytes(BILLION, on_gpu, 8, 2, saves=False) == average
+    offloaded = train(use_gpu=True, zero_stage=2, offload="optimizer")
+    assert memory.host_bytes(BILLION, offloaded, 8, 2, saves=False) == pytest.approx(share)
+    tables = [memory.table(BILLION, one, 8, 80e9, Assumptions(), saves=True) for one in (on_gpu, on_cpu)]
+    assert [table.host for table in tables] == [average + share + average, 0]
+    assert [table.recipe.copies for table in tables] == [0, average + share + average]
+    assert tables[1].recipe.total > average + share + average
+
+
 def test_offload_removes_the_optimizer_and_the_weights_from_the_gpu():
     whole = memory.states(BILLION, train(zero_stage=3), 8, 3)
     no_optimizer = memory.states(BILLION, train(zero_stage=3, offload="optimizer"), 8, 3)

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, BertConfig, PreTrainedConfig, Qwen3Config
 
-from boom_ray.planner import memory
+from boom_ray.planner import cost, memory
 from boom_ray.planner.assumptions import Assumptions
 from boom_ray.planner.shape import CONFIGS, ConfigNotFoundError, ModelShape, of_config, read
 from boom_ray.recipe import Lora
@@ -71,6 +72,32 @@ def test_flops_equal_those_that_torch_counts(name, length):
         states.sum().backward()
     twice = 2 * shape.forward_flops(texts * length, length)
     assert backward.get_total_flops() == pytest.approx(twice, rel=0.01)
+
+
+class OperationCounter(TorchDispatchMode):
+    """Counts the operations that compute, so that views are left out."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        result = operation(*arguments, **(options or {}))
+        self.count += not operation.is_view and "view" not in operation.__name__
+        return result
+
+
+def test_operations_of_a_layer_are_those_that_torch_dispatches():
+    counts = []
+    for layers in (2, 4):
+        config = Qwen3Config(**TINY["qwen3"].to_dict() | {"num_hidden_layers": layers, "layer_types": None})
+        model = model_of(config, "sdpa")
+        with OperationCounter() as forward:
+            states = model(input_ids=torch.randint(0, 100, (2, 8))).last_hidden_state
+        with OperationCounter() as backward:
+            states.sum().backward()
+        counts.append((forward.count, backward.count))
+    forwards, backwards = ((more - few) / 2 for few, more in zip(*counts, strict=True))
+    assert pytest.approx(forwards, rel=0.15) == cost.OPERATIONS
+    assert backwards == pytest.approx(2 * forwards, rel=0.15)
 
 
 @pytest.mark.parametrize("name", TINY)

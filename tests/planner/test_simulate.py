@@ -31,6 +31,36 @@ def test_starts_checkpoints_and_the_head_node_add_up():
     assert result.head == 4 and result.saving == 4 * (3 + 1) * 2
 
 
+def test_a_checkpoint_and_the_model_wait_for_the_upload_before():
+    conditions = Conditions(8, start=7, finish=3, interval=30, save=2, upload=50)
+    result = simulate([BagWork(100, 4)], conditions)
+    last = 100 - 3 * 30
+    assert result.makespan == 7 + 100 + 3 * (2 + 50 - 30) + (50 - last) + 3
+    quick = simulate([BagWork(100, 4)], replace(conditions, upload=last))
+    assert quick.makespan == 7 + 100 + 3 * 2 + 3
+
+
+def test_a_bag_resumes_on_free_ranks_and_waits_for_a_node_only_if_there_are_none():
+    works = [BagWork(1000, 16, nodes=2)]
+    rough = Conditions(16, start=5, failure_rate=1 / 4000, replacement=1e6)
+    seed = next(seed for seed in range(99) if simulate(works, rough, seed).failures == 1)
+    waits, resumes = simulate(works, rough, seed), simulate(works, replace(rough, capacity=24), seed)
+    assert waits.makespan - resumes.makespan == pytest.approx(1e6) and resumes.makespan < 3000
+    smaller = simulate([*works, BagWork(10, 8)], replace(rough, capacity=16), seed)
+    assert smaller.spans[1][0] == pytest.approx(smaller.spans[0][1]), "the bag that failed is first"
+
+
+def test_an_attempt_reads_a_checkpoint_if_there_is_one():
+    conditions = Conditions(1, start=5, interval=100, failure_rate=1 / 3000)
+    slow = replace(conditions, restore=50)
+    extra = set()
+    for seed in range(60):
+        one, other = (simulate([BagWork(1000, 1)], each, seed) for each in (conditions, slow))
+        if one.failures == other.failures == 1:
+            extra.add(round(other.makespan - one.makespan))
+    assert extra == {0, 50}, "none was stored, or one was"
+
+
 @settings(max_examples=50, deadline=None)
 @given(seconds, st.integers(0, 99), st.floats(1e-5, 3e-3), st.floats(5, 500), st.floats(0, 5))
 def test_failures_only_cost_time_and_all_work_is_done(steps, seed, rate, interval, save):

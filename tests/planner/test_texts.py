@@ -50,10 +50,8 @@ def test_measured_texts_are_those_of_training_and_are_cut_as_a_step_cuts_them(na
 
 def test_a_mix_weighs_tasks_by_their_batches(make_recipe, minilm):
     recipe = make_recipe(minilm)
-    short, long = (
-        TextSampler(recipe, 256, None, Assumptions({"data.query_fill": fill, "data.passage_fill": fill})).assumed()
-        for fill in (0.25, 0.5)
-    )
+    fills = [{"data.query_fill": fill, "data.passage_fill": fill} for fill in (0.25, 0.5)]
+    short, long = (TextSampler(recipe, 256, None, Assumptions(own)).assumed() for own in fills)
     mix = BatchMix.of({"short": short, "long": long}, {"short": 3, "long": 1})
     assert mix.tokens == 0.75 * short.tokens + 0.25 * long.tokens == 0.625 * long.tokens
 
@@ -73,7 +71,7 @@ def test_overridden_lengths_have_precedence_over_measured_ones(make_recipe, mini
     (batch,) = texts.batches
     queries, passages = batch.lengths[:8], batch.lengths[8:]
     assert len(passages) == 8 * 3 and not texts.measured
-    assert set(queries.tolist()) == {9, 10} and queries.sum() == round(8 * 0.3 * 32)
+    assert set(queries.tolist()) == {19, 20} and queries.sum() == round(8 * 0.3 * 64)
     assert set(passages.tolist()) == {32}
 
 

@@ -36,7 +36,8 @@ def test_texts_are_dealt_once_and_evenly(sizes, num_ranks):
 def test_all_ranks_have_equally_many_chunks_of_which_those_kept_fit(layout, lengths, num_ranks, chunk_tokens):
     lengths = np.array(lengths)
     shares = [np.arange(rank, len(lengths), num_ranks) for rank in range(num_ranks)]
-    chunks, counts = zip(*(share_chunks(layout, lengths[share], chunk_tokens) for share in shares), strict=True)
+    cut = [share_chunks(layout, lengths[share], chunk_tokens) for share in shares]
+    chunks, counts = zip(*cut, strict=True)
     total = Counts.of_all(np.array(counts))
     for share, own in zip(shares, chunks, strict=True):
         equal = split(own, total.chunks)
