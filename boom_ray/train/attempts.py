@@ -45,19 +45,22 @@ class StopWithoutProgress(UserCallback):
         self.step, self.failures = checkpoints.newest_step(root), 0
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Count an attempt that has failed, unless a node was taken away."""
+        if not any(map(_is_preemption, worker_exceptions.values())):
+            self.count(worker_exceptions.values())
+
+    def count(self, failures: Iterable[Exception]) -> None:
         """Count an attempt that has failed.
 
         Raises:
             ClusterError: at the first failure beyond `max_failures`.
         """
-        if any(map(_is_preemption, worker_exceptions.values())):
-            return
         step = checkpoints.newest_step(self.root)
         self.failures = 0 if step > self.step else self.failures + 1
         self.step = max(step, self.step)
         if self.failures > self.max_failures:
             raise ClusterError(
-                f"{reasons(worker_exceptions.values())}. Failed attempts in a row without a checkpoint after "
+                f"{reasons(failures)}. Failed attempts in a row without a checkpoint after "
                 f"step {self.step}: {self.failures}, allowed are {self.max_failures} "
                 "(train.execution.max_failures)"
             )

@@ -1,17 +1,21 @@
 """One bag as a trainer of Ray Train."""
 
 import uuid
+from functools import partial
 from typing import Any, cast
 
 import ray.exceptions
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
+from ray.util.placement_group import PlacementGroup
 
-from boom_ray.errors import BoomError, ClusterError
+from boom_ray.errors import BoomError, ClusterError, first_line
 from boom_ray.runs.layout import Layout
+from boom_ray.runtime.cluster import ProcessLost
 from boom_ray.train.attempts import StopAtBoomErrors, StopWithoutProgress, reasons
 from boom_ray.train.bag_job import BagJob
 from boom_ray.train.capacity import rank_environment, rank_resources
+from boom_ray.train.ray_internals import Trainer
 
 
 def fit(job: BagJob) -> BoomError | None:
@@ -19,12 +23,16 @@ def fit(job: BagJob) -> BoomError | None:
 
     Returns:
         The reason if it failed.
+
+    Raises:
+        ProcessLost: if the controller of the trainer died.
     """
     execution = job.recipe.train.execution
     environment: Any = {"worker_runtime_env": rank_environment(execution)}  # mypy knows the older RunConfig
     callbacks = [StopAtBoomErrors(), StopWithoutProgress(job.checkpoints, execution.max_failures)]
-    trainer = TorchTrainer(
-        cast(Any, _train_bag),
+    trainer = Trainer(
+        _train_bag,
+        report=partial(_report_placement, job),
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
             num_workers=job.num_ranks,
@@ -44,10 +52,16 @@ def fit(job: BagJob) -> BoomError | None:
     )
     try:
         trainer.fit()
+    except ray.exceptions.RayActorError as error:
+        raise ProcessLost(first_line(error)) from error
     except (TrainingFailedError, ray.exceptions.RayError, ValueError, OSError) as error:
         cause = getattr(error, "controller_failure", error)
         return cause if isinstance(cause, BoomError) else ClusterError(reasons([error]))
     return None
+
+
+def _report_placement(job: BagJob, group: PlacementGroup) -> None:
+    job.progress_actor.place.remote(job.name, group)
 
 
 def _train_bag(config: dict[str, Any]) -> None:

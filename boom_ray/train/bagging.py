@@ -17,7 +17,7 @@ from boom_ray.runs.driver import Driver
 from boom_ray.runs.layout import Layout
 from boom_ray.runtime.cluster import here
 from boom_ray.runtime.progress import Progress
-from boom_ray.train import bag_trainer
+from boom_ray.train import trainer_task
 from boom_ray.train.bag_job import BagJob
 from boom_ray.train.bag_monitor import BagMonitor
 from boom_ray.train.capacity import await_capacity, rank_capacity
@@ -168,7 +168,7 @@ def _run_all(jobs: list[BagJob], progress_actor: Any, driver: Driver) -> None:
             # ranks become free. Trainers that wait for nodes are the demand that the autoscaler sees.
             while waiting and sum(job.num_ranks for job in running.values()) <= capacity:
                 job = waiting.pop(0)
-                running[threads.submit(bag_trainer.fit, job)] = job
+                running[threads.submit(trainer_task.fit, job)] = job
             done, _ = wait(running, POLL_SECONDS, FIRST_COMPLETED)
             for future in done:
                 job, error = running.pop(future), future.result()

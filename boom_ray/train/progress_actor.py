@@ -1,10 +1,11 @@
-"""The progress actor: rank 0 of every bag reports its state here, and the driver polls it."""
+"""The progress actor: every bag reports its state and its placement here, for the driver."""
 
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
 
 import ray
+from ray.util.placement_group import PlacementGroup
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,13 @@ class BagState:
 # and attempt counts are lost. A run never fails because of it.
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class ProgressActor:
-    """Holds the last state of each bag and all warnings."""
+    """Holds the last state and placement of each bag, and all warnings."""
 
     def __init__(self) -> None:
         self.states: dict[str, BagState] = {}
         self.attempts: Counter[str] = Counter()
         self.warnings: list[str] = []
+        self.placements: dict[str, PlacementGroup] = {}
 
     def begin_attempt(self, name: str) -> None:
         """Count a start or restart of a bag."""
@@ -52,6 +54,14 @@ class ProgressActor:
     def warn(self, name: str, text: str) -> None:
         """Store a warning about one bag."""
         self.warnings.append(f"{name}: {text}")
+
+    def place(self, name: str, group: PlacementGroup) -> None:
+        """Store the placement group of the ranks of one bag."""
+        self.placements[name] = group
+
+    def placement(self, name: str) -> PlacementGroup | None:
+        """The placement group of the last attempt of a bag."""
+        return self.placements.get(name)
 
     def read(self) -> tuple[dict[str, BagState], list[str]]:
         """States of all bags that have started, and all warnings so far."""

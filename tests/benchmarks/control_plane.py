@@ -1,19 +1,21 @@
-"""The overhead of a hundred bags apart from their training: seconds per bag, and memory of the head.
+"""The overhead of many bags apart from their training: seconds per bag, and memory of the head.
 
-    python tests/benchmarks/control_plane.py [--bags 100] [--nodes 4] [--real]
+    python tests/benchmarks/control_plane.py [--bags 100] [--nodes 4]
 
-`boom_ray.train.bagging` schedules each bag as a trainer of Ray Train with one rank, on `--nodes` raylets
-with one logical CPU for one rank each, and a head without ranks. Without `--real`, the rank takes one
-AdamW step of a linear layer instead of training the bag, so that only the overhead is measured. After
-every bag the resident memory of the driver and of each part of the head is recorded; its growth is the
-slope of a fitted line.
+`boom_ray.train.bagging` schedules each bag of a tiny corpus as a trainer of Ray Train with one rank, on
+`--nodes` raylets with one logical CPU for one rank each, and a head without ranks. Every second the resident
+memory of the driver and of each part of the head is recorded. Its growth over the bags that have ended is the
+slope of a fitted line; with `--nodes` as large as `--bags`, the largest of two runs tells what a bag in
+training takes.
 """
 
 import json
 import os
 import sys
 import tempfile
+import threading
 import time
+from itertools import compress
 from typing import Any
 
 import click
@@ -24,28 +26,13 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 sys.path.insert(0, ROOT)
 PARTS = {
     "controllers": "TrainController",
+    "trainers": "ray::fit",
+    "cleaners": "PlacementGroupCleaner",
     "agents": "Agent",
     "gcs": "gcs_server",
     "raylet": "raylet/raylet",
     "dashboard": "dashboard",
 }
-
-
-def one_step(config: dict[str, Any]) -> None:
-    """The least a rank can do: one optimizer step, which it reports to the progress actor."""
-    import torch
-
-    from boom_ray.train.progress_actor import BagState
-
-    began, job = time.time(), config["job"]
-    layer = torch.nn.Linear(32, 32)
-    optimizer = torch.optim.AdamW(layer.parameters())
-    loss = layer(torch.randn(8, 32)).square().mean()
-    loss.backward()
-    optimizer.step()
-    job.progress_actor.report.remote(job.name, BagState(1, 1, loss.item(), 256.0, 0.0))
-    with open(os.path.join(job.recipe.root, f"{job.name}.json"), "w") as file:
-        json.dump(time.time() - began, file)
 
 
 def memory(head: Any) -> dict[str, float]:
@@ -82,70 +69,81 @@ def prepare(directory: str, num_bags: int) -> Any:
     return Recipe.load(path)
 
 
+class Recorder:
+    """Samples the memory every second, with the number of bags that have ended, in a thread of its own."""
+
+    def __init__(self, head: Any) -> None:
+        self.head, self.ended = head, 0
+        self.samples: list[tuple[int, dict[str, float]]] = []
+        self.done = threading.Event()
+        threading.Thread(target=self._record, daemon=True).start()
+
+    def _record(self) -> None:
+        while not self.done.wait(1):
+            self.samples.append((self.ended, memory(self.head)))
+
+    def growth(self) -> dict[str, float]:
+        """MiB of each part for each bag that has ended, after the first tenth of them."""
+        ended = np.array([number for number, _ in self.samples])
+        late = ended >= max(1, ended.max() // 10)
+        sizes = list(compress([size for _, size in self.samples], late))
+        return {
+            part: float(np.polyfit(ended[late], [size[part] for size in sizes], 1)[0]) for part in sizes[0]
+        }
+
+    def largest(self) -> dict[str, int]:
+        """MiB of each part at its largest."""
+        return {part: round(max(size[part] for _, size in self.samples)) for part in self.samples[0][1]}
+
+
 @click.command()
 @click.option("--bags", default=100)
 @click.option("--nodes", default=4)
-@click.option("--real", is_flag=True)
-def main(bags: int, nodes: int, real: bool) -> None:
+def main(bags: int, nodes: int) -> None:
     """Train, and print one line of JSON."""
     import ray
     from ray.cluster_utils import Cluster
 
     from boom_ray.pipeline.training import train
     from boom_ray.runtime.cluster import connect
-    from boom_ray.train import bag_trainer
+    from boom_ray.train import trainer_task
+    from tests.object_store import free_ports
 
     with tempfile.TemporaryDirectory() as directory:
         prepared = prepare(directory, bags)
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True})
+        [port] = free_ports(1)
+        head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": port}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(nodes):
             cluster.add_node(num_cpus=1)
         os.environ["RAY_ADDRESS"] = cluster.address
         connect()
-        ended: list[tuple[float, dict[str, float]]] = [(time.time(), memory(cluster.head_node))]
-        fit, lasted = bag_trainer.fit, []
+        recorder, fit, lasted = Recorder(cluster.head_node), trainer_task.fit, list[float]()
 
         def timed(job: Any) -> Any:
-            began = time.time()
+            began = time.monotonic()
             problem = fit(job)
-            ended.append((time.time(), memory(cluster.head_node)))
-            lasted.append(ended[-1][0] - began)
+            lasted.append(time.monotonic() - began)
+            recorder.ended += 1
             return problem
 
-        bag_trainer.fit = timed
-        if not real:
-            bag_trainer._train_bag = one_step
+        trainer_task.fit = timed
+        began = time.monotonic()
         train(prepared)
-        print(json.dumps(summary(prepared.root, ended, lasted, real)), flush=True)
+        seconds = time.monotonic() - began
+        recorder.done.set()
+        found = {
+            "bags": bags,
+            "nodes": nodes,
+            "seconds": round(seconds, 1),
+            "seconds_of_a_bag": round(float(np.median(lasted)), 2),
+            "first": {part: round(size) for part, size in recorder.samples[0][1].items()},
+            "largest": recorder.largest(),
+            "growth": {part: round(slope, 3) for part, slope in recorder.growth().items()},
+        }
+        print(json.dumps(found), flush=True)
         ray.shutdown()
         cluster.shutdown()
-
-
-def summary(root: str, ended: list[tuple[float, dict[str, float]]], lasted: list[float], real: bool) -> Any:
-    """Seconds and MiB; `growth` is the growth of memory per bag after the first tenth of the bags."""
-    inside = [_inside(root, name) for name in os.listdir(root) if name.endswith(".json") and "bag" in name]
-    sizes = [size for _, size in ended]
-    skip = max(1, len(sizes) // 10)
-    slopes = {
-        part: float(np.polyfit(np.arange(skip, len(sizes)), [size[part] for size in sizes[skip:]], 1)[0])
-        for part in sizes[0]
-    }
-    return {
-        "bags": len(lasted),
-        "real": real,
-        "seconds": round(ended[-1][0] - ended[0][0], 1),
-        "seconds_a_bag": round((ended[-1][0] - ended[0][0]) / len(lasted), 2),
-        "latency": round(float(np.median(lasted)), 2),
-        "in_train_function": round(float(np.median(inside)), 3) if inside else None,
-        "first": {part: round(size) for part, size in sizes[0].items()},
-        "last": {part: round(size) for part, size in sizes[-1].items()},
-        "growth": {part: round(slope, 3) for part, slope in slopes.items()},
-    }
-
-
-def _inside(root: str, name: str) -> float:
-    with open(os.path.join(root, name)) as file:
-        return json.load(file)
 
 
 if __name__ == "__main__":

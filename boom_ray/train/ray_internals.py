@@ -1,0 +1,43 @@
+"""The private API of Ray Train that a bag uses; `tests/train/test_ray_internals.py` fails when it moves."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import RayTrainCallback, WorkerGroupCallback
+from ray.util.placement_group import PlacementGroup
+
+
+class Trainer(TorchTrainer):
+    """A trainer without the process that Ray Train starts on the head for each, of some 200 MiB.
+
+    That process removes the placement group of the ranks if the controller dies, since Ray itself keeps it
+    until the job ends. Here the group is reported instead, for the driver to remove it.
+
+    Args:
+        report: Called in the controller with the placement group of each attempt.
+        arguments: Of `TorchTrainer`.
+    """
+
+    def __init__(self, *arguments: Any, report: Callable[[PlacementGroup], None], **named: Any) -> None:
+        self.report = report
+        super().__init__(*arguments, **named)
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        return [
+            RanksPlaced(self.report) if isinstance(callback, PlacementGroupCleanerCallback) else callback
+            for callback in super()._create_default_callbacks()  # type: ignore[misc]  # of the older class
+        ]
+
+
+class RanksPlaced(WorkerGroupCallback):
+    """Reports the placement group of the ranks."""
+
+    def __init__(self, report: Callable[[PlacementGroup], None]) -> None:
+        self.report = report
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Ray Train has started the ranks of an attempt."""
+        state = worker_group.get_worker_group_state()
+        self.report(cast(PlacementGroup, state.placement_group_handle.placement_group))
