@@ -24,6 +24,8 @@ from boom_ray.recipe import Recipe
 from boom_ray.recipe.execution import EvaluateExecution
 from boom_ray.train.schedule import best
 
+CALM = {"spot.losses_per_node_hour": 0.0}  # so that nothing is simulated often
+
 
 @pytest.fixture
 def billion(tmp_path) -> str:
@@ -101,7 +103,7 @@ def test_bags_with_settings_of_their_own_are_planned_with_them(billion):
         return Recipe.model_validate(values | {"bags": {"ratios": ratios}})
 
     def bags(*ratios: Any, **train: Any) -> RunPlan:
-        return plan(recipe(*ratios, **train), PlanOptions(num_gpus=64))
+        return plan(recipe(*ratios, **train), PlanOptions(num_gpus=64, overrides=CALM))
 
     adapters = {"ratio": 100, "lora": {"rank": 8}, "epochs": 2, "tasks": {"small": 0}}
     mixed, full, adapted = bags(100, adapters), bags(100, 100), bags(100, 100, lora={"rank": 8})
@@ -240,7 +242,7 @@ def test_calibrated_values_reach_what_is_measured_before_the_cluster(billion):
 def test_each_calibrated_value_reaches_the_stages_that_it_is_of(make_recipe, minilm):
     recipe = make_recipe(minilm)
     stages = ("train", "merge", "evaluate", "embed")
-    calm = PlanOptions(overrides={"spot.losses_per_node_hour": 0})
+    calm = PlanOptions(overrides=CALM)
     before = plan(recipe, calm).estimate
     for values, expected in [
         ({"rank.flops": 1e6}, {"train"}),
