@@ -2,7 +2,7 @@
 
 import os
 import re
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Any
 
 import pytest
@@ -149,6 +149,26 @@ def test_stored_checkpoints_are_those_of_each_bag_with_the_one_that_is_being_sto
     assert (stored(5), stored({"ratio": 5, "max_steps": 200}), stored(5, short)) == (3 * one, 0, 4 * one)
     assert stored(5, 5, 5) == 6 * one, "two train at a time"
     assert stored(5, {"ratio": 5, "lora": {"rank": 8}}) < 3.1 * one, "adapters alone are stored"
+
+
+def test_remote_files_are_copied_once_a_node(make_recipe, minilm):
+    recipe, assume = make_recipe(minilm), Assumptions()
+    workload = gather(recipe, None, assume)
+
+    def made(num_cpus: int, storage: str = recipe.storage) -> Estimate:
+        own = replace(workload, recipe=recipe.model_copy(update={"storage": storage}))
+        cluster = hardware.cluster("cpu", num_cpus, recipe.train.execution, assume)
+        return estimate(own, cluster, hardware.rank(cluster, "fp32", assume), assume)
+
+    one, many = made(8), made(64)
+    assert one.cluster.num_nodes == 1 and many.cluster.num_nodes == 8
+    models = (len(recipe.bags.ratios) + 2) * 4 * workload.shape.parameters
+    assert one.network["models to nodes for evaluation"] == pytest.approx(models)
+    assert many.network["models to nodes for evaluation"] == pytest.approx(2 * models), "one task on each"
+    remote = made(8, "s3://bucket/runs")
+    assert remote.start - one.start == pytest.approx(one.storage["corpus"] / 0.5e9), (
+        "a local one is not copied"
+    )
 
 
 def estimated(path: str | Recipe, num_gpus: int, overrides: dict[str, float]) -> Estimate:
