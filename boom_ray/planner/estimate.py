@@ -206,11 +206,6 @@ def _bags(
     return [replace(bag, start=start, end=end) for bag, (start, end) in zip(alone, spans, strict=True)]
 
 
-def most_at_once(planned: list[BagEstimate]) -> int:
-    """The largest number of bags that train at the same time."""
-    return max(sum(other.start <= bag.start < other.end for other in planned) for bag in planned)
-
-
 def _checkpoints_at_once(planned: list[BagEstimate]) -> float:
     """Bytes of the checkpoints of all bags that train at the same time, with one that is being stored."""
     return max(

@@ -7,13 +7,12 @@ import numpy as np
 
 from boom_ray.planner import simulate
 from boom_ray.planner.assumptions import Assumptions
-from boom_ray.planner.estimate import Estimate, most_at_once
+from boom_ray.planner.estimate import Estimate
 from boom_ray.planner.simulate import BagWork, Conditions, SimulatedRun
 
 HEAD_IS_BUSY = 0.5
 MIN_RUNS, MIN_BAGS = 6, 600  # simulated for each mean
 RESTORE_READS = 2  # of a rank's part of a checkpoint: its hash is checked before it is used
-HEALTH_CHECK_SECONDS = 2.0  # of Ray Train, for each rank: RAY_TRAIN_HEALTH_CHECK_INTERVAL_S
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Forecast:
         best_makespan: Duration of training with that interval.
         young, daly: The optimal interval by formula, for the bag with the most nodes.
         head_load: Load of the head node, 1 being its capacity.
-        head_memory: Bytes on the head node of Ray and the controllers of all concurrent bags.
+        head_memory: Bytes on the head node of Ray and the driver.
     """
 
     makespan: float
@@ -104,23 +103,22 @@ def forecast(estimate: Estimate, assume: Assumptions, seeds: Sequence[int] | Non
 def head_load(estimate: Estimate, runs: list[SimulatedRun], assume: Assumptions) -> float:
     """Load of the head node: starting ranks, or answering calls if that takes longer.
 
-    Ray Train polls the health of each rank every two seconds; the first rank of each bag reports every step.
+    The first rank of each bag reports every step. The health of ranks is polled by Ray Train's controllers,
+    which run on worker nodes.
     """
     call = assume.take("head.call_seconds", 0.001, "s", "of a call to an actor, a guess")
-    cpus = assume.take("head.cpus", 16, "", "of the head node, where Ray Train's controllers run")
-    running = min(estimate.cluster.num_ranks, sum(bag.ranks for bag in estimate.bags))
-    calls = running / HEALTH_CHECK_SECONDS
-    calls += sum(bag.steps for bag in estimate.bags) / estimate.train
+    cpus = assume.take("head.cpus", 16, "", "of the head node")
+    calls = sum(bag.steps for bag in estimate.bags) / estimate.train
     starting = float(np.mean([run.head / run.makespan for run in runs]))
     return max(starting, calls * call / cpus)
 
 
 def head_memory(estimate: Estimate, assume: Assumptions) -> float:
-    """Bytes on the head node: Ray and the driver, and one Ray Train controller per concurrent bag."""
+    """Bytes on the head node: Ray and the driver, and their growth with each bag."""
     source = "resident, tests/benchmarks/RESULTS.md"
     ray = assume.take("head.ray_memory", 2.1e9, "B", f"driver, GCS, dashboard and agents; {source}")
-    controller = assume.take("head.controller_memory", 405e6, "B", f"of the process of a bag; {source}")
-    return ray + most_at_once(estimate.bags) * controller
+    bag = assume.take("head.bag_memory", 1.04e6, "B", f"of all of them, for each bag; {source}")
+    return ray + len(estimate.bags) * bag
 
 
 def bottleneck(estimate: Estimate, forecast: Forecast) -> str:

@@ -225,10 +225,12 @@ def test_a_slow_head_node_or_a_slow_merge_is_the_bottleneck(billion):
     assert bottleneck(crawling, forecast(crawling, Assumptions(), range(1))) == "merge"
 
 
-def test_the_head_node_holds_a_controller_per_concurrent_bag(billion):
-    overrides = {"head.ray_memory": 1000, "head.controller_memory": 1}
-    sizes = [head_memory(estimated(billion, n, {}), Assumptions(overrides)) for n in (1, 4096)]
-    assert sizes == [1001, 1100]
+def test_the_head_node_answers_a_call_for_each_step_and_grows_with_each_bag(billion):
+    made = estimated(billion, 800, {})
+    assert head_memory(made, Assumptions({"head.ray_memory": 1000, "head.bag_memory": 1})) == 1100
+    rates = {"head.call_seconds": 0.5, "head.cpus": 2, "head.rank_start_seconds": 0}
+    load = forecast(made, Assumptions(rates | CALM), range(1)).head_load
+    assert load == pytest.approx(0.5 / 2 * sum(bag.steps for bag in made.bags) / made.train)
 
 
 def calibrated(path: str, values: dict[str, float]) -> Calibration:
