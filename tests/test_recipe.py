@@ -38,6 +38,23 @@ def load(tmp_path, **sections):
             {"train": {"execution": {"use_gpu": True, "deterministic": True}}},
             "deterministic needs a number for chunk_tokens",
         ),
+        ({"train": {"execution": {"num_workers": {"min": 3, "max": 2}}}}, "got min 3 and max 2; min is at"),
+        ({"train": {"execution": {"num_workers": {"min": 1, "mx": 2}}}}, "did you mean 'max'?"),
+        (
+            {"train": {"batch_size": 8, "execution": {"num_workers": {"min": 1, "max": 9}}}},
+            "execution.num_workers: got max 9; allowed is at most one rank per query",
+        ),
+        (
+            {
+                "train": {
+                    "execution": {
+                        "num_workers": {"min": 1, "max": 2},
+                        "resources_per_worker": {"CPU": 0.1, "memory": 3e9},
+                    }
+                }
+            },
+            "down to 1/64: change CPU",
+        ),
         (
             {"train": {"precision": "fp8"}},
             "train.precision: Input should be 'fp32', 'bf16' or 'fp16', got 'fp8'",
@@ -132,8 +149,10 @@ def test_presets_have_the_costs_of_the_paper(tmp_path, preset, cost):
 def test_identity_holds_what_changes_the_weights_and_nothing_else(tmp_path):
     one = load(tmp_path, train={"execution": {"num_workers": 4, "zero_stage": 3}})
     other = load(tmp_path, train={"learning_rate": 1e-4})
+    elastic = load(tmp_path, train={"execution": {"num_workers": {"min": 4, "max": 64}}})
+    assert Recipe.model_validate_json(elastic.model_dump_json()) == elastic
     plain = load(tmp_path)
-    assert recipe.identity(one.train) == recipe.identity(plain.train)
+    assert recipe.identity(one.train) == recipe.identity(plain.train) == recipe.identity(elastic.train)
     assert recipe.identity(other.train) != recipe.identity(plain.train)
     averaged = load(tmp_path, train={"average": {"last": 2, "every_steps": 5}})
     keys = recipe.identity(plain.train).keys()

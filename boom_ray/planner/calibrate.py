@@ -195,8 +195,7 @@ def _arithmetic(
         step: Its entry in the metrics log.
         seconds: Since the end of the step before.
     """
-    num_ranks = train.execution.num_workers
-    assert num_ranks != "auto"
+    num_ranks = train.execution.fewest_workers
     batches = BatchMix.of(workload.texts, {step["task"]: 1})
     planned = cost.step(workload.shape, train, batches, num_ranks, cluster, rank)
     # Network and optimizer are assumed rates: they may not explain more than nine tenths of a step.

@@ -11,7 +11,7 @@ from boom_ray.planner.cost import StepCost
 from boom_ray.planner.hardware import ClusterSpec, RankSpec
 from boom_ray.planner.workload import PlannedBag, Workload
 from boom_ray.recipe import Recipe
-from boom_ray.train.schedule import Schedule, best, longest_first
+from boom_ray.train.schedule import Schedule, longest_first, schedule_for
 
 
 @dataclass(frozen=True)
@@ -134,15 +134,13 @@ def schedule_of(recipe: Recipe, steps: list[int], capacity: int) -> Schedule:
     Raises:
         InputError: if a bag needs more than `capacity` ranks.
     """
-    num_workers = recipe.train.execution.num_workers
-    if num_workers == "auto":
-        return best(steps, capacity, recipe.train.batch_size)
-    if num_workers > capacity:
+    fewest = recipe.train.execution.fewest_workers
+    if fewest > capacity:
         raise InputError(
-            f"train.execution.num_workers {num_workers}: the cluster has capacity for {capacity} ranks. "
+            f"train.execution.num_workers {fewest}: the cluster has capacity for {capacity} ranks. "
             "Lower it, or plan for more processors (num_gpus)"
         )
-    return longest_first(steps, [num_workers] * len(steps), capacity)
+    return schedule_for(steps, recipe.train, capacity)
 
 
 def estimate(workload: Workload, cluster: ClusterSpec, rank: RankSpec, assume: Assumptions) -> Estimate:

@@ -199,11 +199,10 @@ def _scale(workload: Workload, gpu_type: str, assume: Assumptions) -> list[tuple
 
 
 def _for_all_bags(recipe: Recipe, options: PlanOptions, gpu_type: str) -> int:
-    """Processors for all bags at once, one rank each where `num_workers` is `auto`."""
+    """Processors for all bags at once, each with the fewest ranks that it starts with."""
     execution, num_bags = recipe.train.execution, len(recipe.bags.ratios) + options.baseline
     per_rank = execution.resources_per_worker.get("CPU" if gpu_type == "cpu" else "GPU", 1.0)
-    num_workers = 1 if execution.num_workers == "auto" else execution.num_workers
-    return max(1, round(num_bags * num_workers * per_rank + 0.49))
+    return max(1, round(num_bags * execution.fewest_workers * per_rank + 0.49))
 
 
 def _tokenizer(recipe: Recipe) -> "tuple[PreTrainedTokenizerBase | None, int | None]":

@@ -108,8 +108,7 @@ def planned_baseline(
 
 def sized(workload: Workload, rank: RankSpec, assume: Assumptions) -> Workload:
     """The workload with the number of tokens that `chunk_tokens: auto` allows each bag on a rank."""
-    num_workers = workload.recipe.train.execution.num_workers
-    num_ranks = 1 if num_workers == "auto" else num_workers
+    num_ranks = workload.recipe.train.execution.fewest_workers
 
     def with_number(bag: PlannedBag) -> PlannedBag:
         train = memory.with_chunk_tokens(bag.train, bag.shape, num_ranks, rank.memory, assume)

@@ -9,11 +9,32 @@ from boom_ray.recipe.fields import Section, Text
 Attention = Literal["auto", "varlen", "flash_attention_2", "sdpa", "eager"]
 
 
+class Elastic(Section):
+    """Ranks of a bag on machines that come and go: as many as there are, within limits.
+
+    Attributes:
+        min: Ranks without which the bag waits.
+        max: Most ranks; more than `train.batch_size` have no query.
+        resize_every_s: Seconds from a start of the ranks until it may be repeated with further ranks.
+    """
+
+    min: int = Field(ge=1)
+    max: int = Field(ge=1)
+    resize_every_s: float = Field(60.0, gt=0)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Elastic":
+        if self.min > self.max:
+            raise ValueError(f"got min {self.min} and max {self.max}; min is at most max")
+        return self
+
+
 class TrainExecution(Section):
     """How a bag is trained; none of it changes the weights beyond rounding.
 
     Attributes:
         num_workers: Ranks per bag; `auto` divides the cluster so that the last bag ends soonest.
+            `{min: 8, max: 64}` are as many as there are at any time.
         resources_per_worker: Ray resources of one rank, e.g. `{CPU: 4, GPU: 1}`.
         zero_stage: DeepSpeed ZeRO stage.
         offload: What DeepSpeed keeps in host memory.
@@ -29,7 +50,7 @@ class TrainExecution(Section):
         collective_timeout_s: Seconds after which a silent rank ends the bag's attempt.
     """
 
-    num_workers: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    num_workers: Annotated[int, Field(ge=1)] | Literal["auto"] | Elastic = 1
     use_gpu: bool = False
     resources_per_worker: dict[Text, float] = Field(default_factory=dict)
     zero_stage: Literal[0, 1, 2, 3] = 1
@@ -42,6 +63,24 @@ class TrainExecution(Section):
     max_failures: int = Field(3, ge=0)
     start_timeout_s: float = Field(600.0, gt=0)
     collective_timeout_s: int = Field(600, ge=1)
+
+    @property
+    def fewest_workers(self) -> int:
+        """Ranks without which a bag does not start."""
+        if self.num_workers == "auto":
+            return 1
+        return self.num_workers.min if isinstance(self.num_workers, Elastic) else self.num_workers
+
+    @model_validator(mode="after")
+    def _ranks_are_counted_exactly(self) -> "TrainExecution":
+        # Ray Train divides the resources of a node by those of a rank, in floating point.
+        inexact = [key for key, amount in self.resources_per_worker.items() if amount * 64 % 1]
+        if inexact and isinstance(self.num_workers, Elastic):
+            raise ValueError(
+                f"resources_per_worker: got {self.resources_per_worker}; with a range of num_workers, "
+                f"allowed are whole numbers, halves, quarters, …, down to 1/64: change {', '.join(inexact)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _offload_fits(self) -> "TrainExecution":

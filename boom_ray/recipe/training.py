@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from boom_ray.recipe.execution import TrainExecution
+from boom_ray.recipe.execution import Elastic, TrainExecution
 from boom_ray.recipe.fields import SaveDtype, Section, Text
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -94,5 +94,15 @@ class Train(Section):
             raise ValueError(
                 f"execution.zero_stage 0 would sum the gradients of chunks in {self.precision}; allowed: "
                 "zero_stage 1, 2 or 3, which sum them in fp32, or precision fp32"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _every_rank_has_a_query(self) -> "Train":
+        num_workers = self.execution.num_workers
+        if isinstance(num_workers, Elastic) and num_workers.max > self.batch_size:
+            raise ValueError(
+                f"execution.num_workers: got max {num_workers.max}; allowed is at most one rank per query "
+                f"of a batch, and batch_size is {self.batch_size}"
             )
         return self

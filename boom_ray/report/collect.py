@@ -1,5 +1,6 @@
 """The stored files of a run and of one of its versions; files that do not exist yet are None or empty."""
 
+import itertools
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,7 @@ class LoggedStep:
     loss: float
     padding_fraction: float
     truncated_fraction: float
+    num_ranks: int
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ class TrainedModel:
     tasks: dict[str, int]
     record: ModelRecord | None
     steps: list[LoggedStep]
+
+    @property
+    def ranks(self) -> list[int]:
+        """Numbers of ranks that trained it, one after the other."""
+        return [number for number, _ in itertools.groupby(step.num_ranks for step in self.steps)]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
-from statistics import median
+from statistics import harmonic_mean, median
 
 from boom_ray.report.collect import RunContents, TrainedModel
 from boom_ray.report.scale import axis, duration, unit_of
@@ -87,8 +87,7 @@ def timeline(found: RunContents) -> Timeline | None:
         spans.append(("corpus", None, span, [span], ""))
     for color, model in enumerate(found.trained):
         if model.record and "train" in model.record.times:
-            num_ranks = model.record.metrics.training.num_ranks if model.record.metrics.training else 1
-            ranks = f" on {num_ranks} ranks" * (num_ranks > 1)
+            ranks = f" on {', '.join(map(str, model.ranks))} ranks" if model.ranks not in ([], [1]) else ""
             spans.append((model.name, color, model.record.times["train"], _running(model), ranks))
     if found.record:
         spans += [(stage, None, span, [span], "") for stage, span in found.record.times.items()]
@@ -158,6 +157,14 @@ def cost(found: RunContents, models: list[TrainedModel]) -> TrainingCost | None:
         steps=sum(training.step for training in trainings),
         queries=queries,
         passes=queries / rows,
-        rank_seconds=sum(training.seconds * training.num_ranks for training in trainings),
+        rank_seconds=sum(map(_rank_seconds, models)),
         device="GPU" if found.recipe.train.execution.use_gpu else "CPU worker",
     )
+
+
+def _rank_seconds(model: TrainedModel) -> float:
+    """Seconds times ranks; where their number changed, a step is assumed to take so much less time."""
+    training = model.record.metrics.training if model.record else None
+    if training is None:
+        return 0.0
+    return training.seconds * harmonic_mean([step.num_ranks for step in model.steps] or [training.num_ranks])

@@ -168,7 +168,7 @@ def _facts(model: TrainedModel, smooth: np.ndarray) -> dict[str, str]:
         "tokens": f"{metrics.tokens:,}",
         "tokens/s": f"{metrics.tokens / max(metrics.seconds, 1e-9):,.0f}",
         "time": duration(metrics.seconds),
-        "ranks": f"{metrics.num_ranks}",
+        "ranks": ", ".join(map(str, model.ranks)),
         "padding": f"{np.mean([step.padding_fraction for step in model.steps]):.0%}",
         "truncated": f"{np.mean([step.truncated_fraction for step in model.steps]):.0%}",
         "check": "" if before is None or after is None else f"{before:.3f} → {after:.3f}",

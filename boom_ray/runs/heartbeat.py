@@ -25,6 +25,7 @@ class BagProgress(BaseModel):
     step: int = 0
     num_steps: int = 0
     attempt: int = 1
+    num_ranks: int = 0
     time: float = 0.0
     failed: str | None = None
 

@@ -227,11 +227,12 @@ def _bag(layout: Layout, name: str, num_steps: int, maker: Heartbeat | None, now
         return Part(name, "waiting", kept, facts)
     if progress is None:
         return Part(name, maker.state, kept, facts)
-    facts |= {"step": progress.step, "attempt": progress.attempt}
+    facts |= {"step": progress.step, "attempt": progress.attempt, "num_ranks": progress.num_ranks}
     if progress.failed:
         return Part(name, "failed", f"{progress.failed}; {kept}", facts)
     silence = now - progress.time
-    detail = f"step {progress.step:,}, {kept}, attempt {progress.attempt}, last step {age(silence)} ago"
+    attempt = f"attempt {progress.attempt} on {progress.num_ranks} rank{'s' * (progress.num_ranks != 1)}"
+    detail = f"step {progress.step:,}, {kept}, {attempt}, last step {age(silence)} ago"
     return Part(name, maker.state, detail, facts | {"seconds_silent": silence})
 
 

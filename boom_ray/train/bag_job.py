@@ -17,7 +17,7 @@ class BagJob:
         name: Name of the bag, and version of its model.
         rows: Number of rows in the bag.
         steps: Number of optimizer steps.
-        num_ranks: Number of ranks that train it.
+        num_ranks: Number of ranks that train it; of a range, as many as fit on the cluster at its largest.
         corpus: URI of the corpus artifact.
         bags: URI of the bag manifests.
         checkpoints: URI of the directory of this bag's checkpoints.

@@ -24,7 +24,7 @@ class BagMonitor:
 
     def __init__(self, jobs: list[BagJob], progress_actor: Any, progress: Progress, driver: Driver) -> None:
         self.jobs, self.actor, self.progress, self.driver = jobs, progress_actor, progress, driver
-        self.num_warnings = 0
+        self.num_warnings, self.num_ranks = 0, dict[str, int]()
 
     def update(self, capacity: int, failures: Mapping[str, BoomError]) -> None:
         """Poll the progress actor, and show what has changed.
@@ -39,6 +39,7 @@ class BagMonitor:
             logger.warning("%s", text)
         self.num_warnings = len(warnings)  # an actor that was restarted begins with none
         for name, state in sorted(states.items()):
+            self._log_resize(name, state.num_ranks)
             remaining = f"{state.seconds_left:,.0f} s left" if state.seconds_left else "done"
             note = f"loss {state.loss:.4f}  {state.tokens_per_second:,.0f} tokens/s  {remaining}"
             self.progress.update(name, state.step, state.num_steps, note)
@@ -48,6 +49,12 @@ class BagMonitor:
             end = time.time() + seconds_left(self.jobs, states, capacity)
             note = time.strftime("end %H:%M:%S", time.localtime(end))
             self.progress.update("all bags", completed, total, note)
+
+    def _log_resize(self, name: str, num_ranks: int) -> None:
+        before = self.num_ranks.get(name, num_ranks)
+        if num_ranks != before:
+            logger.info("%s: goes on with %d ranks, before %d", name, num_ranks, before)
+        self.num_ranks[name] = num_ranks
 
 
 def _heartbeat_states(
@@ -66,15 +73,14 @@ def seconds_left(jobs: Sequence[BagJob], states: Mapping[str, BagState], capacit
         states: States of the started bags by name.
         capacity: Ranks that fit on the cluster.
     """
-    ranks = {job.name: job.num_ranks for job in jobs}
     rank_seconds_per_step = [
-        state.seconds_left / (state.num_steps - state.step) * ranks[name]
-        for name, state in states.items()
+        state.seconds_left / (state.num_steps - state.step) * state.num_ranks
+        for state in states.values()
         if state.step < state.num_steps
     ]
     pace = sum(rank_seconds_per_step) / len(rank_seconds_per_step) if rank_seconds_per_step else 0.0
     work = [
-        states[job.name].seconds_left * job.num_ranks if job.name in states else pace * job.steps
+        states[job.name].seconds_left * states[job.name].num_ranks if job.name in states else pace * job.steps
         for job in jobs
     ]
     # Nodes may have been lost since the bags were scheduled.

@@ -23,7 +23,7 @@ from boom_ray.train.bag_monitor import BagMonitor
 from boom_ray.train.capacity import await_capacity, rank_capacity
 from boom_ray.train.progress_actor import ProgressActor
 from boom_ray.train.rehearsal_task import rehearse_new
-from boom_ray.train.schedule import Schedule, best, longest_first, render
+from boom_ray.train.schedule import Schedule, render, schedule_for
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
@@ -146,10 +146,7 @@ def most_at_once(schedule: Schedule) -> int:
 
 def plan_bags(recipe: Recipe, jobs: Sequence[BagJob], capacity: int) -> Schedule:
     """Schedule the bags; with `num_workers: auto`, the numbers of ranks that end the last one earliest."""
-    steps, num_workers = [job.steps for job in jobs], recipe.train.execution.num_workers
-    if num_workers == "auto":
-        return best(steps, capacity, max_ranks=recipe.train.batch_size)
-    return longest_first(steps, [num_workers] * len(jobs), capacity)
+    return schedule_for([job.steps for job in jobs], recipe.train, capacity)
 
 
 def _run_all(jobs: list[BagJob], progress_actor: Any, driver: Driver) -> None:

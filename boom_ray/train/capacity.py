@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from boom_ray.recipe.execution import TrainExecution
+from boom_ray.recipe.execution import Elastic, TrainExecution
 from boom_ray.runtime import capacity, demand, resources
 
 
@@ -40,6 +40,8 @@ def rank_capacity(execution: TrainExecution) -> int:
 def await_capacity(execution: TrainExecution, wanted: int | None = None) -> int:
     """Wait until the cluster has capacity for one bag; its autoscaler starts nodes for it.
 
+    With a range of ranks, the smallest number is required, and the largest is asked for.
+
     Args:
         wanted: With `num_workers: auto`, ranks that bags can use at once; by default all that may fit.
 
@@ -53,11 +55,15 @@ def await_capacity(execution: TrainExecution, wanted: int | None = None) -> int:
         "Lower train.execution.num_workers or train.execution.resources_per_worker, add nodes, or wait "
         "longer (train.execution.start_timeout_s)"
     )
-    least, is_auto = execution.num_workers, execution.num_workers == "auto"
+    num_workers, is_auto = execution.num_workers, execution.num_workers == "auto"
+    if is_auto:
+        wanted = wanted or rank_capacity(execution)
+    elif isinstance(num_workers, Elastic):
+        wanted = num_workers.max
     found = demand.await_capacity(
         rank_resources(execution),
-        least=1 if least == "auto" else least,
-        wanted=(wanted or rank_capacity(execution)) if is_auto else None,
+        least=execution.fewest_workers,
+        wanted=wanted,
         timeout_s=execution.start_timeout_s,
         remedy=remedy,
     )

@@ -22,6 +22,7 @@ GAUGES = {
     "distinct_fraction": "Distinct texts as a fraction of all texts of a global batch",
     "similarity": "Mean cosine of the distinct texts of a global batch",
     "feed_wait": "Seconds that the step waited for its batch, on the rank that waited longest",
+    "num_ranks": "Ranks of the bag",
     "mfu": "Floating point operations of the model over the measured matrix product rate of the device",
 }
 
@@ -51,6 +52,7 @@ class StepMetrics:
     distinct_fraction: float
     similarity: float
     feed_wait: float
+    num_ranks: int
     mfu: float | None = None
 
 

@@ -18,6 +18,7 @@ class BagState:
         loss: Loss of the last step.
         tokens_per_second: Mean since the start of the bag, over all ranks.
         seconds_left: Estimate from the mean pace so far.
+        num_ranks: Ranks that train it.
         attempt: Attempt of the bag, from 1; set by the actor.
         time: When the actor received the state, in seconds since 1970; set by the actor.
     """
@@ -27,6 +28,7 @@ class BagState:
     loss: float
     tokens_per_second: float
     seconds_left: float
+    num_ranks: int
     attempt: int = 1
     time: float = 0.0
 

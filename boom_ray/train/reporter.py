@@ -31,6 +31,7 @@ class TrainingReporter:
             loss=state.loss,
             tokens_per_second=state.tokens / state.seconds,
             seconds_left=state.seconds / state.step * (self.num_steps - state.step),
+            num_ranks=state.num_ranks,
         )
         self.actor.report.remote(self.name, progress)
         for text in self.diagnostics.update(metrics.loss, metrics.grad_norm, metrics.similarity):

@@ -7,6 +7,9 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from boom_ray.recipe import Train
+from boom_ray.recipe.execution import Elastic
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -88,6 +91,21 @@ def best(steps: Sequence[float], capacity: int, max_ranks: int) -> Schedule:
     soonest = min(schedule.end for schedule in candidates)
     near = [schedule for schedule in candidates if schedule.end <= 1.1 * soonest]
     return min(near, key=lambda schedule: sum(schedule.ranks))
+
+
+def schedule_for(steps: Sequence[float], train: Train, capacity: int) -> Schedule:
+    """The schedule of bags with equal settings.
+
+    With a range of ranks, every bag takes as many as there are, up to the largest number.
+
+    Args:
+        capacity: Ranks that fit on the cluster, at least `train.execution.fewest_workers`.
+    """
+    num_workers = train.execution.num_workers
+    if num_workers == "auto":
+        return best(steps, capacity, max_ranks=train.batch_size)
+    ranks = min(num_workers.max, capacity) if isinstance(num_workers, Elastic) else num_workers
+    return longest_first(steps, [ranks] * len(steps), capacity)
 
 
 def render(schedule: Schedule, names: Sequence[str], steps: Sequence[int], width: int = 40) -> list[str]:

@@ -132,5 +132,6 @@ class StepRunner:
             distinct_fraction=len(batch.texts) / num_texts,
             similarity=mean_similarity(embeddings),
             feed_wait=counts.waited / 1e6,
+            num_ranks=self.num_ranks,
             mfu=self.device_flops and rate * self.flops_per_token / (self.num_ranks * self.device_flops),
         )

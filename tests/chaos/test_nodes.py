@@ -12,16 +12,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from boom_ray import artifacts
 from boom_ray.model import directory
 from tests import texts
 from tests.conftest import recipe_values
+from tests.train.test_faults import relative_difference
 
 
-def moments(root: str, bag: str) -> list[float]:
+def logged(root: str, bag: str, key: str) -> list[Any]:
+    """A value of every step in the metrics log of a bag."""
     with open(f"{root}/models/{bag}/metrics.jsonl", encoding="utf-8") as file:
-        return [json.loads(line)["time"] for line in file]
+        return [json.loads(line)[key] for line in file]
 
 
 def run(*module: str) -> str:
@@ -48,10 +51,35 @@ def test_two_bags_are_published_although_one_of_two_nodes_is_lost(minilm, corpus
     assert "REMOVED a node" in output and output.count("MODEL") == 2
     for bag in ("bag-1", "bag-2"):
         artifacts.verify(f"{root}/models/{bag}")
-    one, other = moments(root, "bag-1"), moments(root, "bag-2")
+    one, other = logged(root, "bag-1", "time"), logged(root, "bag-2", "time")
     assert max(one[0], other[0]) < min(one[-1], other[-1]), "the bags overlapped in time"
     gaps = sorted(max(b - a for a, b in itertools.pairwise(times)) for times in (one, other))
     print(f"longest pause of the bag that stayed {gaps[0]:.1f} s, of the one that moved {gaps[1]:.1f} s")
+
+
+@pytest.mark.slow
+def test_a_bag_goes_on_with_the_ranks_that_are_left_and_with_those_that_join(
+    minilm, corpus_files, beir, tmp_path
+):
+    """Of one rank, three with uneven shares, and one again; and of one and three."""
+    values: dict[str, Any] = recipe_values(minilm, corpus_files, beir, str(tmp_path))
+    values |= {"bags": {"ratios": [100]}, "evaluate": {}}
+    values["train"] |= {"epochs": 100, "max_steps": 60}
+    values["train"]["execution"] |= {"resources_per_worker": {"CPU": 1}, "max_failures": 0}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    run("tests.chaos.elastic_nodes", str(path))
+    expected = load_file(f"{tmp_path}/undisturbed/models/bag-1/model.safetensors")
+    fingerprints = set()
+    for name, ranks in {"undisturbed": [1], "loses": [3, 1], "joins": [1, 3]}.items():
+        root = f"{tmp_path}/{name}"
+        fingerprints.add(artifacts.verify(f"{root}/models/bag-1").fingerprint)
+        assert logged(root, "bag-1", "step") == list(range(1, 61)), "no step is lost or repeated"
+        assert [number for number, _ in itertools.groupby(logged(root, "bag-1", "num_ranks"))] == ranks
+        difference = relative_difference(load_file(f"{root}/models/bag-1/model.safetensors"), expected)
+        print(f"{name}: relative weight difference {difference:.1e}")
+        assert difference < 1e-6
+    assert len(fingerprints) == 1
 
 
 @pytest.mark.slow

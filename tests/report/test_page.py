@@ -107,7 +107,7 @@ class StoredRun:
                 for step, pause in enumerate(pauses):
                     loss = 1.2 / (1 + 0.05 * step) + 0.2 * self.random.random()
                     ended = start + 5 + step + pause
-                    shares = (900.0, 0.1, 0.2, 0.9, 0.3, 0.0)
+                    shares = (900.0, 0.1, 0.2, 0.9, 0.3, 0.0, 1 + index % 2)
                     line = StepMetrics(step + 1, ended, "task-0", loss, 900, 1.0, 1e-5, *shares)
                     file.write(json.dumps(asdict(line)) + "\n")
             training = TrainingConfig(bag=self.recipe.bags.ratios[index], settings=self.recipe.train)

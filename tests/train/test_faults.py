@@ -221,7 +221,8 @@ def test_the_metrics_of_a_step_are_scraped_by_prometheus_while_a_bag_trains(one_
     train_and(scrape, recipe)
     steps = metrics_of(recipe)
     expected = {"loss", "grad_norm", "learning_rate", "tokens_per_second", "padding_fraction"}
-    assert gauges.keys() == expected | {"truncated_fraction", "distinct_fraction", "similarity", "feed_wait"}
+    expected |= {"feed_wait", "num_ranks"}
+    assert gauges.keys() == expected | {"truncated_fraction", "distinct_fraction", "similarity"}
     for name, value in gauges.items():
         assert any(value == pytest.approx(step[name], rel=1e-6) for step in steps), name
 

@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from boom_ray.recipe import Train
+from boom_ray.recipe.execution import Elastic, TrainExecution
 from boom_ray.train.progress_actor import BagState
-from boom_ray.train.schedule import best, longest_first, proportional_ranks, render
+from boom_ray.train.schedule import best, longest_first, proportional_ranks, render, schedule_for
 
 steps = st.lists(st.integers(1, 1000), min_size=1, max_size=12)
 
@@ -56,12 +58,20 @@ def test_a_cluster_for_all_bags_gives_them_ranks_in_proportion_to_their_length()
     assert len(lines) == 5 and all("|########" in line for line in lines)
 
 
+def test_elastic_bags_are_planned_with_all_ranks_that_may_come():
+    train = Train(batch_size=64, execution=TrainExecution(num_workers=Elastic(min=8, max=24)))
+    assert train.execution.fewest_workers == 8
+    assert schedule_for([10, 20], train, 64).ranks == [24, 24]
+    assert schedule_for([10, 20], train, 16) == longest_first([10, 20], [16, 16], 16)
+
+
 def test_the_time_left_includes_waiting_bags():
     from types import SimpleNamespace as Job
 
     from boom_ray.train.bag_monitor import seconds_left
 
     jobs = [Job(name="bag-1", num_ranks=1, steps=10), Job(name="bag-2", num_ranks=1, steps=10)]
-    states = {"bag-1": BagState(step=5, num_steps=10, loss=1, tokens_per_second=1, seconds_left=50)}
+    half = {"step": 5, "num_steps": 10, "loss": 1, "tokens_per_second": 1, "seconds_left": 50}
+    states = {"bag-1": BagState(**half, num_ranks=1)}
     assert seconds_left(jobs, states, capacity=2) == pytest.approx(100)
     assert seconds_left(jobs, states, capacity=1) == pytest.approx(150)
