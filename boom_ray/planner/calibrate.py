@@ -135,8 +135,7 @@ def _measured(
     small: Recipe, workload: Workload, cluster: ClusterSpec, rank: RankSpec, assume: Assumptions
 ) -> dict[str, float]:
     """Values of assumptions, measured with the miniature."""
-    num_ranks = small.train.execution.num_workers
-    assert num_ranks != "auto"
+    num_ranks = small.train.execution.fewest_workers
     train = memory.with_chunk_tokens(small.train, workload.shape, num_ranks, rank.memory, assume)
     models, values = _training(small, train, workload, cluster, rank)
     values |= _merging(small, workload, models)

@@ -32,10 +32,21 @@ def fit(job: BagJob) -> BoomError | None:
     Raises:
         ProcessLost: if the controller of the trainer died.
     """
+    try:
+        _trainer(job).fit()
+    except ray.exceptions.RayActorError as error:
+        raise ProcessLost(first_line(error)) from error
+    except (TrainingFailedError, ray.exceptions.RayError, ValueError, OSError) as error:
+        cause = getattr(error, "controller_failure", error)
+        return cause if isinstance(cause, BoomError) else ClusterError(reasons([error]))
+    return None
+
+
+def _trainer(job: BagJob) -> Trainer:
     execution = job.recipe.train.execution
     environment: Any = {"worker_runtime_env": rank_environment(execution)}  # mypy knows the older RunConfig
     callbacks = [StopAtBoomErrors(), StopWithoutProgress(job.checkpoints, execution.max_failures)]
-    trainer = Trainer(
+    return Trainer(
         _train_bag,
         report=partial(_report_placement, job),
         train_loop_config={"job": job},
@@ -51,14 +62,6 @@ def fit(job: BagJob) -> BoomError | None:
             **environment,
         ),
     )
-    try:
-        trainer.fit()
-    except ray.exceptions.RayActorError as error:
-        raise ProcessLost(first_line(error)) from error
-    except (TrainingFailedError, ray.exceptions.RayError, ValueError, OSError) as error:
-        cause = getattr(error, "controller_failure", error)
-        return cause if isinstance(cause, BoomError) else ClusterError(reasons([error]))
-    return None
 
 
 def _report_placement(job: BagJob, group: PlacementGroup) -> None:

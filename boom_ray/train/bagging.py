@@ -13,6 +13,7 @@ from boom_ray.data.bags import BASELINE
 from boom_ray.data.batches import num_steps
 from boom_ray.errors import BoomError, ConflictError
 from boom_ray.recipe import Bag, Bags, Recipe, identity
+from boom_ray.recipe.execution import Elastic
 from boom_ray.runs.driver import Driver
 from boom_ray.runs.layout import Layout
 from boom_ray.runtime.cluster import here
@@ -22,6 +23,7 @@ from boom_ray.train.bag_job import BagJob
 from boom_ray.train.bag_monitor import BagMonitor
 from boom_ray.train.capacity import await_capacity, rank_capacity
 from boom_ray.train.progress_actor import ProgressActor
+from boom_ray.train.ray_internals import keep_coordinator_here
 from boom_ray.train.rehearsal_task import rehearse_new
 from boom_ray.train.schedule import Schedule, render, schedule_for
 
@@ -157,6 +159,8 @@ def _run_all(jobs: list[BagJob], progress_actor: Any, driver: Driver) -> None:
     """
     waiting, running = list(jobs), dict[Future[BoomError | None], BagJob]()
     failures: dict[str, BoomError] = {}
+    if isinstance(jobs[0].recipe.train.execution.num_workers, Elastic):
+        keep_coordinator_here()
     with ThreadPoolExecutor(len(jobs)) as threads, Progress() as progress:
         monitor = BagMonitor(jobs, progress_actor, progress, driver)
         while waiting or running:

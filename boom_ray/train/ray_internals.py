@@ -3,10 +3,21 @@
 from collections.abc import Callable
 from typing import Any, cast
 
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+    get_or_create_autoscaling_coordinator,
+)
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import RayTrainCallback, WorkerGroupCallback
 from ray.util.placement_group import PlacementGroup
+
+
+def keep_coordinator_here() -> None:
+    """Start the process that divides the nodes among elastic trainers on this node, if there is none yet.
+
+    The first trainer would start it on a worker node, and no bag would know of nodes once that is lost.
+    """
+    get_or_create_autoscaling_coordinator()
 
 
 class Trainer(TorchTrainer):

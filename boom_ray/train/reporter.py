@@ -37,6 +37,12 @@ class TrainingReporter:
         for text in self.diagnostics.update(metrics.loss, metrics.grad_norm, metrics.similarity):
             self.actor.warn.remote(self.name, text)
 
+    def report_notice(self, step: int) -> None:
+        """Report that the cluster has announced the end of a node."""
+        self.actor.warn.remote(
+            self.name, f"a node is about to be taken away: saving a checkpoint at step {step:,}"
+        )
+
     def report_check(self, scores: SelfCheck) -> None:
         """Warn if training made retrieval worse."""
         before, after = scores.before, scores.after

@@ -23,6 +23,7 @@ class Counts(NamedTuple):
         computed: The same with padding.
         truncated: Texts that reach their maximum length.
         waited: Microseconds that the step waited for the share.
+        clock: Milliseconds since the rank was ready to train.
     """
 
     chunks: int
@@ -31,15 +32,16 @@ class Counts(NamedTuple):
     computed: int
     truncated: int
     waited: int
+    clock: int
 
     @classmethod
     def of_all(cls, counts: np.ndarray) -> "Counts":
         """The counts of all ranks together.
 
         Args:
-            counts: [num_ranks, 6] int64, those of each.
+            counts: [num_ranks, 7] int64, those of each.
         """
-        chunks, kept, tokens, computed, truncated, waited = counts.T
+        chunks, kept, tokens, computed, truncated, waited, clock = counts.T
         return cls(
             chunks=int(chunks.max()),
             kept=int(kept.min()),
@@ -47,6 +49,7 @@ class Counts(NamedTuple):
             computed=int(computed.sum()),
             truncated=int(truncated.sum()),
             waited=int(waited.max()),
+            clock=int(clock.max()),
         )
 
 
@@ -81,7 +84,7 @@ def share_chunks(layout: Layout, lengths: np.ndarray, chunk_tokens: int) -> tupl
     chunks = layout.chunks(lengths, chunk_tokens)
     sizes = layout.chunk_sizes(lengths, chunks)
     kept = num_kept(sizes, chunk_tokens)
-    return chunks, Counts(len(chunks), kept, int(lengths.sum()), sum(sizes), truncated=0, waited=0)
+    return chunks, Counts(len(chunks), kept, int(lengths.sum()), sum(sizes), truncated=0, waited=0, clock=0)
 
 
 def num_kept(sizes: Sequence[int], chunk_tokens: int) -> int:

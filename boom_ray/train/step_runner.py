@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 
 class StepRunner:
-    """Runs steps on one rank. All methods are collective: every rank calls them with the same batch."""
+    """Runs steps on one rank. All methods are collective: every rank calls them with the same batch.
+
+    Attributes:
+        seconds: When the last step began, by a clock that has the same value on all ranks.
+    """
 
     def __init__(
         self,
@@ -40,6 +44,7 @@ class StepRunner:
         self.train = job.recipe.train
         self.encoder, self.loader, self.engine = encoder, loader, engine
         self.rank, self.num_ranks = rank, num_ranks
+        self.ready, self.seconds = time.monotonic(), 0.0
         self.flops_per_token = flops_per_token(encoder.transformer)
         self.device_flops = (
             measure_flops(encoder.device, DTYPES[self.train.precision])
@@ -79,7 +84,9 @@ class StepRunner:
         Returns:
             Loss of the batch, its [n, d] embeddings, and its counts, equal on all ranks.
         """
-        counts = self._counts_of_all(batch.counts)
+        clock = round(1e3 * (time.monotonic() - self.ready))
+        counts = self._counts_of_all(batch.counts._replace(clock=clock))
+        self.seconds = counts.clock / 1e3
         loss, embeddings = self.step(
             embed=embedder(self.engine, self.encoder.collate, batch.tokens),
             texts=batch.texts,

@@ -21,6 +21,7 @@ from boom_ray.train.engine import create_engine
 from boom_ray.train.export import base_weights, is_rounded, write_model
 from boom_ray.train.lasting import without_retry
 from boom_ray.train.master_weights import set_master_weights, trained_weights
+from boom_ray.train.preemption import PreemptionNotices
 from boom_ray.train.preparation import prepare
 from boom_ray.train.reporter import TrainingReporter
 from boom_ray.train.step_runner import StepRunner
@@ -60,6 +61,7 @@ class BagTraining:
             self.loader.chunk_tokens = measured_chunk_tokens(self.encoder, longest)
         self.steps = StepRunner(job, self.encoder, self.loader, self.engine, self.rank, self.num_ranks)
         self.reporter = TrainingReporter(job, self.loader.num_steps)
+        self.notices = PreemptionNotices()
         steps = averaged_steps(self.train.average, self.loader.num_steps)
         self.average = WeightAverage(self.engine, self.encoder.transformer, steps)
         self.checkpoints = BagCheckpoints(
@@ -90,9 +92,16 @@ class BagTraining:
             if self.rank == 0:
                 self.reporter.report(state, metrics)
             is_last = state.step == self.loader.num_steps  # the model itself is published next
-            if state.step % self.train.execution.save_every_steps == 0 and not is_last:
+            if self._is_due(state.step) and not is_last:
                 self.checkpoints.save(state)
         return state
+
+    def _is_due(self, step: int) -> bool:
+        """Whether to save a checkpoint, also because a node is about to be taken away. Runs on every rank."""
+        has_notice = self.notices.is_new(self.steps.seconds)
+        if has_notice and self.rank == 0:
+            self.reporter.report_notice(step)
+        return has_notice or step % self.train.execution.save_every_steps == 0
 
     def _check(self) -> float | None:
         """The score of the current weights in the retrieval check. Runs on every rank, as ZeRO-3 requires."""

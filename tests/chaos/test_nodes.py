@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -27,11 +28,11 @@ def logged(root: str, bag: str, key: str) -> list[Any]:
         return [json.loads(line)[key] for line in file]
 
 
-def run(*module: str) -> str:
+def run(*module: str, seconds: float = 550) -> str:
     """Output of a script that starts its own cluster."""
     done = subprocess.run(
         [sys.executable, "-m", *module],
-        capture_output=True, text=True, timeout=550, env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+        capture_output=True, text=True, timeout=seconds, env={**os.environ, "RAY_AUTH_MODE": "disabled"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
@@ -58,20 +59,21 @@ def test_two_bags_are_published_although_one_of_two_nodes_is_lost(minilm, corpus
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_bag_goes_on_with_the_ranks_that_are_left_and_with_those_that_join(
     minilm, corpus_files, beir, tmp_path
 ):
-    """Of one rank, three with uneven shares, and one again; and of one and three."""
+    """Of one rank, of three with uneven shares and one again, of one and three, and with a notice."""
     values: dict[str, Any] = recipe_values(minilm, corpus_files, beir, str(tmp_path))
     values |= {"bags": {"ratios": [100]}, "evaluate": {}}
     values["train"] |= {"epochs": 100, "max_steps": 60}
     values["train"]["execution"] |= {"resources_per_worker": {"CPU": 1}, "max_failures": 0}
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(values))
-    run("tests.chaos.elastic_nodes", str(path))
+    output = run("tests.chaos.elastic_nodes", str(path), seconds=1700)
     expected = load_file(f"{tmp_path}/undisturbed/models/bag-1/model.safetensors")
     fingerprints = set()
-    for name, ranks in {"undisturbed": [1], "loses": [3, 1], "joins": [1, 3]}.items():
+    for name, ranks in {"undisturbed": [1], "loses": [3, 1], "joins": [1, 3], "preempted": [3, 1]}.items():
         root = f"{tmp_path}/{name}"
         fingerprints.add(artifacts.verify(f"{root}/models/bag-1").fingerprint)
         assert logged(root, "bag-1", "step") == list(range(1, 61)), "no step is lost or repeated"
@@ -80,6 +82,9 @@ def test_a_bag_goes_on_with_the_ranks_that_are_left_and_with_those_that_join(
         print(f"{name}: relative weight difference {difference:.1e}")
         assert difference < 1e-6
     assert len(fingerprints) == 1
+    [step] = re.findall(r"NOTICE \[(\d+)\]", output)
+    resumed_at = logged(root, "bag-1", "num_ranks").index(1)
+    assert int(step) <= resumed_at < int(step) + 20, "no step before the notice is repeated"
 
 
 @pytest.mark.slow

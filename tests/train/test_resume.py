@@ -118,6 +118,22 @@ def check_loss_scale() -> None:
     assert run(resumed, "...x...xx......x") == run(undisturbed, "...x...xx......x")
 
 
+def check_notices(rank: int) -> None:
+    """A notice about a node is new once, on all ranks, although only the first one knows of it."""
+    from ray.train.v2._internal.execution.context import get_train_context
+    from ray.train.v2.api.preemption import PreemptionInfo
+
+    from boom_ray.train.preemption import PreemptionNotices
+
+    notices, context = PreemptionNotices(), get_train_context()
+    assert not notices.is_new(10.0)
+    for number, nodes in enumerate([{"a": [0]}, {"a": [0], "b": [1]}], start=2):
+        if rank == 0:  # as the watcher of Ray Train does
+            context.preemption_context.preemption_info = PreemptionInfo(None, nodes)
+        assert not notices.is_new(10.0 * number - 9), "not within two seconds of the last look"
+        assert notices.is_new(10.0 * number) and not notices.is_new(10.0 * number + 5)
+
+
 def perform_all(config: dict[str, Any]) -> list[Outcome]:
     """The outcomes of all tasks in one process group; tasks that resume use the engine of those before."""
     from boom_ray.train.worker import BagTraining
@@ -137,6 +153,7 @@ def perform_all(config: dict[str, Any]) -> list[Outcome]:
             outcome = Outcome(outcome.resumed_at, {}, error)
         outcomes.append(outcome)
     check_loss_scale()  # needs the process group of DeepSpeed
+    check_notices(dist.get_rank())
     return outcomes
 
 

@@ -49,8 +49,8 @@ def test_all_ranks_have_equally_many_chunks_of_which_those_kept_fit(layout, leng
 
 
 def test_counts_of_all_ranks_are_the_most_chunks_the_fewest_kept_and_sums():
-    own = [Counts(2, UNLIMITED, 100, 110, 3, 7), Counts(3, 1, 120, 120, 0, 2)]
-    assert Counts.of_all(np.array(own)) == Counts(3, 1, 220, 230, 3, 7)
+    own = [Counts(2, UNLIMITED, 100, 110, 3, 7, 50), Counts(3, 1, 120, 120, 0, 2, 40)]
+    assert Counts.of_all(np.array(own)) == Counts(3, 1, 220, 230, 3, 7, 50)
 
 
 def texts_of(recipe: Recipe, random: np.random.Generator) -> tuple[list[str], np.ndarray]:
