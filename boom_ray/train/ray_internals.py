@@ -8,6 +8,7 @@ from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator impor
 )
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.callback import RayTrainCallback, WorkerGroupCallback
 from ray.util.placement_group import PlacementGroup
 
@@ -40,6 +41,11 @@ class Trainer(TorchTrainer):
             RanksPlaced(self.report) if isinstance(callback, PlacementGroupCleanerCallback) else callback
             for callback in super()._create_default_callbacks()  # type: ignore[misc]  # of the older class
         ]
+
+
+def variables() -> dict[str, str]:
+    """Variables of this process that Ray Train reads where a trainer runs, if they are set."""
+    return cast(dict[str, str], get_env_vars_to_propagate())
 
 
 class RanksPlaced(WorkerGroupCallback):

@@ -17,6 +17,7 @@ from boom_ray.runtime.node_types import HEAD
 from boom_ray.train import bag_trainer
 from boom_ray.train.attempts import StopWithoutProgress
 from boom_ray.train.bag_job import BagJob
+from boom_ray.train.ray_internals import variables
 
 
 def fit(job: BagJob) -> BoomError | None:
@@ -46,8 +47,10 @@ def _fit_once(job: BagJob, turn: int) -> BoomError | None:
     if not nodes:
         return bag_trainer.fit(job)
     node = NodeAffinitySchedulingStrategy(nodes[turn % len(nodes)], soft=False)
-    task: Any = ray.remote(num_cpus=0, max_retries=0)(bag_trainer.fit)
-    found: BoomError | None = result_of(task.options(scheduling_strategy=node).remote(job))
+    environment = {"env_vars": variables()}
+    options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": node, "runtime_env": environment}
+    task: Any = ray.remote(bag_trainer.fit)
+    found: BoomError | None = result_of(task.options(**options).remote(job))
     return found
 
 

@@ -4,7 +4,7 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-from boom_ray.train.ray_internals import RanksPlaced, Trainer
+from boom_ray.train.ray_internals import RanksPlaced, Trainer, variables
 
 
 def callbacks(trainer: TorchTrainer) -> list[type]:
@@ -19,3 +19,11 @@ def test_a_trainer_reports_its_placement_in_place_of_a_process_on_the_head():
     )
     assert rays.count(PlacementGroupCleanerCallback) == 1
     assert ours == [RanksPlaced if one is PlacementGroupCleanerCallback else one for one in rays]
+
+
+def test_what_a_user_sets_for_ray_train_reaches_trainers_on_other_nodes(monkeypatch):
+    name = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+    monkeypatch.delenv(name, raising=False)
+    assert name not in variables()
+    monkeypatch.setenv(name, "900")
+    assert variables()[name] == "900"
