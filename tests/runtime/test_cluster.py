@@ -8,7 +8,7 @@ import ray
 
 from boom_ray.errors import InputError
 from boom_ray.runtime.cluster import ProcessLost, result_of
-from boom_ray.train.bag_trainer import reasons
+from boom_ray.train.attempts import reasons
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -57,4 +57,4 @@ def test_an_error_of_a_task_that_another_task_awaits_arrives_as_it_was_raised():
 
 def test_a_rank_killed_for_its_memory_is_one_line_without_pages_of_advice():
     message = "Task was killed due to the node running low on memory.\nRefer to the documentation."
-    assert list(reasons(ray.exceptions.OutOfMemoryError(message))) == [message.splitlines()[0]]
+    assert reasons([ray.exceptions.OutOfMemoryError(message)]) == message.splitlines()[0]
