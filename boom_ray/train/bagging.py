@@ -13,7 +13,6 @@ from boom_ray.data.bags import BASELINE
 from boom_ray.data.batches import num_steps
 from boom_ray.errors import BoomError, ConflictError
 from boom_ray.recipe import Bag, Bags, Recipe, identity
-from boom_ray.recipe.execution import Elastic
 from boom_ray.runs.driver import Driver
 from boom_ray.runs.layout import Layout
 from boom_ray.runtime.cluster import here
@@ -159,8 +158,7 @@ def _run_all(jobs: list[BagJob], progress_actor: Any, driver: Driver) -> None:
     """
     waiting, running = list(jobs), dict[Future[BoomError | None], BagJob]()
     failures: dict[str, BoomError] = {}
-    if isinstance(jobs[0].recipe.train.execution.num_workers, Elastic):
-        keep_coordinator_here()
+    keep_coordinator_here()
     with ThreadPoolExecutor(len(jobs)) as threads, Progress() as progress:
         monitor = BagMonitor(jobs, progress_actor, progress, driver)
         while waiting or running:

@@ -14,9 +14,10 @@ from ray.util.placement_group import PlacementGroup
 
 
 def keep_coordinator_here() -> None:
-    """Start the process that divides the nodes among elastic trainers on this node, if there is none yet.
+    """Start the process that divides the nodes among trainers on this node, if there is none yet.
 
-    The first trainer would start it on a worker node, and no bag would know of nodes once that is lost.
+    The first trainer would start it on a worker node. It outlives all trainers, so that the autoscaler would
+    never end that node; and once the node is lost, no elastic bag would know of others.
     """
     get_or_create_autoscaling_coordinator()
 
