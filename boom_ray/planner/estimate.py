@@ -20,7 +20,7 @@ class BagEstimate:
 
     Attributes:
         step: The cost of one step on its ranks.
-        averaging: Seconds of all steps in which weights are averaged, beside the steps themselves.
+        averaging: Seconds of all steps in which weights are averaged, in addition to the steps themselves.
         start, end: Seconds since the start of training; startup and publishing are included.
     """
 

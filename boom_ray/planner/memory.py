@@ -61,7 +61,7 @@ class MemoryTable:
         by_batch_size: For each batch size the memory at ZeRO stages 0 to 3.
         recipe: Memory with the settings of the recipe.
         largest_chunk: Tokens of the largest chunk that fits.
-        host: Bytes in host memory for the first rank, beside its processor's.
+        host: Bytes in host memory for the first rank, in addition to its processor's.
     """
 
     available: float
