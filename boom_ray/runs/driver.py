@@ -132,7 +132,7 @@ class Driver:
             self._changed.clear()
 
     def _store(self) -> bool:
-        """Write the heartbeat; whether it was not the last."""
+        """Write the heartbeat; returns whether it reports no end, so that others follow."""
         with self._storing:
             beat = self.beat.model_copy(update={"time": time.time()})
             try:
@@ -151,8 +151,8 @@ class Driver:
 def driving(root: str, command: str, version: str, bag: int | None = None) -> Iterator[Driver]:
     """The driver of the block, one at a time; its heartbeat reports how the block ended.
 
-    Another driver of the version, in whatever process, is awaited first. So the block looks itself at what is
-    done.
+    Another driver of the version, in whatever process, is awaited first, so that the block must look again
+    for what is published.
 
     Args:
         bag: Index of the only bag that is trained, if it is one alone.

@@ -57,7 +57,7 @@ class Heartbeat(BaseModel):
     bags: dict[str, BagProgress] = {}
 
     def at(self, now: float) -> "Heartbeat":
-        """This heartbeat, with state `lost` if it is not the last but too old, or its process has ended."""
+        """This heartbeat, with state `lost` if it reports no end but is too old, or its process has ended."""
         if not self.is_active:
             return self
         silence = now - self.time
@@ -68,7 +68,7 @@ class Heartbeat(BaseModel):
 
     @property
     def is_active(self) -> bool:
-        """Whether it is not the last of its driver, as far as this driver knew."""
+        """Whether it reports no end of its driver."""
         return self.state in ("waiting", "running")
 
     @property

@@ -32,7 +32,7 @@ class StopWithoutProgress(UserCallback):
     """Ends a bag once too many attempts in a row have failed without storing a later checkpoint.
 
     Ray Train's own limit is of all failures of a trainer, which a long bag reaches on machines that come and
-    go. A preempted node is not counted: it is no failure of the bag, and Ray Train calls this at every poll
+    go. A preempted node is not counted: the bag has not failed, and Ray Train reports the loss at every poll
     until the node's time has run out.
 
     Args:
